@@ -1,0 +1,68 @@
+# make demo | test | env | lint | bench. Each makes the environment first if it is missing or out of date.
+#
+#   ACCELERATOR=cpu|gpu   which faiss to install (default cpu)
+#   TORCH_INDEX=ADDRESS   an index to take torch from, for instance the one of its CPU builds
+#   PYTHON=...            the interpreter that makes the environment (3.11, 3.12 or 3.13)
+#   ARGS=...              more arguments: overrides for demo, options of pytest for test
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+ACCELERATOR ?= cpu
+TORCH_INDEX ?=
+ARGS ?=
+STAMP := $(VENV)/.stamp-$(ACCELERATOR)
+# Named like this in the constraints; anchored, or "torch" would also find "torchmetrics".
+TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
+# A found name is not yet a working interpreter (version managers leave dead shims): ask each for its version.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
+
+.PHONY: help env demo test lint format bench clean
+
+help:
+	@sed -n '1,7p' Makefile | sed 's/^# \{0,1\}//'
+
+env: $(STAMP)
+
+# The environment stands when the project imports at its pinned versions; then nothing is installed, and the stamp says so.
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -x $(PY) ] && $(PY) tools/check_env.py $(ACCELERATOR); then \
+		echo "The environment in $(VENV) is complete."; \
+	else \
+		set -e; \
+		if ! [ -x $(PY) ]; then \
+			if [ -z "$(PYTHON)" ]; then \
+				echo "No Python 3.11, 3.12 or 3.13 with venv was found. Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; fi; \
+			echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); fi; \
+		$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+			$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"; \
+		$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(ACCELERATOR),dev]"; \
+		$(PY) tools/check_env.py $(ACCELERATOR); \
+	fi
+	@rm -f $(VENV)/.stamp-*; touch $@
+
+demo: env
+	$(PY) -m partcraft_lit train experiment=demo $(ARGS)
+
+test: env
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(PY) -m pytest -q -m "not gpu and not net" $(ARGS)
+
+lint: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: env
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: env
+	@set -e; for bench in benchmarks/*.py; do echo "== $$bench"; $(PY) $$bench $(ARGS); done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
