@@ -1,0 +1,84 @@
+"""Writing files so that a reader sees the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from partcraft_lit.errors import UserError
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG})
+
+
+@contextmanager
+def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
+    """Gives a temporary path beside ``path``; what is written there takes its place when the block ends well.
+
+    The temporary name is hidden and keeps the suffix, since some writers choose the format by it. If the block raises,
+    or the process is killed, ``path`` is as it was.
+
+    Args:
+        path: the file to write; missing folders are made.
+        sync: wait until the bytes are on the disk before renaming, so that a power cut cannot leave an empty file under
+            the final name. Switch it off only for files whose reader notices damage and can make them again.
+
+    Raises:
+        UserError: if the disk is full or the place cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if sync:
+            _sync(temporary)
+        temporary.replace(path)
+        if sync and os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is durable by itself
+            _sync(path.parent)
+    except Exception as error:
+        mendable = _as_user_error(error, path)
+        if mendable is not None:
+            raise mendable from error
+        raise
+    finally:
+        with suppress(OSError):  # there is nothing to remove after success, or no folder
+            temporary.unlink()
+
+
+def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> None:
+    """Writes bytes, or text as UTF-8, in one step; arguments and errors as in `atomic_path`."""
+    content = data.encode() if isinstance(data, str) else data
+    with atomic_path(path, sync=sync) as temporary:
+        temporary.write_bytes(content)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _as_user_error(error: Exception, path: Path) -> UserError | None:
+    code = error.errno if isinstance(error, OSError) else None
+    # Writers in Rust and C++ (safetensors, torch.save) report a full disk in words only.
+    if code in _DISK_FULL or "No space left on device" in str(error):
+        return UserError(
+            f"The disk is full: {path} could not be written ({_free_space(path)}). "
+            f"Free some space there, or choose a folder on another disk. What was at that path before is untouched."
+        )
+    if code in _NOT_WRITABLE and isinstance(error, OSError):
+        return UserError(f"{path} cannot be written: {error.strerror}. Choose a folder that you may write to.")
+    return None
+
+
+def _free_space(path: Path) -> str:
+    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
+    return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free"
