@@ -17,8 +17,8 @@ ARGS ?=
 STAMP := $(VENV)/.stamp-$(ACCELERATOR)
 # Named like this in the constraints; anchored, or "torch" would also find "torchmetrics".
 TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
-# A found name is not yet a working interpreter (version managers leave dead shims): ask each for its version.
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+# 3.11 first, where the pins were tested. A found name is not yet a working interpreter (version managers leave dead shims): ask each for its version.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .PHONY: help env demo test lint format bench clean
@@ -39,7 +39,8 @@ $(STAMP): pyproject.toml constraints.txt
 				echo "No Python 3.11, 3.12 or 3.13 with venv was found. Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; fi; \
 			echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); fi; \
 		$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-			$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"; \
+			$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"; \
+		$(PY) -m pip uninstall --quiet --yes $(filter-out faiss-$(ACCELERATOR),faiss-cpu faiss-gpu) 2>/dev/null; \
 		$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(ACCELERATOR),dev]"; \
 		$(PY) tools/check_env.py $(ACCELERATOR); \
 	fi

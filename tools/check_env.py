@@ -73,7 +73,8 @@ def main(accelerator: str) -> int:
         return 1
     try:
         found = problems(
-            [*project["dependencies"], *extras[accelerator], *extras["dev"]], pins((ROOT / "constraints.txt").read_text())
+            [*project["dependencies"], *extras[accelerator], *extras["dev"]],
+            pins((ROOT / "constraints.txt").read_text()),
         )
     except ModuleNotFoundError:
         found = ["nothing is installed yet"]

@@ -1,0 +1,107 @@
+"""What a run ran on: versions, machine, commit. Written beside its numbers, so that they can be made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "partcraft-lit",
+    "torch",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "diffusers",
+    "transformers",
+    "peft",
+    "faiss-cpu",
+    "faiss-gpu",
+    "torchmetrics",
+    "wandb",
+    "numpy",
+    "pillow",
+    "safetensors",
+)
+
+
+def describe() -> dict[str, Any]:
+    """Versions, machine, command line and commit, as plain values. Holds no variable of the environment."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": _cpu_count(),
+        "memory_gib": _memory_gib(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "torch": _torch(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": _git(Path(__file__).resolve().parent),
+    }
+
+
+def write(folder: Path) -> dict[str, Any]:
+    """Writes ``environment.json`` into a run folder and returns what it says.
+
+    A run that is continued keeps the earlier starts, under "earlier".
+    """
+    path = folder / "environment.json"
+    found = describe()
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            before = {}
+        found["earlier"] = [*before.pop("earlier", []), before] if before else []
+    temporary = folder / f".environment.{os.getpid()}"
+    temporary.write_text(json.dumps(found, indent=2, default=str))
+    temporary.replace(path)
+    return found
+
+
+def _cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _torch() -> dict[str, Any]:
+    import torch  # late: this module is also read where nothing heavy may be loaded
+
+    return {
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        root = ask("rev-parse", "--show-toplevel")
+        if not (Path(root) / "src" / "partcraft_lit").is_dir():  # installed below somebody else's repository
+            return None
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

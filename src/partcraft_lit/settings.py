@@ -1,0 +1,241 @@
+"""What a configuration says, as frozen dataclasses with strict types. Values live in ``conf/`` alone: no defaults here.
+
+``strict.build(TrainSettings, values, "")`` makes one from plain values and names every mistake.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from partcraft_lit.strict import Range
+
+Count = Annotated[int, Range(0)]
+Positive = Annotated[int, Range(1)]
+Share = Annotated[float, Range(0, 1)]
+NonNegative = Annotated[float, Range(0)]
+Rate = Annotated[float, Range(0, above=True)]
+
+
+@dataclass(frozen=True)
+class PartsSettings:
+    """Discovery of parts.
+
+    Attributes:
+        M: foreground parts; the background is one more.
+        K: codes per part.
+        features: which of the configured feature networks describes patches.
+        codes: "kmeans" finds K codes per part, "class" takes the images' class labels as codes of foreground parts.
+        on_too_few: what to do with fewer images than K: "lower" K, or "stop".
+        max_patches: patches on which foreground and parts are fitted, drawn from all images.
+        nredo: restarts of each k-means.
+    """
+
+    M: Positive
+    K: Positive
+    features: str
+    codes: Literal["kmeans", "class"]
+    on_too_few: Literal["lower", "stop"]
+    max_patches: Annotated[int, Range(100)]
+    nredo: Positive
+
+
+@dataclass(frozen=True)
+class MapperSettings:
+    """The token mapper.
+
+    Attributes:
+        layers: linear layers behind the embedding; 0 is plain textual inversion.
+        position: whether each part has a learnt vector added to all of its codes.
+        norm_match: whether outputs are rescaled to the mean norm of the text encoder's own embeddings.
+    """
+
+    layers: Annotated[int, Range(0, 3)]
+    position: bool
+    norm_match: bool
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter of the UNet; ``alpha`` None means the rank."""
+
+    rank: Positive
+    alpha: Rate | None
+    scope: Literal["cross", "all"]
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The loss of a step: diffusion loss + ``lambda_attn`` times attention loss.
+
+    Attributes:
+        lambda_attn: weight of the attention loss.
+        attention: which attention loss; "none" leaves no trace of one.
+        snr_gamma: gamma of min-SNR weighting; None weighs all timesteps alike.
+        unprompted: what happens at pixels of parts that are not in the prompt: "ignore" them, or "released" for the
+            behaviour of the published code (100 for each).
+        normalizer: among what a place's attention is normalised: the "parts" of the prompt, or all of the text.
+    """
+
+    lambda_attn: NonNegative
+    attention: Literal["entropy", "none"]
+    snr_gamma: Rate | None
+    unprompted: Literal["ignore", "released"]
+    normalizer: Literal["parts", "softmax"]
+
+    @property
+    def uses_attention(self) -> bool:
+        return self.attention != "none" and self.lambda_attn > 0
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """AdamW, with one learning rate for the adapter and one for the tokens."""
+
+    lora_lr: NonNegative
+    mapper_lr: NonNegative
+    weight_decay: NonNegative
+    betas: tuple[Share, Share]
+    eps: Rate
+    warmup_steps: Count
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """From images to batches.
+
+    Attributes:
+        batch_size: images per step and process.
+        num_workers: processes that prepare batches; it changes no batch.
+        flip: whether images are mirrored at random.
+        crop: "random" or "center".
+        present_only: whether captions leave out parts that the crop cut away.
+        encode_batch_size: images per pass through the autoencoder when latents are stored.
+    """
+
+    batch_size: Positive
+    num_workers: Count
+    flip: bool
+    crop: Literal["random", "center"]
+    present_only: bool
+    encode_batch_size: Positive
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """Training captions.
+
+    Attributes:
+        template_prob: how often the tokens stand in one of the neutral templates; else they stand alone.
+        shuffle: whether their order is drawn anew each time.
+        drop_prob: probability of leaving out each part.
+        background: whether the background has a token.
+        class_noun: a word after the tokens: "auto" for the dataset's own noun, "" for none.
+    """
+
+    template_prob: Share
+    shuffle: bool
+    drop_prob: Share
+    background: bool
+    class_noun: str
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """Which method, and what only it has."""
+
+    name: Literal["partcraft"]
+    captions: CaptionSettings
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How images are drawn."""
+
+    steps: Positive
+    guidance_scale: NonNegative
+    scheduler: Literal["dpm++", "ddim", "euler", "ddpm"]
+    negative_prompt: str
+    batch_size: Positive
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Scores at the end of a run.
+
+    Attributes:
+        enabled: whether a training run ends with them.
+        reconstructions: source images that are drawn again from their own codes, at most.
+        compositions: hybrids drawn for each number of species.
+        species: numbers of source images that a hybrid is composed of.
+        ceiling_images: real images on which the ceiling is measured, at most.
+        hybrids: columns of the report's composition grid.
+        seed: seed of everything drawn for the scores.
+    """
+
+    enabled: bool
+    reconstructions: Count
+    compositions: Count
+    species: tuple[Annotated[int, Range(1)], ...]
+    ceiling_images: Count
+    hybrids: Positive
+    seed: int
+
+
+@dataclass(frozen=True)
+class PathSettings:
+    """Where things are written.
+
+    Attributes:
+        logs: root of run folders.
+        store: root of what is computed once; None for the user's cache folder.
+    """
+
+    logs: Path
+    store: Path | None
+
+
+@dataclass(frozen=True)
+class DiscoverSettings:
+    """``partcraft discover``."""
+
+    seed: int
+    parts: PartsSettings
+    paths: PathSettings
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """``partcraft train``."""
+
+    seed: int
+    parts: PartsSettings
+    data: DataSettings
+    method: MethodSettings
+    loss: LossSettings
+    mapper: MapperSettings
+    lora: LoraSettings
+    optim: OptimSettings
+    sample: SampleSettings
+    eval: EvalSettings
+    paths: PathSettings
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """``partcraft generate``.
+
+    Attributes:
+        prompt: text with part tokens, such as "a photo of a <head:3> <wing:7> bird".
+        num_images: how many; image i has seed ``seed + i``.
+        seed: seed of the first.
+        sample: how they are drawn.
+        output_dir: where to; None for a folder in the run.
+    """
+
+    prompt: str
+    num_images: Positive
+    seed: int
+    sample: SampleSettings
+    output_dir: Path | None
