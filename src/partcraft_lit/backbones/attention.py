@@ -1,0 +1,234 @@
+"""Which cross-attention layers a UNet has, and reading their probabilities while it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def cross_attention_sides(unet: Any, latent_size: int) -> dict[str, int]:
+    """Side of the map of every cross-attention layer, by arithmetic on the UNet's blocks.
+
+    Args:
+        unet: a UNet2DConditionModel (or anything with down_blocks, mid_block and up_blocks of diffusers' classes).
+        latent_size: side of square latents.
+
+    Returns:
+        Module name inside the UNet -> side, in the order in which the forward pass meets them.
+    """
+    sides: dict[str, int] = {}
+    side, skipped = latent_size, []
+    for index, block in enumerate(unet.down_blocks):
+        skipped.append(side)
+        sides.update(_cross_attentions(block, f"down_blocks.{index}", side))
+        if getattr(block, "downsamplers", None) is not None:
+            side = (side + 1) // 2  # a convolution of stride 2 with padding 1
+    sides.update(_cross_attentions(unet.mid_block, "mid_block", side))
+    for index, (block, side) in enumerate(zip(unet.up_blocks, reversed(skipped), strict=True)):
+        sides.update(_cross_attentions(block, f"up_blocks.{index}", side))
+    return sides
+
+
+def _cross_attentions(block: Any, prefix: str, side: int) -> dict[str, int]:
+    if block is None:
+        return {}
+    return {f"{prefix}.{name}": side for name, _ in block.named_modules() if name.rpartition(".")[2] == "attn2"}
+
+
+class AttentionCapture:
+    """Reads attention probabilities of part tokens from chosen layers.
+
+    Only the named layers get another processor, once. Its output is that of diffusers' ``AttnProcessor2_0``, bit for bit;
+    while the capture is armed it also computes the probabilities, for the asked columns, in float32 outside autocast.
+    Gradients flow through the maps, also under (non-reentrant) gradient checkpointing, and the capture need not be armed
+    during ``backward``.
+
+    Args:
+        unet: where the layers are; adapters may be added before or after.
+        layer_names: module names of attention layers, such as ``down_blocks.2.attentions.0.transformer_blocks.0.attn2``.
+        size: side of the maps that are handed out; None keeps that of the first layer.
+
+    Raises:
+        ValueError: if there is no name, or a name is not an attention layer of the UNet.
+    """
+
+    def __init__(self, unet: nn.Module, layer_names: Sequence[str], size: int | None = None) -> None:
+        if not layer_names:
+            raise ValueError("AttentionCapture needs at least one layer name; see Backbone.attention_layers.")
+        self.size = size
+        self._positions: Tensor | None = None
+        self._maps: dict[str, Tensor] = {}
+        self._originals: list[tuple[Any, Any]] = []
+        for name, layer in [(name, _attention_layer(unet, name)) for name in layer_names]:
+            self._originals.append((layer, layer.processor))
+            layer.set_processor(_CapturingProcessor(self, name))
+
+    @contextmanager
+    def armed(self, token_positions: Tensor) -> Iterator[Self]:
+        """Forward passes inside are recorded; ``maps`` then gives those of the last one.
+
+        Args:
+            token_positions: (B, T) places in the text, -1 where a prompt has fewer than T part tokens.
+        """
+        self.clear()
+        self._positions = token_positions
+        try:
+            yield self
+        finally:
+            self._positions = None
+
+    def maps(self) -> Tensor:
+        """(B, T, s, s) probabilities, mean over heads and layers, float32; zeros for unused places.
+
+        A map of another side than s is resized: averaged over areas when it is larger, bilinearly when smaller.
+
+        Raises:
+            RuntimeError: if no forward pass ran while the capture was armed.
+        """
+        maps = list(self.layer_maps().values())
+        size = self.size or maps[0].shape[-1]
+        return torch.stack([_resize(layer_map, size) for layer_map in maps]).mean(dim=0)
+
+    def layer_maps(self) -> dict[str, Tensor]:
+        """Layer name -> (B, T, side, side) probabilities, mean over heads, at the layer's own side."""
+        if not self._maps:
+            raise RuntimeError("No attention was captured: run the UNet inside `with capture.armed(positions):` first.")
+        return dict(self._maps)
+
+    def clear(self) -> None:
+        """Lets go of the recorded maps."""
+        self._maps = {}
+
+    def remove(self) -> None:
+        """Puts the layers' own processors back; a second call does nothing."""
+        for layer, processor in self._originals:
+            layer.set_processor(processor)
+        self._originals = []
+        self.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def _record(self, name: str, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+        if self._positions is not None:
+            self._maps[name] = token_probabilities(query, key, mask, self._positions)
+
+
+class _CapturingProcessor:
+    """``AttnProcessor2_0`` of diffusers that shows query and key to a capture."""
+
+    def __init__(self, capture: AttentionCapture, name: str) -> None:
+        self.capture = capture
+        self.name = name
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        # Same operations in the same order as the original, so that outputs are equal to the bit.
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        spatial = hidden_states.shape[2:] if hidden_states.ndim == 4 else None
+        if spatial is not None:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, h * w, C)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        batch = context.shape[0]
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], batch)
+            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        if encoder_hidden_states is None:
+            context = hidden_states
+        query = attn.to_q(hidden_states)
+        if encoder_hidden_states is not None and attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+        query, key, value = (
+            states.view(batch, -1, attn.heads, states.shape[-1] // attn.heads).transpose(1, 2)  # (B, heads, *, width)
+            for states in (query, attn.to_k(context), attn.to_v(context))
+        )
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+
+        self.capture._record(self.name, query, key, attention_mask)
+        hidden_states = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+
+        hidden_states = hidden_states.transpose(1, 2).flatten(2).to(query.dtype)  # (B, h * w, C)
+        hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
+        if spatial is not None:
+            hidden_states = hidden_states.transpose(-1, -2).unflatten(2, spatial)
+        if attn.residual_connection:
+            hidden_states = hidden_states + residual
+        return hidden_states / attn.rescale_output_factor
+
+
+def token_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
+    """Softmax attention of every place for some tokens of the text.
+
+    Args:
+        query: (B, heads, side * side, width).
+        key: (B, heads, L, width).
+        mask: added to the scores, broadcastable to (B, heads, side * side, L), or None.
+        positions: (B, T) in 0...L-1, negative where unused.
+
+    Returns:
+        (B, T, side, side), mean over heads, float32; zeros for unused places.
+
+    Raises:
+        ValueError: if batches differ or the places form no square.
+    """
+    side = math.isqrt(query.shape[2])
+    if side * side != query.shape[2]:
+        raise ValueError(f"Attention maps must be square, got {query.shape[2]} places; use square images.")
+    if positions.shape[0] != query.shape[0]:
+        raise ValueError(f"token_positions is for {positions.shape[0]} prompts, the UNet got {query.shape[0]}.")
+    # Inside gradient checkpointing, what these operations save must not count among what the checkpoint expects to see
+    # again: the recomputation runs in backward, when the capture is no longer armed. So they keep their tensors themselves.
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with keep, torch.autocast(query.device.type, enabled=False):
+        scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)  # (B, heads, places, L)
+        if mask is not None:
+            scores = scores + mask.float()
+        probabilities = scores.softmax(dim=-1).mean(dim=1).transpose(1, 2)  # (B, L, places)
+        used = (positions >= 0)[:, :, None]
+        index = positions.clamp_min(0)[:, :, None].expand(-1, -1, probabilities.shape[-1])
+        return (probabilities.gather(1, index) * used).unflatten(2, (side, side))
+
+
+def _attention_layer(unet: nn.Module, name: str) -> Any:
+    from diffusers.models.attention_processor import Attention
+
+    try:
+        layer = unet.get_submodule(name)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, Attention):
+        raise ValueError(f"{name!r} is no attention layer of this UNet; see cross_attention_sides for the names.")
+    return layer
+
+
+def _resize(maps: Tensor, size: int) -> Tensor:
+    if maps.shape[-1] == size:
+        return maps
+    if maps.shape[-1] > size:
+        return F.adaptive_avg_pool2d(maps, size)
+    return F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)

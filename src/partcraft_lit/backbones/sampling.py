@@ -1,0 +1,212 @@
+"""Images from prompts: classifier-free guidance, with noise that belongs to each image alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from partcraft_lit.backbones.text import plain_tokens
+from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.randomness import torch_generator
+from partcraft_lit.types import Backbone, Conditioning, TokenizedPrompts
+
+#: Name in the settings -> diffusers' class and what is set beyond the model's own noise schedule.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+}
+
+
+@torch.no_grad()
+def sample(
+    backbone: Backbone,
+    tokens: TokenizedPrompts,
+    part_vectors: Tensor | None,
+    *,
+    negative_tokens: TokenizedPrompts | None = None,
+    negative_vectors: Tensor | None = None,
+    seeds: Sequence[int],
+    steps: int = 30,
+    guidance_scale: float = 7.5,
+    scheduler: str = "dpm++",
+    batch_size: int | None = None,
+) -> Tensor:
+    """One image per prompt and seed.
+
+    Image k depends on prompt k and seed k alone, so it can be made again by itself, up to the rounding with which a device
+    treats batches of another size.
+
+    Args:
+        backbone: the model; its device is used.
+        tokens: B prompts.
+        part_vectors: (B, T, width) for the part tokens, or None without any.
+        negative_tokens: what to steer away from, B prompts or one for all; None is the empty prompt.
+        negative_vectors: likewise, where the negative prompts hold part tokens.
+        seeds: B numbers.
+        steps: denoising steps.
+        guidance_scale: 1 turns guidance off, and with it the negative prompt and half of the cost.
+        scheduler: "dpm++" (second order, multistep), "ddim", "euler" or "ddpm".
+        batch_size: images at once; None makes all at once.
+
+    Returns:
+        (B, 3, resolution, resolution) uint8, on the CPU.
+
+    Raises:
+        UserError: if the scheduler is unknown or a number is out of range.
+        ValueError: if prompts, seeds and negative prompts do not match in number.
+    """
+    count = len(seeds)
+    _check_settings(backbone, steps, guidance_scale, scheduler, batch_size)
+    _check_counts(count, tokens, negative_tokens)
+    if count == 0:
+        return torch.empty((0, 3, backbone.resolution, backbone.resolution), dtype=torch.uint8)
+    guided = guidance_scale != 1.0
+    with _evaluation_mode(backbone.unet):
+        positive = _encode(backbone, tokens, part_vectors)
+        negative = _encode(backbone, negative_tokens or _empty_prompt(backbone), negative_vectors) if guided else None
+        chunks = [
+            _denoise(
+                backbone,
+                _rows(positive, start, stop),
+                None if negative is None else _rows(negative, start, stop),
+                seeds[start:stop],
+                make_scheduler(backbone.noise_scheduler, scheduler),
+                steps,
+                guidance_scale,
+            )
+            for start, stop in _ranges(count, batch_size or count)
+        ]
+    return torch.cat(chunks)
+
+
+def make_scheduler(noise_scheduler: Any, name: str) -> Any:
+    """A new sampling scheduler with the noise schedule and the prediction type of the model's own."""
+    import diffusers
+
+    kind, settings = SCHEDULERS[name]
+    return getattr(diffusers, kind).from_config(noise_scheduler.config, **settings)
+
+
+def initial_noise(backbone: Backbone, generators: Sequence[torch.Generator]) -> Tensor:
+    """(B, C, h, w) standard normal on the CPU, one generator per image."""
+    side = backbone.resolution // backbone.vae_scale_factor
+    shape = (backbone.latent_channels, side, side)
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def to_uint8(pixel_values: Tensor) -> Tensor:
+    """-1...1 -> 0...255, rounded."""
+    return ((pixel_values + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _denoise(
+    backbone: Backbone,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    seeds: Sequence[int],
+    scheduler: Any,
+    steps: int,
+    guidance_scale: float,
+) -> Tensor:
+    device = positive.encoder_hidden_states.device
+    generators = [torch_generator(seed, "sample") for seed in seeds]
+    scheduler.set_timesteps(steps, device=device)
+    conditioning = positive if negative is None else _joined(negative, positive)
+    latents = initial_noise(backbone, generators).to(device) * scheduler.init_noise_sigma
+    extra = {"generator": generators} if isinstance(scheduler, _stochastic()) else {}
+    for timestep in scheduler.timesteps:
+        model_input = scheduler.scale_model_input(latents, timestep)
+        if negative is not None:
+            model_input = torch.cat([model_input, model_input])  # negative prompts first, as in ``conditioning``
+        model_pred = backbone.denoise(model_input, timestep.expand(len(model_input)), conditioning)
+        if negative is not None:
+            without, towards = model_pred.chunk(2)
+            model_pred = without + guidance_scale * (towards - without)
+        latents = scheduler.step(model_pred, timestep, latents, **extra).prev_sample
+    return to_uint8(backbone.decode_latents(latents)).cpu()
+
+
+def _stochastic() -> tuple[type, ...]:
+    """Schedulers that draw noise in every step and take a list of generators for it."""
+    from diffusers import DDPMScheduler
+
+    return (DDPMScheduler,)
+
+
+def _encode(backbone: Backbone, tokens: TokenizedPrompts, part_vectors: Tensor | None) -> Conditioning:
+    device = next(backbone.unet.parameters()).device
+    vectors = None if part_vectors is None else part_vectors.to(device)
+    return backbone.encode_prompts(tokens.to(device), vectors)
+
+
+def _empty_prompt(backbone: Backbone) -> TokenizedPrompts:
+    return plain_tokens(backbone.tokenizers, [""])
+
+
+def _rows(conditioning: Conditioning, start: int, stop: int) -> Conditioning:
+    """Some rows of a conditioning; a single row serves every image."""
+
+    def cut(value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        return value.expand(stop - start, *value.shape[1:]) if len(value) == 1 else value[start:stop]
+
+    hidden = cut(conditioning.encoder_hidden_states)
+    assert hidden is not None
+    return Conditioning(hidden, cut(conditioning.pooled_prompt_embeds), cut(conditioning.time_ids))
+
+
+def _joined(first: Conditioning, second: Conditioning) -> Conditioning:
+    def join(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+        return None if one is None or other is None else torch.cat([one, other])
+
+    return Conditioning(
+        torch.cat([first.encoder_hidden_states, second.encoder_hidden_states]),
+        join(first.pooled_prompt_embeds, second.pooled_prompt_embeds),
+        join(first.time_ids, second.time_ids),
+    )
+
+
+def _ranges(count: int, batch_size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, batch_size):
+        yield start, min(start + batch_size, count)
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
+def _check_settings(
+    backbone: Backbone, steps: int, guidance_scale: float, scheduler: str, batch_size: int | None
+) -> None:
+    if scheduler not in SCHEDULERS:
+        raise UserError(f"scheduler={scheduler!r} is unknown. {did_you_mean(scheduler, SCHEDULERS)}")
+    longest = backbone.noise_scheduler.config.num_train_timesteps
+    if not 1 <= steps <= longest:
+        raise UserError(f"steps={steps}: it must be between 1 and {longest}, the length of the noise schedule.")
+    if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+        raise UserError(f"guidance_scale={guidance_scale}: it must be a number of at least 0; 1 turns guidance off.")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: it must be at least 1, or null for all at once.")
+
+
+def _check_counts(count: int, tokens: TokenizedPrompts, negative_tokens: TokenizedPrompts | None) -> None:
+    prompts = len(tokens.part_positions)
+    if prompts != count:
+        raise ValueError(f"{prompts} prompts and {count} seeds: give one seed per prompt.")
+    negatives = 1 if negative_tokens is None else len(negative_tokens.part_positions)
+    if negatives not in (1, count):
+        raise ValueError(f"{negatives} negative prompts for {count} prompts: give one for all, or one each.")

@@ -1,0 +1,207 @@
+"""Real models, small enough for a test: the classes of Stable Diffusion with widths of 8 to 32, and a CLIP tokenizer.
+
+``tiny_backbone`` and ``tiny_sd_folder`` are shared by the whole session, so a test must not change them; a test that
+trains, adds adapters or replaces processors takes ``fresh_backbone``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of the hub's client: no test may reach for the network
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from partcraft_lit.types import PartToken, TokenizedPrompts
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+    from partcraft_lit.backbones.stable_diffusion import StableDiffusion
+
+#: Words that the tiny tokenizer knows as one token; any other text falls apart into bytes, as in CLIP.
+TINY_WORDS = (
+    (
+        "a an the of in on with and photo picture rendering painting drawing cropped close-up bright dark good bad clean "
+        "dirty cool nice small large weird bird birds dog cat robot red blue green striped head body wing tail leg blurry"
+    )
+    .replace("-", " ")
+    .split()
+)
+
+#: What the tiny model is trained for: 32 px, latents 16 x 16, cross-attention at 16 x 16 and 8 x 8.
+TINY_RESOLUTION = 32
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes, in CLIP's order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(rest))]
+
+
+def clip_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[str]]:
+    """A vocabulary in CLIP's layout (bytes, bytes at a word's end, merges, start, end) and the merges that build it."""
+    merges: dict[str, None] = {}
+    for word in words:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            merges[f"{pieces[0]} {pieces[1]}"] = None
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+    alphabet = byte_alphabet()
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *(merge.replace(" ", "") for merge in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    return {token: index for index, token in enumerate(tokens)}, list(merges)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    """A CLIPTokenizer read from vocab.json and merges.txt, as Stable Diffusion's is."""
+    from transformers import CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny_tokenizer")
+    vocabulary, merges = clip_vocabulary(TINY_WORDS)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}), encoding="utf-8"
+    )
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def _components(tokenizer: CLIPTokenizer, seed: int = 0, prediction_type: str = "epsilon") -> dict[str, Any]:
+    """The components of a Stable Diffusion pipeline, with random weights."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=TINY_RESOLUTION // 2,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=2,
+            norm_num_groups=8,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=TINY_RESOLUTION,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=77,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    scheduler = DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    return {
+        "unet": unet.eval(),
+        "vae": vae.eval(),
+        "text_encoder": text_encoder.eval(),
+        "tokenizer": tokenizer,
+        "scheduler": scheduler,
+    }
+
+
+@pytest.fixture(scope="session")
+def make_components(tiny_tokenizer: CLIPTokenizer) -> Callable[..., dict[str, Any]]:
+    """``make_components(seed=0, prediction_type="epsilon")``: a pipeline's components, new at each call."""
+    return partial(_components, tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: CLIPTokenizer) -> Path:
+    """A folder in diffusers' format that ``StableDiffusionPipeline.from_pretrained`` loads; do not write into it."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline(
+        **_components(tiny_tokenizer),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("tiny_sd")
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_tokenizer: CLIPTokenizer) -> StableDiffusion:
+    """A whole tiny backbone, shared: leave its weights, adapters and processors alone."""
+    from partcraft_lit.backbones.stable_diffusion import StableDiffusion
+
+    return StableDiffusion(name="tiny", **_components(tiny_tokenizer), resolution=TINY_RESOLUTION)
+
+
+@pytest.fixture
+def fresh_backbone(tiny_backbone: StableDiffusion) -> StableDiffusion:
+    """A copy of ``tiny_backbone`` that a test may change."""
+    return copy.deepcopy(tiny_backbone)
+
+
+@pytest.fixture(scope="session")
+def make_tokens(tiny_tokenizer: CLIPTokenizer) -> Callable[..., TokenizedPrompts]:
+    """Prompts given as pieces (text or PartToken) -> TokenizedPrompts, without the prompt grammar."""
+
+    def tokenize(prompts: Sequence[Sequence[str | PartToken]], length: int = 77) -> TokenizedPrompts:
+        rows = [_token_row(prompt, tiny_tokenizer, length) for prompt in prompts]
+        most = max(len(places) for _, places in rows)
+
+        def table(read: Callable[[tuple[int, PartToken]], int]) -> torch.Tensor:
+            filled = [[read(place) for place in places] + [-1] * (most - len(places)) for _, places in rows]
+            return torch.tensor(filled, dtype=torch.long).reshape(len(rows), most)
+
+        return TokenizedPrompts(
+            input_ids=(torch.tensor([ids for ids, _ in rows]),),
+            part_positions=table(lambda place: place[0]),
+            part_ids=table(lambda place: place[1].part),
+            code_ids=table(lambda place: place[1].code),
+        )
+
+    return tokenize
+
+
+def _token_row(
+    prompt: Sequence[str | PartToken], tokenizer: CLIPTokenizer, length: int
+) -> tuple[list[int], list[tuple[int, PartToken]]]:
+    """Ids of one prompt, padded to ``length``, and the place of each part token."""
+    harmless = tokenizer.convert_tokens_to_ids("a</w>")
+    ids, places = [tokenizer.bos_token_id], []
+    for piece in prompt:
+        if isinstance(piece, PartToken):
+            places.append((len(ids), piece))
+            ids.append(harmless)
+        else:
+            ids.extend(tokenizer(piece, add_special_tokens=False).input_ids)
+    ids.append(tokenizer.eos_token_id)
+    return ids + [tokenizer.pad_token_id] * (length - len(ids)), places
