@@ -1,0 +1,241 @@
+"""The part dictionary: everything that turns patch features into parts and codes, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.files import atomic_write
+from partcraft_lit.parts.kmeans import nearest
+from partcraft_lit.parts.segmenter import Segmenter
+from partcraft_lit.types import ABSENT
+
+FORMAT = 1
+JSON_NAME = "dictionary.json"
+_NAME = re.compile(r"[^\W\d][\w-]*")
+
+
+@dataclass(frozen=True)
+class PartDictionary:
+    """Centroids of the three tiers, with names.
+
+    Attributes:
+        names: one per part, M + 1; ``names[0]`` is "background".
+        segmenter: tiers 1 and 2.
+        code_centroids: tier 3: one (K_m, D) tensor per part 0...M, rows of length 1. A row of zeros stands for a class
+            that never shows the part; only class codes have such rows.
+        features_id, features_hash: of the patch features that the centroids live in.
+        class_names: names of the codes of all foreground parts, where codes are classes; None where they are clusters.
+        settings: what discovery was asked for, plain JSON.
+        facts: what discovery found out, plain JSON: confidence, shares, counts.
+    """
+
+    names: tuple[str, ...]
+    segmenter: Segmenter
+    code_centroids: tuple[Tensor, ...]
+    features_id: str
+    features_hash: str
+    class_names: tuple[str, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.code_centroids) == self.segmenter.num_parts + 1:
+            raise ValueError(
+                f"A dictionary of {self.segmenter.num_parts} parts has {self.segmenter.num_parts + 1} names and tables "
+                f"with the background, got {len(self.names)} names and {len(self.code_centroids)} tables."
+            )
+        check_names(self.names[1:])
+
+    @property
+    def num_parts(self) -> int:
+        """M, without the background."""
+        return self.segmenter.num_parts
+
+    @property
+    def dim(self) -> int:
+        """Width D of the features."""
+        return self.segmenter.part_centroids.shape[1]
+
+    def num_codes(self, part: int) -> int:
+        """K_m, codes of part 0...M."""
+        return len(self.code_centroids[part])
+
+    @property
+    def codes_per_part(self) -> tuple[int, ...]:
+        """K_m of every part, the background first; for the prompt grammar."""
+        return tuple(len(table) for table in self.code_centroids)
+
+    @cached_property
+    def hash(self) -> str:
+        """Of all centroids and the features they live in; names do not count."""
+        digest = hashlib.sha256(f"{self.features_hash}:{self.segmenter.hash}".encode())
+        for table in self.code_centroids:
+            digest.update(str(tuple(table.shape)).encode() + table.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def read_codes(self, part_features: Tensor, present: Tensor) -> Tensor:
+        """Nearest codes.
+
+        Args:
+            part_features: (B, M + 1, D).
+            present: (B, M + 1) bool.
+
+        Returns:
+            (B, M + 1) int64, ``ABSENT`` where a part is not present.
+        """
+        codes = torch.full(present.shape, ABSENT, dtype=torch.long)
+        for part, table in enumerate(self.code_centroids):
+            rows = present[:, part]
+            codes[rows, part] = nearest(part_features[rows, part], table)
+        return codes
+
+    def centroids(self, codes: Tensor) -> Tensor:
+        """(B, M + 1) codes -> (B, M + 1, D) centroids, zeros where ``ABSENT``.
+
+        Raises:
+            ValueError: if a code does not exist.
+        """
+        if codes.ndim != 2 or codes.shape[1] != self.num_parts + 1:
+            raise ValueError(f"codes must be (B, {self.num_parts + 1}), got {tuple(codes.shape)}.")
+        found = torch.zeros(*codes.shape, self.dim)
+        for part, table in enumerate(self.code_centroids):
+            column = codes[:, part].cpu()
+            if bool(((column < ABSENT) | (column >= len(table))).any()):
+                raise ValueError(
+                    f"Part {part} ({self.names[part]}) has codes 0...{len(table) - 1}, got {column.unique().tolist()}."
+                )
+            rows = column != ABSENT
+            found[rows, part] = table[column[rows]]
+        return found.to(codes.device)
+
+    def renamed(self, names: Sequence[str]) -> Self:
+        """The same parts under other names, M of them without the background."""
+        return replace(self, names=("background", *names))
+
+    def to_bytes(self) -> tuple[bytes, str]:
+        """A safetensors file and its JSON description."""
+        tensors = {
+            "offset": self.segmenter.offset,
+            "foreground_centroids": self.segmenter.foreground_centroids,
+            "is_foreground": self.segmenter.is_foreground,
+            "part_centroids": self.segmenter.part_centroids,
+        } | {f"code_centroids.{part}": table for part, table in enumerate(self.code_centroids)}
+        content = save_tensors({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
+        description = {
+            "format": FORMAT,
+            "names": list(self.names),
+            "num_parts": self.num_parts,
+            "num_codes": list(self.codes_per_part),
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "features": {"id": self.features_id, "hash": self.features_hash, "dim": self.dim},
+            "segmenter": {"min_cells": self.segmenter.min_cells, "smallest_speck": self.segmenter.smallest_speck},
+            "settings": dict(self.settings),
+            "facts": dict(self.facts),
+            "tensors_sha256": hashlib.sha256(content).hexdigest(),
+        }
+        return content, json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_bytes(cls, content: bytes, description: str) -> Self:
+        """Inverse of :meth:`to_bytes`.
+
+        Raises:
+            ValueError: if the two do not belong together or are damaged.
+        """
+        meta = json.loads(description)
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+            raise ValueError(f"its format is {found!r}, this version reads {FORMAT}")
+        if hashlib.sha256(content).hexdigest() != meta.get("tensors_sha256"):
+            raise ValueError("the tensors are not the ones that the description names")
+        tensors = load_tensors(content)
+        segmenter = Segmenter(
+            offset=tensors["offset"],
+            foreground_centroids=tensors["foreground_centroids"],
+            is_foreground=tensors["is_foreground"],
+            part_centroids=tensors["part_centroids"],
+            **meta["segmenter"],
+        )
+        return cls(
+            names=tuple(meta["names"]),
+            segmenter=segmenter,
+            code_centroids=tuple(tensors[f"code_centroids.{part}"] for part in range(segmenter.num_parts + 1)),
+            features_id=meta["features"]["id"],
+            features_hash=meta["features"]["hash"],
+            class_names=None if meta["class_names"] is None else tuple(meta["class_names"]),
+            settings=meta["settings"],
+            facts=meta["facts"],
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes ``dictionary.json``, in which names may be edited, and the tensors beside it; returns the folder.
+
+        The JSON names the tensors' file, whose name holds its hash, and is written last: a reader sees the old dictionary
+        or the new one.
+        """
+        folder = Path(folder)
+        content, description = self.to_bytes()
+        name = _tensors_name(hashlib.sha256(content).hexdigest())
+        atomic_write(folder / name, content)
+        atomic_write(folder / JSON_NAME, description)
+        for stale in folder.glob("dictionary-*.safetensors"):
+            if stale.name != name:
+                stale.unlink(missing_ok=True)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            UserError: if there is no dictionary, or it is damaged, or of another version.
+        """
+        folder = Path(folder)
+        path = folder / JSON_NAME
+        advice = "Run 'partcraft discover' again to make it."
+        if not path.is_file():
+            raise UserError(f"There is no part dictionary in {folder}: {JSON_NAME} is missing. {advice}")
+        try:
+            description = path.read_text(encoding="utf-8")
+            tensors = folder / _tensors_name(str(json.loads(description)["tensors_sha256"]))
+            return cls.from_bytes(tensors.read_bytes(), description)
+        except FileNotFoundError as error:
+            raise UserError(f"The part dictionary {path} has lost its tensors, {error.filename}. {advice}") from error
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise UserError(f"The part dictionary {path} cannot be read: {error}. {advice}") from error
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Rejects names of foreground parts that a prompt could not use.
+
+    Raises:
+        UserError: for a name that is no word, is taken twice, or is "background".
+    """
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"{name!r} cannot name a part: a name begins with a letter and goes on with letters, digits, '_' or '-', "
+                "so that <name:3> can be read in a prompt."
+            )
+    taken = ["background", *(name.lower() for name in names)]
+    double = sorted({name for name in taken if taken.count(name) > 1})
+    if double:
+        raise UserError(f"Names of parts must differ, also from 'background'; {double[0]!r} is taken twice.")
+
+
+def _tensors_name(sha256: str) -> str:
+    return f"dictionary-{sha256[:12]}.safetensors"

@@ -1,0 +1,173 @@
+"""Which clusters of patches are the object: decided by where they lie, never by eye."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+#: A cell is central if both its coordinates, counted from the middle, are below this share of the half side.
+CENTRE = 0.5
+#: Share of the image that an object may plausibly cover; outside, confidence falls.
+PLAUSIBLE_AREA = (0.03, 0.75)
+
+
+@dataclass(frozen=True)
+class PatchPlaces:
+    """Where sampled patches lie in their images.
+
+    Attributes:
+        image: (P,) index of the image.
+        rows, cols: (P,) float, place of the cell's centre, -1...1 from the image's middle.
+        border: (P,) bool, cells of the outermost ring.
+    """
+
+    image: Tensor
+    rows: Tensor
+    cols: Tensor
+    border: Tensor
+
+    @property
+    def central(self) -> Tensor:
+        """(P,) bool."""
+        return (self.rows.abs() < CENTRE) & (self.cols.abs() < CENTRE)
+
+    @classmethod
+    def of_grid(cls, height: int, width: int, image: int) -> PatchPlaces:
+        """All cells of one grid, row by row."""
+        rows = (torch.arange(height) + 0.5) / height * 2 - 1
+        cols = (torch.arange(width) + 0.5) / width * 2 - 1
+        row_edge = (torch.arange(height) == 0) | (torch.arange(height) == height - 1)
+        col_edge = (torch.arange(width) == 0) | (torch.arange(width) == width - 1)
+        return cls(
+            image=torch.full((height * width,), image),
+            rows=rows[:, None].expand(height, width).reshape(-1),
+            cols=cols[None, :].expand(height, width).reshape(-1),
+            border=(row_edge[:, None] | col_edge[None, :]).reshape(-1),
+        )
+
+    def select(self, index: Tensor) -> PatchPlaces:
+        return PatchPlaces(self.image[index], self.rows[index], self.cols[index], self.border[index])
+
+    @staticmethod
+    def concatenate(places: list[PatchPlaces]) -> PatchPlaces:
+        return PatchPlaces(
+            *(torch.cat([getattr(place, name) for place in places]) for name in ("image", "rows", "cols", "border"))
+        )
+
+
+@dataclass(frozen=True)
+class ClusterEvidence:
+    """What speaks for a cluster being the object.
+
+    Attributes:
+        area: its share of all patches.
+        border: its share of the border's patches.
+        centre: its share of the central patches.
+        contrast: (centre - border) / (centre + border), -1...1.
+        compactness: 1 - its spatial variance inside an image over that of all patches, -1...1.
+        score: the weighted sum that decides.
+    """
+
+    area: float
+    border: float
+    centre: float
+    contrast: float
+    compactness: float
+    score: float
+
+
+@dataclass(frozen=True)
+class ForegroundChoice:
+    """The rule's answer.
+
+    Attributes:
+        is_foreground: (k,) bool.
+        confidence: 0...1: share of the central patches that the object takes less its share of the border (Youden's J),
+            lowered where the object would cover implausibly little or much. About 0 for clusters that ignore place.
+        area: share of all patches that are the object.
+        evidence: of every cluster.
+    """
+
+    is_foreground: Tensor
+    confidence: float
+    area: float
+    evidence: tuple[ClusterEvidence, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "confidence": round(self.confidence, 4),
+            "area": round(self.area, 4),
+            "clusters": [
+                {"foreground": bool(flag)} | {name: round(value, 4) for name, value in asdict(evidence).items()}
+                for flag, evidence in zip(self.is_foreground, self.evidence, strict=True)
+            ],
+        }
+
+
+def choose_foreground(
+    labels: Tensor, places: PatchPlaces, num_clusters: int, compactness_weight: float = 0.5
+) -> ForegroundChoice:
+    """Splits clusters into object and background.
+
+    A cluster speaks for the object if it is commoner in the middle than on the border, and if its patches lie close
+    together inside an image. With two clusters the better one is the object; with more, each is judged by the sign of
+    its score, and at least one is left on either side.
+
+    Args:
+        labels: (P,) cluster of each sampled patch.
+        places: where the patches lie.
+        num_clusters: k >= 1; with 1 everything is foreground, at confidence 0.
+        compactness_weight: weight of the second criterion against the first.
+    """
+    evidence = [_weigh(labels == cluster, places, compactness_weight) for cluster in range(num_clusters)]
+    scores = torch.tensor([item.score for item in evidence])
+    is_foreground = scores > 0
+    if num_clusters == 2:
+        is_foreground = torch.arange(2) == scores.argmax()
+    elif num_clusters > 2:
+        is_foreground[scores.argmax()] = True
+        is_foreground[scores.argmin()] = False
+    else:
+        is_foreground[:] = True
+    foreground = is_foreground[labels]
+    area = float(foreground.float().mean())
+    confidence = max(_share(foreground, places.central) - _share(foreground, places.border), 0.0) * _plausible(area)
+    return ForegroundChoice(is_foreground, confidence, area, tuple(evidence))
+
+
+def _weigh(member: Tensor, places: PatchPlaces, compactness_weight: float) -> ClusterEvidence:
+    centre, border = _share(member, places.central), _share(member, places.border)
+    contrast = (centre - border) / (centre + border) if centre + border > 0 else 0.0
+    compactness = 1 - _spread(member, places) / max(_spread(torch.ones_like(member), places), 1e-12)
+    compactness = min(max(compactness, -1.0), 1.0)
+    score = contrast + compactness_weight * compactness
+    return ClusterEvidence(float(member.float().mean()), border, centre, contrast, compactness, score)
+
+
+def _share(member: Tensor, where: Tensor) -> float:
+    return float(member[where].float().mean()) if bool(where.any()) else 0.0
+
+
+def _spread(member: Tensor, places: PatchPlaces) -> float:
+    """Mean squared distance of the members from their own centre in their image, without images that show fewer than
+    two of them."""
+    if not bool(member.any()):
+        return 0.0
+    _, image = places.image[member].unique(return_inverse=True)
+    points = torch.stack([places.rows[member], places.cols[member]], dim=1).double()  # (P', 2)
+    count = torch.bincount(image).double()[:, None]
+    centre = torch.zeros(len(count), 2, dtype=torch.float64).index_add_(0, image, points) / count
+    square = (points - centre[image]).square().sum(dim=1)
+    several = count[image, 0] >= 2
+    # the mean of n points lies too near to them: n / (n - 1) makes small and large groups comparable
+    unbiased = square[several] * (count[image, 0] / (count[image, 0] - 1).clamp_min(1))[several]
+    return float(unbiased.mean()) if bool(several.any()) else 0.0
+
+
+def _plausible(area: float) -> float:
+    low, high = PLAUSIBLE_AREA
+    if area < low:
+        return area / low
+    return max((1 - area) / (1 - high), 0.0) if area > high else 1.0

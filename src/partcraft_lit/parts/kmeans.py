@@ -1,0 +1,132 @@
+"""k-means under cosine distance, over faiss: on GPUs where faiss has any, by the same code."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from partcraft_lit.randomness import numpy_generator, torch_generator
+
+#: Two directions nearer than this (1 - cosine) are one: below it, float32 products are noise.
+SAME = 1e-6
+
+
+def cosine_kmeans(
+    x: Tensor, k: int, *, nredo: int = 5, niter: int = 30, seed: int = 0, max_points: int = 200_000
+) -> tuple[Tensor, Tensor]:
+    """Clusters directions: unit centroids, assignment by largest cosine, best of ``nredo`` runs.
+
+    Each run starts from its own k-means++ draw. Rows of zeros have no direction: they do not take part in the fit.
+
+    Args:
+        x: (N, D) float32; need not be normalised.
+        k: clusters wanted. Fewer come back where ``x`` has fewer distinct directions.
+        nredo: runs; the one with the largest mean cosine is kept.
+        niter: steps of each run.
+        seed: everything random depends on it alone.
+        max_points: at most so many rows, drawn evenly, are fitted; all are labelled.
+
+    Returns:
+        centroids (k', D) of length 1 with k' <= k, every one with at least one member, and labels (N,) int64, which are
+        the nearest centroids.
+
+    Raises:
+        ValueError: if ``x`` is no finite (N, D) matrix with a row that is not zero, or ``k`` < 1.
+
+    Source: faiss ``Clustering`` with ``spherical``. Its own defaults would look at 256 points per centroid only, leave
+    the input as long as it is, and start from random points.
+    """
+    _check(x, k)
+    unit = F.normalize(x.detach().float().cpu(), dim=1)
+    points = _subsample(unit[unit.norm(dim=1) > 0.5], max_points, seed)
+    if len(points) == 0:
+        raise ValueError("x holds only zero vectors, which have no direction to cluster by.")
+    best: Tensor | None = None
+    best_similarity = -math.inf
+    for redo in range(nredo):
+        start = _plus_plus(points, k, seed, redo)
+        centroids = F.normalize(_lloyd(points, start, niter), dim=1)
+        similarity = float(_similarity(points, centroids).double().mean())
+        if similarity > best_similarity:
+            best, best_similarity = centroids, similarity
+    assert best is not None
+    return _drop_dead(unit, best)
+
+
+def nearest(x: Tensor, centroids: Tensor) -> Tensor:
+    """(..., D) vectors and (k, D) unit centroids -> (...,) index of the centroid with the largest cosine.
+
+    A centroid of zeros, which stands for a code that nothing has, is never the nearest.
+    """
+    similarity = x @ centroids.T
+    dead = centroids.abs().sum(dim=1) == 0
+    return similarity.masked_fill(dead, -math.inf).argmax(dim=-1)
+
+
+def _check(x: Tensor, k: int) -> None:
+    if x.ndim != 2 or len(x) == 0:
+        raise ValueError(f"x must be (N, D) with N > 0, got {tuple(x.shape)}.")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x holds NaN or infinite values; the features of some image are broken.")
+
+
+def _subsample(points: Tensor, most: int, seed: int) -> Tensor:
+    if len(points) <= most:
+        return points
+    kept = torch.randperm(len(points), generator=torch_generator(seed, "kmeans", "subsample"))[:most]
+    return points[kept.sort().values]
+
+
+def _plus_plus(points: Tensor, k: int, seed: int, redo: int) -> Tensor:
+    """Draws k distinct starts, each with probability proportional to its distance from those before; fewer if there
+    are not k distinct directions.
+
+    Source: Arthur and Vassilvitskii, "k-means++", 2007, with 1 - cosine, which is half the squared distance.
+    """
+    rng = numpy_generator(seed, "kmeans", "start", redo)
+    chosen = [int(rng.integers(len(points)))]
+    distance = 1 - points @ points[chosen[0]]
+    while len(chosen) < k:
+        weights = torch.where(distance > SAME, distance, 0).double()
+        total = weights.cumsum(0)
+        if total[-1] <= 0:
+            break
+        draw = torch.tensor(rng.random(), dtype=torch.float64) * total[-1]
+        index = min(int(torch.searchsorted(total, draw, right=True)), len(points) - 1)
+        chosen.append(index)
+        distance = torch.minimum(distance, 1 - points @ points[index])
+    return points[chosen]
+
+
+def _lloyd(points: Tensor, start: Tensor, niter: int) -> Tensor:
+    """faiss iterations from given starts; empty clusters are refilled by splitting large ones, as faiss does."""
+    import faiss  # here, because importing it takes half a second that --help need not wait for
+
+    kmeans = faiss.Kmeans(
+        points.shape[1],
+        len(start),
+        niter=niter,
+        spherical=True,
+        gpu=faiss.get_num_gpus(),
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(points) + 1,
+    )
+    kmeans.train(points.numpy(), init_centroids=start.numpy())
+    return torch.from_numpy(kmeans.centroids.copy())
+
+
+def _similarity(points: Tensor, centroids: Tensor) -> Tensor:
+    return torch.cat([(chunk @ centroids.T).amax(dim=1) for chunk in points.split(65_536)])
+
+
+def _drop_dead(unit: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    labels = torch.cat([nearest(chunk, centroids) for chunk in unit.split(65_536)])
+    members = torch.bincount(labels, minlength=len(centroids))
+    alive = members > 0
+    renumbered = alive.long().cumsum(0) - 1
+    return centroids[alive], renumbered[labels]

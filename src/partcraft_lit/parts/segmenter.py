@@ -1,0 +1,126 @@
+"""From the patch features of one image to its parts: nearest centroids, twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from partcraft_lit.parts.kmeans import nearest
+from partcraft_lit.types import BACKGROUND
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """Tiers 1 and 2.
+
+    Attributes:
+        offset: (D,) subtracted from every feature before anything else; zeros for none.
+        foreground_centroids: (k0, D) of length 1.
+        is_foreground: (k0,) bool.
+        part_centroids: (M, D) of length 1.
+        min_cells: a part with fewer cells counts as absent; its cells go to the next nearest part.
+        smallest_speck: connected pieces with fewer cells take the label of their surroundings; 1 leaves all.
+    """
+
+    offset: Tensor
+    foreground_centroids: Tensor
+    is_foreground: Tensor
+    part_centroids: Tensor
+    min_cells: int = 1
+    smallest_speck: int = 1
+
+    @property
+    def num_parts(self) -> int:
+        return len(self.part_centroids)
+
+    @cached_property
+    def hash(self) -> str:
+        """Of everything that decides a label map, the features apart."""
+        digest = hashlib.sha256(json.dumps(["segmenter", 1, self.min_cells, self.smallest_speck]).encode())
+        for tensor in (self.offset, self.foreground_centroids, self.is_foreground, self.part_centroids):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def directions(self, features: Tensor) -> Tensor:
+        """(..., D) features -> (..., D) of length 1, after the offset."""
+        return F.normalize(features.float() - self.offset, dim=-1)
+
+    def foreground(self, directions: Tensor) -> Tensor:
+        """(..., D) directions -> (...,) bool."""
+        return self.is_foreground[nearest(directions, self.foreground_centroids)]
+
+    def label(self, features: Tensor) -> Tensor:
+        """(grid height, grid width, D) -> (grid height, grid width) uint8, 0 background, 1...M."""
+        directions = self.directions(features)
+        labels = nearest(directions, self.part_centroids) + 1
+        labels[~self.foreground(directions)] = BACKGROUND
+        if self.smallest_speck > 1:
+            labels = absorb_specks(labels, self.num_parts + 1, self.smallest_speck)
+        if self.min_cells > 1:
+            labels = self._without_small_parts(labels, directions)
+        return labels.to(torch.uint8)
+
+    def describe(self, features: Tensor, label_map: Tensor) -> Tensor:
+        """Mean direction of each part: (M + 1, D), zeros where the part is absent."""
+        flat = self.directions(features).flatten(0, 1)  # (cells, D)
+        member = F.one_hot(label_map.flatten().long(), self.num_parts + 1).float()  # (cells, M + 1)
+        return (member.T @ flat) / member.sum(dim=0).clamp_min(1)[:, None]
+
+    def _without_small_parts(self, labels: Tensor, directions: Tensor) -> Tensor:
+        cells = torch.bincount(labels.flatten(), minlength=self.num_parts + 1)[1:]
+        small = (cells > 0) & (cells < self.min_cells)
+        if not bool(small.any()):
+            return labels
+        kept = cells >= self.min_cells
+        lost = torch.isin(labels, small.nonzero()[:, 0] + 1)
+        if not bool(kept.any()):
+            return labels.masked_fill(lost, BACKGROUND)
+        alive = self.part_centroids * kept[:, None]  # a row of zeros is never the nearest
+        return torch.where(lost, nearest(directions, alive) + 1, labels)
+
+
+def absorb_specks(labels: Tensor, num_labels: int, smallest: int) -> Tensor:
+    """Gives every connected piece of fewer than ``smallest`` cells the commonest label of the cells around it.
+
+    Pieces are 4-connected; the cells around them are the 8 neighbours. All pieces are judged on the map as it came, so
+    the order does not matter; a piece that covers the whole map stays.
+
+    Args:
+        labels: (grid height, grid width) int64.
+        num_labels: labels run 0...num_labels - 1; of equally common ones the smallest is taken.
+        smallest: cells a piece needs in order to stay.
+    """
+    pieces = connected_pieces(labels)
+    sizes = torch.bincount(pieces.flatten())
+    result = labels.clone()
+    for piece in ((sizes > 0) & (sizes < smallest)).nonzero()[:, 0].tolist():
+        inside = pieces == piece
+        around = (F.max_pool2d(inside[None, None].float(), 3, stride=1, padding=1)[0, 0] > 0) & ~inside
+        if bool(around.any()):
+            result[inside] = torch.bincount(labels[around], minlength=num_labels).argmax()
+    return result
+
+
+def connected_pieces(labels: Tensor) -> Tensor:
+    """(height, width) labels -> (height, width) int64 number of the 4-connected piece of equal labels of each cell."""
+    height, width = labels.shape
+    pieces = torch.arange(height * width).view(height, width)
+    same_down = labels[1:] == labels[:-1]
+    same_right = labels[:, 1:] == labels[:, :-1]
+    while True:  # the smallest number spreads through its piece; at most as many rounds as the longest path
+        before = pieces.clone()
+        low = torch.minimum(pieces[1:], pieces[:-1])
+        pieces[1:] = torch.where(same_down, low, pieces[1:])
+        pieces[:-1] = torch.where(same_down, torch.minimum(pieces[:-1], pieces[1:]), pieces[:-1])
+        low = torch.minimum(pieces[:, 1:], pieces[:, :-1])
+        pieces[:, 1:] = torch.where(same_right, low, pieces[:, 1:])
+        pieces[:, :-1] = torch.where(same_right, torch.minimum(pieces[:, :-1], pieces[:, 1:]), pieces[:, :-1])
+        if bool((pieces == before).all()):
+            return pieces
