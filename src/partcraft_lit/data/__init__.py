@@ -1,0 +1,1 @@
+"""From images to training batches: sources, latents, examples, loaders."""

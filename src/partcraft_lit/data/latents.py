@@ -1,0 +1,161 @@
+"""Latents of whole images, computed once: the posterior of the image and of its mirror image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.images import clamp_aspect, resize_short_side, to_unit
+from partcraft_lit.store import Entry, Store, stable_hash
+from partcraft_lit.types import Backbone, ImageSource
+
+KIND = "latents"
+#: Raise by one when the same image would be prepared otherwise.
+_PREPARATION = "short side, antialiased bilinear, aspect 3:1, v1"
+_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+#: Order of the tensors of one image in memory.
+_NAMES = ("mean", "std", "mean_flipped", "std_flipped")
+
+
+class LatentTable:
+    """Posterior mean and standard deviation of each image of a source, also of its mirror image.
+
+    What fits is held in memory; beyond that, entries are read from the store when asked for, so that the number of
+    images is not limited. May be used in many processes.
+    """
+
+    def __init__(self, store: Store, keys: Sequence[str], memory_limit: int = 2 << 30) -> None:
+        self._store = store
+        self._keys = list(keys)
+        self._room = memory_limit
+        self._held: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def get(self, index: int, flip: bool) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (C, h, w) float32 each, scaled for the UNet; ``flip`` is the mirrored image's.
+
+        Raises:
+            UserError: if the entry is gone from the store or damaged.
+        """
+        key = self._keys[index]
+        held = self._held.get(key)
+        if held is None:
+            entry = self._store.get(KIND, key)
+            if entry is None:
+                raise UserError(
+                    f"The latents of image {index} are gone from {self._store.root} or damaged. Start again: what is "
+                    f"missing is computed at the start."
+                )
+            held = _in_order(entry)
+        mean, std = held[2:] if flip else held[:2]
+        return mean.float(), std.float()
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(h, w) of an image's latents."""
+        mean, _ = self.get(index, flip=False)
+        return int(mean.shape[-2]), int(mean.shape[-1])
+
+    def hold(self, index: int, entry: Entry) -> None:
+        """Keeps an entry in memory if there is room for it."""
+        key = self._keys[index]
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in entry.values())
+        if key not in self._held and needed <= self._room:
+            self._held[key] = _in_order(entry)
+            self._room -= needed
+
+
+def cache_latents(
+    source: ImageSource,
+    backbone: Backbone,
+    store: Store,
+    resolution: int,
+    batch_size: int = 8,
+    dtype: Literal["float16", "float32"] = "float16",
+    progress: Callable[[int, int], None] | None = None,
+    memory_limit: int = 2 << 30,
+) -> LatentTable:
+    """Encodes what the store does not have yet.
+
+    Args:
+        source: the images.
+        backbone: its VAE encodes; runs on the VAE's device in its own number format.
+        store: where latents are looked up and kept; keyed by image bytes, ``backbone.hash`` and preparation.
+        resolution: short side in pixels; a multiple of ``backbone.vae_scale_factor``. Sides are rounded to that factor,
+            and pictures longer than 3:1 lose both ends.
+        batch_size: images, with as many mirror images, that are encoded at once.
+        dtype: how latents are stored; half precision rounds them by 5e-4 of their size.
+        progress: called with (images ready, images).
+        memory_limit: bytes that the table may hold in memory.
+
+    Raises:
+        UserError: if the resolution does not suit, or the VAE gives values that are no numbers.
+    """
+    factor = backbone.vae_scale_factor
+    if resolution < factor or resolution % factor:
+        nearest = max(factor, factor * round(resolution / factor))
+        raise UserError(
+            f"The resolution must be a multiple of {factor} pixels for the backbone {backbone.name!r}, got "
+            f"{resolution}. Set it to {nearest}."
+        )
+    if dtype not in _DTYPES:
+        raise UserError(f"Latents are stored as float16 or float32, got {dtype!r}.")
+    keys = [
+        stable_hash("latents", source.content_hash(index), backbone.hash, resolution, factor, dtype, _PREPARATION)
+        for index in range(len(source))
+    ]
+
+    def compute(indices: list[int]) -> Iterator[Entry]:
+        return _encode(source, indices, backbone, resolution, _DTYPES[dtype])
+
+    table = LatentTable(store, keys, memory_limit)
+    store.fill(KIND, keys, compute, batch_size, progress, on_entry=table.hold)
+    return table
+
+
+@torch.no_grad()
+def _encode(
+    source: ImageSource, indices: list[int], backbone: Backbone, resolution: int, dtype: torch.dtype
+) -> Iterator[Entry]:
+    images = [prepare(source.image(index), resolution, backbone.vae_scale_factor) for index in indices]
+    entries: dict[int, Entry] = {}
+    # Images of one size are encoded together; a batch of photographs has few sizes.
+    for size in sorted({tuple(image.shape) for image in images}):
+        same = [number for number, image in enumerate(images) if tuple(image.shape) == size]
+        pixels = to_unit(torch.stack([images[number] for number in same]))
+        mean, std = _posterior(backbone, pixels)
+        # A VAE does not commute with mirroring, so the mirror image is encoded for itself.
+        mean_flipped, std_flipped = _posterior(backbone, pixels.flip(-1))
+        for row, number in enumerate(same):
+            values = (mean[row], std[row], mean_flipped[row], std_flipped[row])
+            entries[number] = {name: value.cpu().to(dtype) for name, value in zip(_NAMES, values)}
+            _require_finite(entries[number], source.name(indices[number]), backbone.name, dtype)
+    for number in range(len(images)):
+        yield entries[number]
+
+
+def prepare(image: Tensor, resolution: int, factor: int) -> Tensor:
+    """The picture that is encoded: (3, h, w) uint8, short side ``resolution``, sides multiples of ``factor``."""
+    return resize_short_side(clamp_aspect(image), resolution, multiple=factor)
+
+
+def _posterior(backbone: Backbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    parameter = next(iter(backbone.vae.parameters()), None)
+    return backbone.encode_images(pixels.to(parameter.device) if parameter is not None else pixels)
+
+
+def _require_finite(entry: Entry, name: str, backbone: str, dtype: torch.dtype) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in entry.values()):
+        raise UserError(
+            f"The VAE of the backbone {backbone!r} gives values that are not finite for {name}, stored as {dtype}. Run "
+            f"the VAE in float32 (some overflow in half precision), and store latents as float32."
+        )
+
+
+def _in_order(entry: Entry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return entry["mean"], entry["std"], entry["mean_flipped"], entry["std_flipped"]
