@@ -1,0 +1,1 @@
+"""Scores of part composition, as torchmetrics."""

@@ -1,0 +1,266 @@
+"""The two protocols: what to ask for, what comes back, and the best that could come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.images import resize, resize_short_side, to_uint8, to_unit
+from partcraft_lit.metrics.cosim import CosineSimilarity
+from partcraft_lit.metrics.emr import ExactMatchingRate
+from partcraft_lit.randomness import derive_seed, torch_generator
+from partcraft_lit.types import ABSENT, Backbone, ImageSource, PartPredictor
+
+#: (B, M + 1) codes and B seeds -> (B, 3, H, W) uint8 pictures.
+Generate = Callable[[Tensor, Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What to generate.
+
+    Attributes:
+        codes: (I, M + 1) codes asked for, ``ABSENT`` where a part is not asked for.
+        sources: (I, M + 1) index of the image that each entry was copied from.
+        seeds: one seed per picture, equal for all methods and settings, so that comparisons are paired.
+    """
+
+    codes: Tensor
+    sources: Tensor
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: slice) -> Self:
+        return replace(self, codes=self.codes[index], sources=self.sources[index], seeds=self.seeds[index])
+
+
+@dataclass(frozen=True)
+class PartScores:
+    """EMR and CoSim of one set of pictures, with the keys of :meth:`PartMetric.compute`."""
+
+    emr: dict[str, float]
+    cosim: dict[str, float]
+    num_images: int
+
+    def flat(self, protocol: str, prefix: str = "eval") -> dict[str, float]:
+        """``eval/emr@<protocol>``, ``eval/emr_without_background@<protocol>``, ...: keys for logs."""
+        values = {}
+        for metric, scores in (("emr", self.emr), ("cosim", self.cosim)):
+            for key, value in scores.items():
+                name = metric if key == "all" else f"{metric}_{key}"
+                values[f"{prefix}/{name}@{protocol}"] = value
+        return values
+
+
+def composition_targets(
+    codes: Tensor,
+    species: int,
+    iterations: int = 500,
+    seed: int = 0,
+    labels: Tensor | None = None,
+    present_only: bool = False,
+) -> Targets:
+    """Hybrids of ``species`` images each.
+
+    The codes of a first image are taken; then each further image replaces one entry, drawn uniformly from those not yet
+    replaced (the background among them). Hybrid ``i`` depends on (seed, i) alone, and its version with one species more
+    extends its version with fewer: the curve over species is paired.
+
+    Args:
+        codes: (N, M + 1) codes of the real images.
+        species: images per hybrid, 1...M + 2; 1 is reconstruction of a random image.
+        iterations: number of hybrids.
+        seed: base seed.
+        labels: (N,) classes; if given, the images of a hybrid are of different classes.
+        present_only: draw only among entries that the donor image shows, so that every donor gives something. As
+            published, an entry may be copied although it is absent.
+
+    Raises:
+        UserError: if there are too few images, classes or parts for that many species.
+
+    Source: PartCraft (arXiv 2407.04604), supplementary, algorithm 1.
+    """
+    _check_species(codes, species, labels)
+    hybrids = [_compose(codes, species, seed, i, labels, present_only) for i in range(iterations)]
+    empty = torch.empty(0, codes.shape[1], dtype=torch.long)
+    return Targets(
+        codes=torch.stack([hybrid[0] for hybrid in hybrids]) if hybrids else empty,
+        sources=torch.stack([hybrid[1] for hybrid in hybrids]) if hybrids else empty,
+        seeds=tuple(derive_seed(seed, "composition picture", i) for i in range(iterations)),
+    )
+
+
+def reconstruction_targets(codes: Tensor, limit: int | None = None, seed: int = 0) -> Targets:
+    """One picture per real image, asked for by the image's own codes.
+
+    Args:
+        codes: (N, M + 1) codes of the real images.
+        limit: at most so many, drawn at random but kept in order; a smaller limit draws a subset of a larger one's.
+        seed: base seed.
+
+    Source: PartCraft (arXiv 2407.04604), supplementary, algorithm 2.
+    """
+    order = torch.randperm(len(codes), generator=torch_generator(seed, "reconstruction"))
+    chosen = order[:limit].sort().values
+    return Targets(
+        codes=codes[chosen].long(),
+        sources=chosen[:, None].expand(-1, codes.shape[1]).clone(),
+        seeds=tuple(derive_seed(seed, "reconstruction picture", int(image)) for image in chosen),
+    )
+
+
+def score_targets(
+    targets: Targets,
+    generate: Generate,
+    predictor: PartPredictor,
+    part_names: Sequence[str] | None = None,
+    batch_size: int = 16,
+    on_batch: Callable[[int], None] | None = None,
+) -> PartScores:
+    """Generates a picture per target, reads its parts back, and scores them.
+
+    Args:
+        targets: what to ask for.
+        generate: the model under test.
+        predictor: reads parts; each picture is read once for both metrics.
+        part_names: as in :class:`PartMetric`.
+        batch_size: pictures at a time; does not change the result if ``generate`` keeps to its seeds.
+        on_batch: called with the number of pictures done.
+    """
+    scorer = _Scorer(predictor, part_names)
+    for start in range(0, len(targets), batch_size):
+        batch = targets[start : start + batch_size]
+        scorer.add(list(generate(batch.codes, batch.seeds)), batch.codes)
+        if on_batch is not None:
+            on_batch(start + len(batch))
+    return scorer.scores()
+
+
+@torch.no_grad()
+def ceiling(
+    source: ImageSource,
+    predictor: PartPredictor,
+    backbone: Backbone,
+    indices: Sequence[int],
+    part_names: Sequence[str] | None = None,
+    batch_size: int = 16,
+) -> dict[str, PartScores]:
+    """How well real images match themselves: no generated picture can be expected to score higher.
+
+    Every real image is read whole, changed slightly, and read again. What is lost is the predictor's noise and, for the
+    round trip, the autoencoder's.
+
+    Args:
+        source: real images.
+        predictor: the same that scores generated pictures.
+        backbone: whose autoencoder the pictures go through, at its resolution.
+        indices: which images.
+        part_names: as in :class:`PartMetric`.
+        batch_size: images read at a time.
+
+    Returns:
+        Scores for "vae_round_trip" (encoded and decoded at the backbone's resolution), "mirrored" and "recropped" (the
+        central 90 % of each side).
+    """
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
+        "vae_round_trip": lambda image: vae_round_trip(image, backbone),
+        "mirrored": lambda image: image.flip(-1),
+        "recropped": recrop,
+    }
+    scorers = {name: _Scorer(predictor, part_names) for name in changes}
+    for start in range(0, len(indices), batch_size):
+        images = [source.image(index) for index in indices[start : start + batch_size]]
+        codes = predictor.predict(images).codes
+        for name, change in changes.items():
+            scorers[name].add([change(image) for image in images], codes)
+    return {name: scorer.scores() for name, scorer in scorers.items()}
+
+
+@torch.no_grad()
+def vae_round_trip(image: Tensor, backbone: Backbone) -> Tensor:
+    """The picture as the backbone's autoencoder gives it back, short side at the backbone's resolution, aspect kept.
+
+    Args:
+        image: (3, height, width) uint8.
+        backbone: whose autoencoder is used.
+    """
+    device = next(backbone.vae.parameters()).device
+    fitted = resize_short_side(image, backbone.resolution, multiple=backbone.vae_scale_factor)
+    mean, _ = backbone.encode_images(to_unit(fitted)[None].to(device))
+    return to_uint8(backbone.decode_latents(mean)[0].float().cpu())
+
+
+def recrop(image: Tensor, share: float = 0.9) -> Tensor:
+    """The middle of a picture, enlarged to the size of the whole; ``share`` of each side is kept."""
+    height, width = image.shape[1:]
+    high, wide = max(round(share * height), 1), max(round(share * width), 1)
+    top, left = (height - high) // 2, (width - wide) // 2
+    return resize(image[:, top : top + high, left : left + wide], (height, width))
+
+
+class _Scorer:
+    def __init__(self, predictor: PartPredictor, part_names: Sequence[str] | None) -> None:
+        self.predictor = predictor
+        self.emr = ExactMatchingRate(predictor, part_names)
+        self.cosim = CosineSimilarity(predictor, part_names)
+        self.count = 0
+
+    def add(self, images: Sequence[Tensor], target_codes: Tensor) -> None:
+        found = self.predictor.predict(images)
+        for metric in (self.emr, self.cosim):
+            metric.update(found, target_codes)
+        self.count += len(images)
+
+    def scores(self) -> PartScores:
+        if self.count == 0:
+            raise ValueError("There is nothing to score: the list of targets or images is empty.")
+        emr, cosim = ({key: float(value) for key, value in m.compute().items()} for m in (self.emr, self.cosim))
+        return PartScores(emr=emr, cosim=cosim, num_images=self.count)
+
+
+def _compose(
+    codes: Tensor, species: int, seed: int, iteration: int, labels: Tensor | None, present_only: bool
+) -> tuple[Tensor, Tensor]:
+    generator = torch_generator(seed, "composition", iteration)
+    images = _draw_images(len(codes), species, labels, generator)
+    order = torch.randperm(codes.shape[1], generator=generator).tolist()  # in which entries are replaced
+    hybrid = codes[images[0]].long().clone()
+    sources = torch.full_like(hybrid, images[0])
+    for donor in images[1:]:
+        shown = [part for part in order if not present_only or codes[donor, part] != ABSENT]
+        if not shown:
+            continue  # the donor shows no part that is still free
+        order.remove(shown[0])
+        hybrid[shown[0]], sources[shown[0]] = codes[donor, shown[0]], donor
+    return hybrid, sources
+
+
+def _draw_images(count: int, species: int, labels: Tensor | None, generator: torch.Generator) -> list[int]:
+    order = torch.randperm(count, generator=generator).tolist()
+    if labels is None:
+        return order[:species]
+    first: dict[int, int] = {}
+    for image in order:
+        first.setdefault(int(labels[image]), image)
+        if len(first) == species:
+            break
+    return list(first.values())
+
+
+def _check_species(codes: Tensor, species: int, labels: Tensor | None) -> None:
+    parts, images = codes.shape[1], len(codes)
+    if not 1 <= species <= parts + 1:
+        raise UserError(
+            f"eval.species={species}: with {parts} parts (the background is one) a hybrid has 1...{parts + 1} species."
+        )
+    if species > images:
+        raise UserError(f"eval.species={species}: a hybrid needs as many images, and there are {images}.")
+    if labels is not None and species > len(labels.unique()):
+        raise UserError(f"eval.species={species}: there are only {len(labels.unique())} classes to draw from.")

@@ -1,0 +1,101 @@
+"""What the part metrics share: asked codes against codes read back from pictures, absent parts, and the averages."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from partcraft_lit.types import ABSENT, BACKGROUND, PartPrediction, PartPredictor
+
+
+class PartMetric(Metric, ABC):
+    """A score per part in 0...1, averaged over parts within an image and over images.
+
+    Args:
+        predictor: reads the parts off pictures. It is shared by clones and is no part of the metric's state.
+        part_names: names of all M + 1 parts, the background first, for the keys of :meth:`compute`; numbers by default.
+
+    Raises:
+        ValueError: if there is not one name per part.
+
+    Absent parts: asked absent and found absent scores 1, one absent and the other present scores 0. A part never drops
+    out of the mean, so two methods are always averaged over the same entries.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    part_sums: Tensor
+    num_images: Tensor
+
+    def __init__(self, predictor: PartPredictor, part_names: Sequence[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        parts = predictor.num_parts + 1
+        names = [str(index) for index in range(parts)] if part_names is None else list(part_names)
+        if len(names) != parts:
+            raise ValueError(
+                f"part_names must name all {parts} parts, the background first; got {len(names)}: {names}."
+            )
+        self._predictor = _Shared(predictor)
+        self.part_names = names
+        self.add_state("part_sums", torch.zeros(parts, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("num_images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @property
+    def predictor(self) -> PartPredictor:
+        return self._predictor.value
+
+    def update(self, images: Sequence[Tensor] | Tensor | PartPrediction, target_codes: Tensor) -> None:
+        """Reads the parts off ``images`` and scores them.
+
+        Args:
+            images: uint8 (3, height, width) pictures of any sizes, or a batch of them, or what the predictor said of
+                them: with several metrics on one set of pictures, the slow step is then done once.
+            target_codes: (B, M + 1) what was asked for, ``ABSENT`` where a part was not.
+
+        Raises:
+            ValueError: if shapes do not fit.
+        """
+        read = images if isinstance(images, PartPrediction) else self.predictor.predict(list(images))
+        expected = (len(target_codes), len(self.part_names))
+        for name, codes in (("found codes", read.codes), ("target_codes", target_codes)):
+            if tuple(codes.shape) != expected or codes.is_floating_point():
+                found_shape = f"{tuple(codes.shape)} {codes.dtype}"
+                raise ValueError(f"{name} must be integers of shape {expected}, one row per image; got {found_shape}.")
+        found, asked = read.codes.to(self.part_sums.device), target_codes.to(self.part_sums.device)
+        absent = (found == ABSENT).long() + (asked == ABSENT).long()  # 0, 1 or 2 of the two
+        scores = torch.where(absent == 0, self.similarity(found, asked).double(), (absent == 2).double())
+        self.part_sums += scores.sum(dim=0)
+        self.num_images += len(asked)
+
+    @abstractmethod
+    def similarity(self, predicted_codes: Tensor, target_codes: Tensor) -> Tensor:
+        """(B, M + 1) score of each part; entries where a code is ``ABSENT`` are not used."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means over all images so far.
+
+        Returns:
+            "all" (over the M + 1 parts, as published), "without_background", and "part/<name>" of each part; NaN before
+            the first image.
+        """
+        per_part = self.part_sums / self.num_images
+        foreground = torch.arange(len(per_part), device=per_part.device) != BACKGROUND
+        result = {"all": per_part.mean(), "without_background": per_part[foreground].mean()}
+        return result | {f"part/{name}": value for name, value in zip(self.part_names, per_part, strict=True)}
+
+
+class _Shared:
+    """Holds a heavy object that deep copies of the holder go on sharing."""
+
+    def __init__(self, value: PartPredictor) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
