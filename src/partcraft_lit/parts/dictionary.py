@@ -184,8 +184,8 @@ class PartDictionary:
     def save(self, folder: str | Path) -> Path:
         """Writes ``dictionary.json``, in which names may be edited, and the tensors beside it; returns the folder.
 
-        The JSON names the tensors' file, whose name holds its hash, and is written last: a reader sees the old dictionary
-        or the new one.
+        The JSON names the tensors' file, whose name holds its hash, and is written last: a reader sees the old
+        dictionary or the new one.
         """
         folder = Path(folder)
         content, description = self.to_bytes()
@@ -228,8 +228,8 @@ def check_names(names: Sequence[str]) -> None:
     for name in names:
         if not _NAME.fullmatch(name):
             raise UserError(
-                f"{name!r} cannot name a part: a name begins with a letter and goes on with letters, digits, '_' or '-', "
-                "so that <name:3> can be read in a prompt."
+                f"{name!r} cannot name a part: a name begins with a letter and goes on with letters, digits, '_' or "
+                "'-', so that <name:3> can be read in a prompt."
             )
     taken = ["background", *(name.lower() for name in names)]
     double = sorted({name for name in taken if taken.count(name) > 1})

@@ -59,9 +59,9 @@ class DinoV2Features:
         self.patch = _patch_size(self.network)
         depth = len(self.network.encoder.layer)
         if not -depth <= layer < depth:
-            raise UserError(f"parts.features.layer={layer} does not exist: {model} has {depth} blocks, 0...{depth - 1}.")
+            raise UserError(f"Layer {layer} of the patch features does not exist: {model} has blocks 0...{depth - 1}.")
         if size < self.patch:
-            raise UserError(f"parts.features.size={size} is smaller than one patch of {self.patch} pixels.")
+            raise UserError(f"Patch features at size={size} would see less than one patch of {self.patch} pixels.")
         self.cells = round(size / self.patch)
         self.layer = layer % depth
         self.final_norm = final_norm
@@ -160,8 +160,8 @@ def _check_folder(folder: Path) -> None:
 def _missing(model: str, source: str, reason: str) -> str:
     return (
         f"The weights of {model!r} ({source}) could not be loaded: {reason} "
-        f"With a network, unset HF_HUB_OFFLINE and run again; without one, run 'hf download {source}' on a machine that "
-        "has one and copy the folder here, then give its path: parts.features=PATH. "
+        f"With a network, unset HF_HUB_OFFLINE and run again; without one, run 'hf download {source}' on a machine "
+        "that has one and copy the folder here, then give its path: parts.features=PATH. "
         "parts.features=mini and parts.features=color need no download."
     )
 

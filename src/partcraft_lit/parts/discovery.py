@@ -1,7 +1,7 @@
 """Finds the parts of the objects in a set of images: foreground, then parts, then codes.
 
-Memory is bounded: k-means sees a sample of patches drawn evenly from all images, and what is kept of an image is its label
-map and one vector per part.
+Memory is bounded: k-means sees a sample of patches drawn evenly from all images, and what is kept of an image is its
+label map and one vector per part.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class DiscoverySettings:
             raise UserError(f"parts.M={self.num_parts} is too many: label maps hold 254 parts at most.")
         for name, known in (("codes", ("kmeans", "class")), ("on_too_few", ("lower", "stop"))):
             if getattr(self, name) not in known:
-                raise UserError(f"parts.{name}={getattr(self, name)!r} is unknown. {did_you_mean(getattr(self, name), known)}")
+                raise UserError(
+                    f"parts.{name}={getattr(self, name)!r} is unknown. {did_you_mean(getattr(self, name), known)}"
+                )
         if self.foreground_clusters != "auto" and (
             isinstance(self.foreground_clusters, str) or self.foreground_clusters < 2
         ):
@@ -95,7 +97,9 @@ class DiscoverySettings:
                 f"{100 * self.num_parts}, better the default."
             )
         if self.names and len(self.names) != self.num_parts:
-            raise UserError(f"parts.names has {len(self.names)} names for parts.M={self.num_parts} parts; give one each.")
+            raise UserError(
+                f"parts.names has {len(self.names)} names for parts.M={self.num_parts} parts; give one each."
+            )
         check_names(self.names)
 
 
@@ -165,8 +169,8 @@ def discover(
         num_parts: M, foreground parts.
         num_codes: K, codes per part.
         batch_size: images given to ``features`` at once.
-        spool_bytes: features of the first pass that may wait in a temporary file for the second; the others are computed
-            twice.
+        spool_bytes: features of the first pass that may wait in a temporary file for the second; the others are
+            computed twice.
         store: keeps dictionaries and label maps; equal questions are answered from it.
         progress: told how far each stage is.
         settings: all further fields of :class:`DiscoverySettings`.
@@ -177,8 +181,9 @@ def discover(
     Raises:
         UserError: for settings that cannot work with these images.
 
-    Source: PartCraft's three tiers. Differs: fitted on all images instead of 100; the foreground is chosen by rule; tier 2
-    sees foreground patches only, so no constant vector takes a cluster; tier 3 sees only images that show the part.
+    Source: PartCraft's three tiers. Differs: fitted on all images instead of 100; the foreground is chosen by rule;
+    tier 2 sees foreground patches only, so no constant vector takes a cluster; tier 3 sees only images that show the
+    part.
     """
     wanted = DiscoverySettings(num_parts=num_parts, num_codes=num_codes, **settings)
     return _Run(source, features, wanted, batch_size, spool_bytes, store, progress or _silent).discover()
@@ -280,9 +285,9 @@ class _Run:
         unlabelled = [index for index in range(len(self.source)) if self.source.label(index) is None]
         if unlabelled or not self.source.class_names:
             example = f", for example {self.source.name(unlabelled[0])}" if unlabelled else ""
+            missing, number = len(unlabelled) or "all", len(self.source)
             raise UserError(
-                f"parts.codes=class needs a class for every image, but {len(unlabelled) or 'all'} of {len(self.source)} "
-                f"have none{example}. Put the images into one folder per class, or use parts.codes=kmeans."
+                f"parts.codes=class needs a class for every image, but {missing} of {number} have none{example}. Put the images into one folder per class, or use parts.codes=kmeans."
             )
 
     # --- the store ----------------------------------------------------------------------------------------------
@@ -310,7 +315,9 @@ class _Run:
         if self.store is None:
             return
         tensors, description = dictionary.to_bytes()
-        self.store.put("dictionary", self._key(), {"tensors": _as_tensor(tensors), "json": _as_tensor(description.encode())})
+        self.store.put(
+            "dictionary", self._key(), {"tensors": _as_tensor(tensors), "json": _as_tensor(description.encode())}
+        )
 
     def _answer_from_store(self, known: PartDictionary) -> Discovery:
         dictionary = known.renamed(self._names(known.num_parts))
@@ -341,14 +348,13 @@ class _Run:
         quota = max(self.settings.max_patches // len(chosen), 1)
         parts: list[Tensor] = []
         places: list[PatchPlaces] = []
-        done = 0
-        for index, grid in _features_of(self.source, self.features, chosen, self.batch_size):
+        grids = _features_of(self.source, self.features, chosen, self.batch_size)
+        for done, (index, grid) in enumerate(grids, start=1):
             spool.put(index, grid)
             generator = torch_generator(self.settings.seed, "patches", index)
             kept = torch.randperm(grid.shape[0] * grid.shape[1], generator=generator)[:quota].sort().values
             parts.append(grid.flatten(0, 1)[kept].float())
             places.append(PatchPlaces.of_grid(grid.shape[0], grid.shape[1], index).select(kept))
-            done += 1
             self.progress("sample patches", done, len(chosen))
         sample = _Sample(torch.cat(parts), PatchPlaces.concatenate(places))
         if not bool(torch.isfinite(sample.features).all()):
@@ -394,8 +400,8 @@ class _Run:
             raise UserError("All patches of all images look the same, so object and background cannot be told apart.")
         if best[1].confidence < 0.2:
             self._note(
-                f"The object could hardly be told from the background (confidence {best[1].confidence:.2f} of 1): look at "
-                "the masks before training. Other features (parts.features) usually help."
+                f"The object could hardly be told from the background (confidence {best[1].confidence:.2f} of 1): look "
+                "at the masks before training. Other features (parts.features) usually help."
             )
         return best
 
@@ -407,7 +413,9 @@ class _Run:
 
     # --- pass 2 -------------------------------------------------------------------------------------------------
 
-    def _label_images(self, segmenter: Segmenter, spool: FeatureSpool) -> tuple[list[Tensor], Tensor, Tensor, Segmenter]:
+    def _label_images(
+        self, segmenter: Segmenter, spool: FeatureSpool
+    ) -> tuple[list[Tensor], Tensor, Tensor, Segmenter]:
         """Labels all images; parts that no image shows after cleaning are taken out of the dictionary."""
         while True:
             label_maps, part_features, present = self._segment_all(segmenter, spool)

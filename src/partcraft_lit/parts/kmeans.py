@@ -117,7 +117,7 @@ def _lloyd(points: Tensor, start: Tensor, niter: int) -> Tensor:
         max_points_per_centroid=len(points) + 1,
     )
     kmeans.train(points.numpy(), init_centroids=start.numpy())
-    return torch.from_numpy(kmeans.centroids.copy())
+    return torch.tensor(kmeans.centroids)
 
 
 def _similarity(points: Tensor, centroids: Tensor) -> Tensor:

@@ -33,9 +33,9 @@ class PartQuality:
         part_iou: per true part, after the matching that makes their sum largest; 0 for a true part that is left over.
         mean_part_iou: mean over true parts, the background not counted.
         match: true part name -> discovered part 1...M, or None.
-        nmi: per true part: normalised mutual information of the matched part's codes and the part's species, over images
-            that show both; NaN where no image does. It rises by chance as codes become many and images few: read it
-            beside ``nmi_shuffled``.
+        nmi: per true part: normalised mutual information of the matched part's codes and the part's species, over
+            images that show both; NaN where no image does. It rises by chance as codes become many and images few: read
+            it beside ``nmi_shuffled``.
         mean_nmi: mean over the true parts that have one.
         nmi_shuffled: the mean for codes that were shuffled among images.
     """

@@ -20,7 +20,7 @@ class FeatureSpool:
 
     def __init__(self, budget_bytes: int) -> None:
         self._left = budget_bytes
-        self._file = tempfile.TemporaryFile(prefix="partcraft-features-")  # noqa: SIM115: closed by __exit__
+        self._file = tempfile.TemporaryFile(prefix="partcraft-features-")  # noqa: SIM115 closed by __exit__
         self._places: dict[int, tuple[int, torch.Size]] = {}
 
     def __enter__(self) -> Self:
