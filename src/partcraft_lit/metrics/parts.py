@@ -40,7 +40,7 @@ class PartMetric(Metric, ABC):
         names = [str(index) for index in range(parts)] if part_names is None else list(part_names)
         if len(names) != parts:
             raise ValueError(
-                f"part_names must name all {parts} parts, the background first; got {len(names)}: {names}."
+                f"part_names must name all {parts} parts, background first; got {len(names)}: {names}."
             )
         self._predictor = _Shared(predictor)
         self.part_names = names
