@@ -7,6 +7,7 @@ trains, adds adapters or replaces processors takes ``fresh_backbone``.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -30,12 +31,8 @@ if TYPE_CHECKING:
 
 #: Words that the tiny tokenizer knows as one token; any other text falls apart into bytes, as in CLIP.
 TINY_WORDS = (
-    (
-        "a an the of in on with and photo picture rendering painting drawing cropped close-up bright dark good bad clean "
-        "dirty cool nice small large weird bird birds dog cat robot red blue green striped head body wing tail leg blurry"
-    )
-    .replace("-", " ")
-    .split()
+    "a an the of in on with and photo picture rendering painting drawing cropped close up bright dark good bad clean "
+    "dirty cool nice small large weird bird birds dog cat robot red blue green striped head body wing tail leg blurry"
 )
 
 #: What the tiny model is trained for: 32 px, latents 16 x 16, cross-attention at 16 x 16 and 8 x 8.
@@ -50,17 +47,24 @@ def byte_alphabet() -> list[str]:
 
 
 def clip_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[str]]:
-    """A vocabulary in CLIP's layout (bytes, bytes at a word's end, merges, start, end) and the merges that build it."""
-    merges: dict[str, None] = {}
+    """A vocabulary in CLIP's layout (bytes, bytes ending a word, merges, start, end), and the merges that build it.
+
+    Each word becomes one token: new merges continue from where the merges so far leave it ("green" begins as g, re, e, n
+    once "red" is known), and they rank behind these, so the words before stay whole.
+    """
+    merges: dict[tuple[str, str], int] = {}
     for word in words:
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
-            merges[f"{pieces[0]} {pieces[1]}"] = None
-            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+            pairs = list(itertools.pairwise(pieces))
+            best = min(pairs, key=lambda pair: merges.get(pair, len(merges)))
+            merges.setdefault(best, len(merges))
+            place = pairs.index(best)
+            pieces[place : place + 2] = ["".join(best)]
     alphabet = byte_alphabet()
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *(merge.replace(" ", "") for merge in merges)]
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
-    return {token: index for index, token in enumerate(tokens)}, list(merges)
+    return {token: index for index, token in enumerate(tokens)}, [" ".join(pair) for pair in merges]
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +73,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     from transformers import CLIPTokenizer
 
     folder = tmp_path_factory.mktemp("tiny_tokenizer")
-    vocabulary, merges = clip_vocabulary(TINY_WORDS)
+    vocabulary, merges = clip_vocabulary(TINY_WORDS.split())
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(
@@ -167,6 +171,12 @@ def tiny_backbone(tiny_tokenizer: CLIPTokenizer) -> StableDiffusion:
 def fresh_backbone(tiny_backbone: StableDiffusion) -> StableDiffusion:
     """A copy of ``tiny_backbone`` that a test may change."""
     return copy.deepcopy(tiny_backbone)
+
+
+@pytest.fixture(scope="session")
+def tiny_words() -> tuple[str, ...]:
+    """Words that the tiny tokenizer knows as one token."""
+    return tuple(TINY_WORDS.split())
 
 
 @pytest.fixture(scope="session")

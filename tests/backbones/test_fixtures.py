@@ -17,8 +17,14 @@ def test_tokenizer_knows_its_words_and_ends_with_the_largest_id(tiny_tokenizer):
     ]  # fmt: skip
     assert tiny_tokenizer.eos_token_id == len(tiny_tokenizer) - 1 == max(tiny_tokenizer.get_vocab().values())
     padded = tiny_tokenizer("xyzzy", padding="max_length", max_length=77).input_ids
-    assert len(padded) == 77 and padded[-1] == tiny_tokenizer.eos_token_id
+    assert len(padded) == 77
+    assert padded[-1] == tiny_tokenizer.eos_token_id
     assert tiny_tokenizer.eos_token_id not in padded[1:6], "unknown words fall apart into letters, not into the end"
+
+
+def test_every_word_is_one_token(tiny_tokenizer, tiny_words):
+    for word in tiny_words:
+        assert tiny_tokenizer.tokenize(word) == [word + "</w>"]
 
 
 def test_folder_loads_as_a_pipeline_and_draws(tiny_sd_folder: Path):
@@ -41,7 +47,8 @@ def test_make_tokens_counts_places(make_tokens: Callable[..., TokenizedPrompts],
     assert tokens.part_ids.tolist() == [[1, 0], [-1, -1]]
     assert tokens.code_ids.tolist() == [[3, 2], [-1, -1]]
     (ids,) = tokens.input_ids
-    assert ids.shape == (2, 77) and ids.dtype == torch.long
+    assert ids.shape == (2, 77)
+    assert ids.dtype == torch.long
     assert tiny_tokenizer.convert_ids_to_tokens(ids[0, :8].tolist())[4:] == [
         "a</w>",
         "bird</w>",

@@ -45,14 +45,14 @@ def _cross_attentions(block: Any, prefix: str, side: int) -> dict[str, int]:
 class AttentionCapture:
     """Reads attention probabilities of part tokens from chosen layers.
 
-    Only the named layers get another processor, once. Its output is that of diffusers' ``AttnProcessor2_0``, bit for bit;
-    while the capture is armed it also computes the probabilities, for the asked columns, in float32 outside autocast.
-    Gradients flow through the maps, also under (non-reentrant) gradient checkpointing, and the capture need not be armed
-    during ``backward``.
+    Only the named layers get another processor, once. Its output is that of diffusers' ``AttnProcessor2_0``, bit for
+    bit; while the capture is armed it also computes the probabilities, for the asked columns, in float32 outside
+    autocast. Gradients flow through the maps, also under (non-reentrant) gradient checkpointing, and the capture need
+    not be armed during ``backward``.
 
     Args:
         unet: where the layers are; adapters may be added before or after.
-        layer_names: module names of attention layers, such as ``down_blocks.2.attentions.0.transformer_blocks.0.attn2``.
+        layer_names: module names of attention layers, like ``down_blocks.2.attentions.0.transformer_blocks.0.attn2``.
         size: side of the maps that are handed out; None keeps that of the first layer.
 
     Raises:
@@ -191,7 +191,7 @@ def token_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, positio
         positions: (B, T) in 0...L-1, negative where unused.
 
     Returns:
-        (B, T, side, side), mean over heads, float32; zeros for unused places.
+        (B, T, side, side), mean over heads, float32; zeros for unused places. Differentiable once, not twice.
 
     Raises:
         ValueError: if batches differ or the places form no square.
@@ -202,8 +202,9 @@ def token_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, positio
     if positions.shape[0] != query.shape[0]:
         raise ValueError(f"token_positions is for {positions.shape[0]} prompts, the UNet got {query.shape[0]}.")
     # Inside gradient checkpointing, what these operations save must not count among what the checkpoint expects to see
-    # again: the recomputation runs in backward, when the capture is no longer armed. So they keep their tensors themselves.
-    keep = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    # again: the recomputation runs in backward, when the capture is no longer armed. So they keep their tensors.
+    # Detached: a result that its own node keeps with its graph would be a reference cycle, which frees memory late.
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
     with keep, torch.autocast(query.device.type, enabled=False):
         scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)  # (B, heads, places, L)
         if mask is not None:

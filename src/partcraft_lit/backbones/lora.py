@@ -24,8 +24,8 @@ def add_lora(
     """Adds LoRA to q, k, v and out projections; everything else in the UNet is frozen.
 
     The down projection starts at N(0, 1 / rank) as a standard deviation and the up projection at zero, so that nothing
-    changes before training; the draw depends on the seed and the layer's name only. Parameters are float32 also in a UNet of
-    half precision.
+    changes before training; the draw depends on the seed and the layer's name only. Parameters are float32 also in a
+    UNet of half precision.
 
     Args:
         unet: a UNet2DConditionModel without an adapter.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from partcraft_lit.backbones.text import plain_tokens
 from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.images import to_uint8
 from partcraft_lit.randomness import torch_generator
 from partcraft_lit.types import Backbone, Conditioning, TokenizedPrompts
 
@@ -40,8 +41,8 @@ def sample(
 ) -> Tensor:
     """One image per prompt and seed.
 
-    Image k depends on prompt k and seed k alone, so it can be made again by itself, up to the rounding with which a device
-    treats batches of another size.
+    Image k depends on prompt k and seed k alone, so it can be made again by itself, up to the rounding with which a
+    device treats batches of another size.
 
     Args:
         backbone: the model; its device is used.
@@ -99,11 +100,6 @@ def initial_noise(backbone: Backbone, generators: Sequence[torch.Generator]) -> 
     side = backbone.resolution // backbone.vae_scale_factor
     shape = (backbone.latent_channels, side, side)
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-
-def to_uint8(pixel_values: Tensor) -> Tensor:
-    """-1...1 -> 0...255, rounded."""
-    return ((pixel_values + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _denoise(

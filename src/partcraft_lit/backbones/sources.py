@@ -1,9 +1,8 @@
-"""Where a Stable Diffusion model comes from: a folder, a single file, or the hub; and what to do when it is not there."""
+"""Where a Stable Diffusion model comes from: a folder, a single file or the hub; and what to do when it is missing."""
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,8 +73,8 @@ def packaged_weights(name: str) -> Path:
     folder = Path(str(resources.files("partcraft_lit"))) / "weights" / name
     if not (folder / "unet").is_dir():
         raise UserError(
-            f"The packaged weights of backbone {name!r} are missing: {folder}. Install the package again, make them with "
-            f"`partcraft pretrain`, or give a folder in diffusers' format with backbone.path=FOLDER."
+            f"The packaged weights of backbone {name!r} are missing: {folder}. Install the package again, make them "
+            f"with `partcraft pretrain`, or give a folder in diffusers' format with backbone.path=FOLDER."
         )
     return folder
 
@@ -149,19 +148,19 @@ def _explained(location: str, variant: str | None) -> Iterator[None]:
 
 def _load_error_message(location: str, variant: str | None, error: Exception) -> str:
     first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if os.path.isdir(location):
+    if Path(location).is_dir():
         hint = f"Is there a file for variant {variant!r} in it? " if variant else ""
         return f"The model in {location} could not be read: {first_line} {hint}Copy or download the folder again."
     get_it = (
-        f"To get it: `hf download {location}` on a machine with a network (its cache, HF_HOME, can be copied), or give a "
-        f"local folder or .safetensors file instead, backbone.source=PATH."
+        f"To get it: `hf download {location}` on a machine with a network (its cache, HF_HOME, can be copied), or give "
+        f"a local folder or .safetensors file instead, backbone.source=PATH."
     )
     if _offline():
         return f"The model {location!r} is not in the local cache, and HF_HUB_OFFLINE forbids fetching it. {get_it}"
     if "gated" in str(error).lower() or "401" in str(error) or "403" in str(error):
         return (
-            f"The hub refuses {location!r}: the model may be gated (accept its terms on its page, then `hf auth login`), "
-            f"private, or misspelt. {get_it}"
+            f"The hub refuses {location!r}: the model may be gated (accept its terms on its page, then `hf auth "
+            f"login`), private, or misspelt. {get_it}"
         )
     return f"The model {location!r} could not be loaded: {first_line} {get_it}"
 
@@ -176,8 +175,8 @@ def _load_single_file(path: Path, config: Path | None) -> Components:
     """A checkpoint in the original format, without any need of the network."""
     if path.suffix != ".safetensors":
         raise UserError(
-            f"{path} is no .safetensors file; other checkpoints can run code when they are read. Convert it, for example "
-            f"with diffusers: StableDiffusionPipeline.from_single_file({path.name!r}).save_pretrained('FOLDER')."
+            f"{path} is no .safetensors file; other checkpoints can run code when they are read. Convert it, for "
+            f"example StableDiffusionPipeline.from_single_file({path.name!r}).save_pretrained('FOLDER')."
         )
     if config is not None and not config.is_dir():
         raise UserError(
@@ -194,7 +193,7 @@ def _load_single_file(path: Path, config: Path | None) -> Components:
 
 
 def _single_file_tokenizer(path: Path, config: Path | None) -> Any:
-    """A checkpoint holds no tokenizer: take it from the settings' folder, from beside the file, or from the hub's cache."""
+    """A checkpoint holds no tokenizer: it comes from the settings' folder, from beside the file, or the hub's cache."""
     from transformers import CLIPTokenizer
 
     folders = [path.parent / "tokenizer", path.parent]
@@ -210,8 +209,8 @@ def _single_file_tokenizer(path: Path, config: Path | None) -> Any:
         except (OSError, ValueError):
             continue
     raise UserError(
-        f"{path} holds no tokenizer, and none is beside it or in the hub's cache. Put vocab.json and merges.txt of CLIP "
-        f"into {path.parent / 'tokenizer'}, or give backbone.config=FOLDER with a folder that has tokenizer/."
+        f"{path} holds no tokenizer, and none is beside it or in the hub's cache. Put vocab.json and merges.txt of "
+        f"CLIP into {path.parent / 'tokenizer'}, or give backbone.config=FOLDER with a folder that has tokenizer/."
     )
 
 
@@ -233,9 +232,9 @@ def _check_is_sd1(path: Path, checkpoint: dict[str, Any]) -> None:
     context, inputs, width = checkpoint[key].shape[1], first.shape[1], first.shape[0]
     if (context, inputs, width) != (768, 4, 320):
         raise UserError(
-            f"{path} is no plain SD 1.x checkpoint (text width {context}, latent channels {inputs}, first width {width}; "
-            f"wanted 768, 4 and 320). For SD 2.x and others, also give backbone.config=FOLDER with the model's settings in "
-            f"diffusers' format: the file does not say how it predicts."
+            f"{path} is no plain SD 1.x checkpoint (text width {context}, latent channels {inputs}, first width "
+            f"{width}; wanted 768, 4 and 320). For SD 2.x and others, also give backbone.config=FOLDER with the "
+            f"model's settings in diffusers' format: the file does not say how it predicts."
         )
 
 

@@ -141,8 +141,8 @@ class StableDiffusion(nn.Module):
 
         Args:
             tokens: B prompts.
-            part_vectors: (B, T, width), put in place of the embeddings at ``tokens.part_positions``; None is allowed where
-                no prompt has a part token.
+            part_vectors: (B, T, width), put in place of the embeddings at ``tokens.part_positions``; None is allowed
+                where no prompt has a part token.
 
         Raises:
             ValueError: if there are part tokens and no vectors, or their shapes differ.
@@ -186,8 +186,8 @@ def load_sd15(
         variant: "fp16" for files like ``diffusion_pytorch_model.fp16.safetensors``.
         resolution: side of training images; None takes the model's own.
         device: where to put it.
-        config: for a single file only: folder with the model's settings and tokenizer in diffusers' format. SD 1.x needs
-            from it no more than ``tokenizer/``, and not even that where the hub's cache holds one.
+        config: for a single file only: folder with the model's settings and tokenizer in diffusers' format. SD 1.x
+            needs from it no more than ``tokenizer/``, and not even that where the hub's cache holds one.
         attention_size: see ``StableDiffusion``.
         dtype: of UNet and text encoder.
         name: recorded with runs.
@@ -240,8 +240,8 @@ def choose_attention_layers(
     Args:
         unet: a UNet2DConditionModel.
         latent_size: side of its square latents.
-        attention_size: the wanted side; None chooses the coarsest of at least ``MIN_ATTENTION_SIZE``, or the finest there
-            is if all are coarser.
+        attention_size: the wanted side; None chooses the coarsest of at least ``MIN_ATTENTION_SIZE``, or the finest
+            there is if all are coarser.
 
     Returns:
         The side, and the layers' module names in the UNet's order.
@@ -277,8 +277,8 @@ def _checked_resolution(unet: Any, vae_scale_factor: int, resolution: int | None
 def weights_hash(modules: Iterable[nn.Module], *settings: float) -> str:
     """SHA-256 over all tensors and the given settings.
 
-    Taken over tensors as loaded and not over files, so one model has one hash as a folder, as a single file and from the
-    hub. Tensors are hashed in parallel (hashlib lets go of the interpreter's lock), about a second per gigabyte and core.
+    Taken over tensors as loaded and not over files, so one model has one hash as a folder, as a single file and from
+    the hub. Tensors are hashed in parallel; hashlib lets go of the interpreter's lock.
     """
     named = sorted((key, tensor) for index, module in enumerate(modules) for key, tensor in _named(index, module))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

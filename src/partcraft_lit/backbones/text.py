@@ -56,14 +56,14 @@ def overwrite_positions(embeddings: Tensor, positions: Tensor, vectors: Tensor) 
 def overwritten_embeddings(text_encoder: nn.Module, positions: Tensor, vectors: Tensor) -> Iterator[None]:
     """While it is open, the encoder's token embeddings are overwritten before position embeddings are added.
 
-    A hook on the embedding table and not ``inputs_embeds``: CLIPTextModel takes none, and this way its causal mask and its
-    pooled read at the end of the text stay its own.
+    A hook on the embedding table and not ``inputs_embeds``: CLIPTextModel takes none, and this way its causal mask and
+    its pooled read at the end of the text stay its own.
     """
 
     def overwrite(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return overwrite_positions(output, positions, vectors)
 
-    handle = text_encoder.get_input_embeddings().register_forward_hook(overwrite)  # type: ignore[operator, union-attr]
+    handle = text_encoder.get_input_embeddings().register_forward_hook(overwrite)  # type: ignore[operator]
     try:
         yield
     finally:
@@ -81,7 +81,7 @@ def encode_text(
 
     Args:
         text_encoder: a CLIPTextModel or CLIPTextModelWithProjection.
-        input_ids: (B, L); a part token's place holds an ordinary id, so the encoder finds the end of the text by itself.
+        input_ids: (B, L); a part token's place holds an ordinary id, so the encoder itself finds the end of the text.
         positions: (B, T), -1 where unused.
         vectors: (B, T, D) or None.
         output_hidden_states: also return every layer's output, for backbones that read an earlier layer.
