@@ -1,0 +1,169 @@
+"""Attention losses: every place of an image should look at the token of the part that it belongs to."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+#: What a part's map is divided by: "parts", the sum over the part tokens of the prompt, or "softmax", nothing more than
+#: the softmax over all text positions, which the maps have passed already.
+Normalizer = Literal["parts", "softmax"]
+#: Places whose part is not in the prompt: "ignore" them, or score them as the "released" code of PartCraft does.
+Unprompted = Literal["ignore", "released"]
+
+#: The floor that torch's binary cross-entropy has under its logarithms, and so under those of the released code.
+LOG_FLOOR = -100.0
+
+
+def part_attention_maps(attention_maps: Tensor, part_ids: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:
+    """Attention of each part: its tokens' maps, summed where it has several.
+
+    Args:
+        attention_maps: (B, T, h, w) probability of each part token.
+        part_ids: (B, T) part of each token, -1 where there is none.
+        num_parts: foreground parts (M).
+
+    Returns:
+        (B, M + 1, h, w) maps, zeros for a part without a token, and (B, M + 1) booleans, whether it has one.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    if attention_maps.ndim != 4 or attention_maps.shape[:2] != part_ids.shape:
+        raise ValueError(
+            f"attention_maps must be (batch, tokens, height, width) with one part id per token, got "
+            f"{tuple(attention_maps.shape)} and part_ids {tuple(part_ids.shape)}."
+        )
+    parts = torch.arange(num_parts + 1, device=part_ids.device)
+    belongs = part_ids[:, :, None] == parts  # (B, T, M + 1)
+    # Multiply and sum, not matmul: exact in float32 also where matrix products are rounded to TF32, and few elements.
+    maps = (attention_maps[:, :, None] * belongs[..., None, None]).sum(dim=1)
+    return maps, belongs.any(dim=1)
+
+
+def resize_labels(label_map: Tensor, height: int, width: int) -> Tensor:
+    """(B, H, W) labels -> (B, height, width): each cell takes the label under its centre."""
+    rows = _centres(label_map.shape[-2], height, label_map.device)
+    columns = _centres(label_map.shape[-1], width, label_map.device)
+    return label_map[:, rows[:, None], columns]
+
+
+def entropy_attention_loss(
+    attention_maps: Tensor,
+    part_ids: Tensor,
+    label_map: Tensor,
+    num_parts: int,
+    normalizer: Normalizer = "parts",
+    unprompted: Unprompted = "ignore",
+    eps: float = 1e-6,
+) -> Tensor:
+    """Binary cross-entropy between the share of attention that each part gets at a place, and whether it belongs there.
+
+    With "ignore", the mean is over the parts in the prompt and the places that show one of them: parts that are absent,
+    or cut off, or dropped from the caption, change nothing. With "released", the mean is over all M + 1 parts and all
+    places; a part that the mask shows and the prompt lacks adds 100 per place, and absent parts dilute the others.
+
+    Args:
+        attention_maps: (B, T, h, w) probability of each part token, mean over heads and layers, in the order of
+            ``part_ids``; the map of a missing token is not read.
+        part_ids: (B, T) part of each token 0...M, -1 where there is none; tokens of one part are summed.
+        label_map: (B, H, W) part of each place 0...M, resized to the maps by nearest neighbour; any other value is no
+            part.
+        num_parts: foreground parts (M).
+        normalizer: what a map is divided by, "parts" or "softmax".
+        unprompted: places of parts that are not in the prompt, "ignore" or "released".
+        eps: least divisor.
+
+    Returns:
+        (B,) in nats, float32 (float64 for float64 maps); 0 where nothing is left to score.
+
+    Raises:
+        ValueError: if shapes do not fit together, or for an unknown option.
+
+    Source: PartCraft (arXiv 2407.04604), the entropy-based normalised attention loss, and its released ``loss.py``,
+    which is ``normalizer="parts", unprompted="released"`` but for tokens that occur twice, an error there. Differs:
+    "ignore"; the complement is summed from the other parts, so that it keeps its precision and its gradient near 0.
+    """
+    _check(attention_maps, part_ids, label_map, normalizer, unprompted)
+    with torch.autocast(attention_maps.device.type, enabled=False):
+        maps = attention_maps if attention_maps.dtype == torch.float64 else attention_maps.float()
+        maps, prompted = part_attention_maps(maps, part_ids, num_parts)
+        share, rest = _shares(maps, normalizer, eps)
+        labels = resize_labels(label_map, *maps.shape[-2:])
+        parts = torch.arange(num_parts + 1, device=labels.device)
+        inside = labels[:, None] == parts[:, None, None]  # (B, M + 1, h, w)
+        nats = -torch.where(inside, _log(share), _log(rest))
+        if unprompted == "released":
+            return nats.mean(dim=(1, 2, 3))
+        places = (inside & prompted[:, :, None, None]).any(dim=1)
+        scored = prompted[:, :, None, None] & places[:, None]
+        return nats.masked_fill(~scored, 0.0).sum(dim=(1, 2, 3)) / scored.sum(dim=(1, 2, 3)).clamp_min(1)
+
+
+class EntropyAttentionLoss(nn.Module):
+    """``entropy_attention_loss`` with its settings filled in."""
+
+    def __init__(
+        self,
+        num_parts: int,
+        normalizer: Normalizer = "parts",
+        unprompted: Unprompted = "ignore",
+        eps: float = 1e-6,
+    ) -> None:
+        """Takes the settings; see ``entropy_attention_loss``."""
+        super().__init__()
+        _check_options(normalizer, unprompted)
+        self.num_parts, self.eps = num_parts, eps
+        self.normalizer: Normalizer = normalizer
+        self.unprompted: Unprompted = unprompted
+
+    def forward(self, attention_maps: Tensor, part_ids: Tensor, label_map: Tensor) -> Tensor:
+        """(B,) in nats."""
+        return entropy_attention_loss(
+            attention_maps, part_ids, label_map, self.num_parts, self.normalizer, self.unprompted, self.eps
+        )
+
+
+def _shares(maps: Tensor, normalizer: Normalizer, eps: float) -> tuple[Tensor, Tensor]:
+    """A part's share of the attention at each place, and the share of all that is not it."""
+    if normalizer == "softmax":
+        # Two tokens of a part can sum to 1 + rounding.
+        return maps.clamp(0.0, 1.0), (1.0 - maps).clamp(0.0, 1.0)
+    other = ~torch.eye(maps.shape[1], dtype=torch.bool, device=maps.device)  # (M + 1, M + 1)
+    others = (maps[:, None] * other[:, :, None, None]).sum(dim=2)  # (B, M + 1, h, w)
+    total = maps + others  # the same sum for every part, added up so that no share is rounded above 1
+    divisor = total.clamp_min(eps)
+    rest = torch.where(total < eps, divisor - maps, others)
+    return maps / divisor, rest / divisor
+
+
+def _log(values: Tensor) -> Tensor:
+    """Logarithm with a floor; next to 0, where 1 / value overflows further back, its gradient is 0 and not NaN."""
+    tiny = values < 1e-30
+    floored = values.detach().log().clamp_min(LOG_FLOOR)
+    return torch.where(tiny, floored, torch.where(tiny, 1.0, values).log())
+
+
+def _centres(old: int, new: int, device: torch.device) -> Tensor:
+    """(new,) index of the old cell under the centre of each new one, by integers alone."""
+    return ((2 * torch.arange(new, device=device) + 1) * old).div(2 * new, rounding_mode="floor")
+
+
+def _check(attention_maps: Tensor, part_ids: Tensor, label_map: Tensor, normalizer: str, unprompted: str) -> None:
+    _check_options(normalizer, unprompted)
+    if label_map.ndim != 3 or label_map.shape[0] != attention_maps.shape[0]:
+        raise ValueError(
+            f"label_map must be (batch, height, width) for the batch of attention_maps {tuple(attention_maps.shape)}, "
+            f"got {tuple(label_map.shape)}."
+        )
+
+
+def _check_options(normalizer: str, unprompted: str) -> None:
+    for name, value, known in (
+        ("normalizer", normalizer, get_args(Normalizer)),
+        ("unprompted", unprompted, get_args(Unprompted)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, got {value!r}.")

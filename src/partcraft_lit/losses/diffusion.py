@@ -1,0 +1,129 @@
+"""The diffusion loss: what a model should say at a timestep, how much that timestep counts, and by how much it was off.
+
+A noisy latent is ``alpha * latents + sigma * noise`` with ``alpha**2 + sigma**2 = 1``; alpha**2 is the scheduler's
+``alphas_cumprod``. SNR is ``(alpha / sigma)**2``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+#: What the UNet predicts, by diffusers' names.
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+
+def signal_and_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """Alpha and sigma at each timestep, (B,) each; the table may lie on another device."""
+    alphas_cumprod = alphas_cumprod.to(timesteps.device).float()
+    chosen = alphas_cumprod[timesteps]
+    return chosen.sqrt(), (1.0 - chosen).sqrt()
+
+
+def signal_to_noise_ratio(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """(B,) SNR; infinite where there is no noise."""
+    alpha, sigma = signal_and_noise(alphas_cumprod, timesteps)
+    return (alpha / sigma).square()
+
+
+def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """(B, C, h, w) noisy latents, in the precision of ``latents``."""
+    _check_shapes(latents=latents, noise=noise)
+    alpha, sigma = (scale.view(-1, 1, 1, 1) for scale in signal_and_noise(alphas_cumprod, timesteps))
+    return (alpha * latents.float() + sigma * noise.float()).to(latents.dtype)
+
+
+def diffusion_target(
+    latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: str = "epsilon"
+) -> Tensor:
+    """What the UNet should say.
+
+    Args:
+        latents: (B, C, h, w) without noise.
+        noise: same shape.
+        timesteps: (B,) integers.
+        alphas_cumprod: (timesteps,) the scheduler's table.
+        prediction_type: "epsilon" (the noise), "v_prediction" (alpha * noise - sigma * latents) or "sample" (the
+            latents).
+
+    Returns:
+        (B, C, h, w) float32.
+
+    Raises:
+        ValueError: for another prediction type, or unlike shapes.
+
+    Source: Salimans and Ho, arXiv 2202.00512, for the velocity. Differs: no.
+    """
+    _check_prediction_type(prediction_type)
+    _check_shapes(latents=latents, noise=noise)
+    if prediction_type == "epsilon":
+        return noise.float()
+    if prediction_type == "sample":
+        return latents.float()
+    alpha, sigma = (scale.view(-1, 1, 1, 1) for scale in signal_and_noise(alphas_cumprod, timesteps))
+    return alpha * noise.float() - sigma * latents.float()
+
+
+def min_snr_weight(snr: Tensor, gamma: float | None, prediction_type: str = "epsilon") -> Tensor:
+    """Weight of each sample's squared error, so that its error on the clean latents counts min(SNR, gamma).
+
+    Args:
+        snr: (B,) signal-to-noise ratios, 0 to infinity.
+        gamma: ceiling of the weight, 5 in the paper; None for the plain loss (all ones).
+        prediction_type: as in ``diffusion_target``.
+
+    Returns:
+        (B,): min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for velocity, / 1 for the sample; finite at both ends.
+
+    Raises:
+        ValueError: for another prediction type, or a gamma that is not above 0.
+
+    Source: Hang et al., arXiv 2303.09556, eq. 8 and appendix for the other targets. Differs: no.
+    """
+    _check_prediction_type(prediction_type)
+    if gamma is None:
+        return torch.ones_like(snr)
+    if not gamma > 0:
+        raise ValueError(f"gamma must be above 0, or None for the plain loss, got {gamma}.")
+    if prediction_type == "sample":
+        return snr.clamp_max(gamma)
+    if prediction_type == "v_prediction":
+        return snr.clamp_max(gamma) / (snr + 1.0)
+    return gamma / snr.clamp_min(gamma)  # min(snr, gamma) / snr, without 0 / 0 at the noisy end
+
+
+def diffusion_loss(model_pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample, times its weight.
+
+    Args:
+        model_pred: (B, C, h, w) any precision.
+        target: same shape.
+        weight: (B,) or None for ones.
+
+    Returns:
+        (B,) float32.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_shapes(model_pred=model_pred, target=target)
+    with torch.autocast(model_pred.device.type, enabled=False):
+        error = (model_pred.float() - target.float()).square().flatten(1).mean(dim=1)
+    if weight is None:
+        return error
+    if weight.shape != error.shape:
+        raise ValueError(f"weight must hold one number per sample, {tuple(error.shape)}, got {tuple(weight.shape)}.")
+    return error * weight.float()
+
+
+def _check_prediction_type(prediction_type: str) -> None:
+    if prediction_type not in get_args(PredictionType):
+        raise ValueError(f"prediction_type must be one of {get_args(PredictionType)}, got {prediction_type!r}.")
+
+
+def _check_shapes(**tensors: Tensor) -> None:
+    (first, a), (second, b) = tensors.items()
+    if a.shape != b.shape:
+        raise ValueError(f"{second} must have the shape of {first}, {tuple(a.shape)}, got {tuple(b.shape)}.")

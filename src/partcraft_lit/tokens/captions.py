@@ -1,0 +1,145 @@
+"""Training captions: the parts of an image as tokens, bare or inside a neutral sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.tokens.grammar import PartVocabulary, render
+from partcraft_lit.types import ABSENT, BACKGROUND, PartToken
+
+#: The short ImageNet templates of Textual Inversion (arXiv 2208.01618, appendix), after CLIP's.
+TEMPLATES: tuple[str, ...] = (
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a photo of a clean {}",
+    "a photo of a dirty {}",
+    "a dark photo of the {}",
+    "a photo of my {}",
+    "a photo of the cool {}",
+    "a close-up photo of a {}",
+    "a bright photo of the {}",
+    "a cropped photo of a {}",
+    "a photo of the {}",
+    "a good photo of the {}",
+    "a photo of one {}",
+    "a close-up photo of the {}",
+    "a rendition of the {}",
+    "a photo of the clean {}",
+    "a rendition of a {}",
+    "a photo of a nice {}",
+    "a good photo of a {}",
+    "a photo of the nice {}",
+    "a photo of the small {}",
+    "a photo of the weird {}",
+    "a photo of the large {}",
+    "a photo of a cool {}",
+    "a photo of a small {}",
+)
+
+
+@dataclass(frozen=True)
+class CaptionBuilder:
+    """Writes a caption for the codes of an image; absent parts are left out.
+
+    The same draws are taken from the generator whatever the settings, so two runs that differ in one setting make the
+    same choices in everything else.
+
+    Attributes:
+        vocabulary: parts and codes.
+        template_prob: share of captions that are a template filled with the tokens; the others are the tokens alone.
+        shuffle: whether the order of the tokens is drawn anew each time; else background first, then by index.
+        class_noun: a noun after the tokens ("bird"), or "".
+        drop_prob: probability that a token is left out; at least one always stays.
+        background: whether the background's token is written.
+        templates: sentences with one ``{}`` each.
+
+    Raises:
+        UserError: if a setting is out of range.
+
+    Source: the training script of the PartCraft release. Differs: tokens are dropped one by one, not half of them in
+    half of the captions.
+    """
+
+    vocabulary: PartVocabulary
+    template_prob: float = 0.5
+    shuffle: bool = True
+    class_noun: str = ""
+    drop_prob: float = 0.0
+    background: bool = True
+    templates: Sequence[str] = TEMPLATES
+
+    def __post_init__(self) -> None:
+        for name in ("template_prob", "drop_prob"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise UserError(f"{name} is a probability from 0 to 1, got {value}.")
+        if set("<>") & set(self.class_noun):
+            raise UserError(
+                f"class_noun is an ordinary word such as 'bird', without '<' and '>', got {self.class_noun!r}."
+            )
+        if not self.templates:
+            raise UserError("templates must hold at least one sentence, such as 'a photo of a {}'.")
+        for template in self.templates:
+            _check_template(template)
+
+    def __call__(self, codes: Tensor | Sequence[int], generator: torch.Generator) -> str:
+        """A training caption in the prompt grammar.
+
+        Args:
+            codes: (M + 1,) code of each part, ``ABSENT`` where the image does not show it.
+            generator: on the CPU.
+
+        Returns:
+            The caption; the class noun alone, or "", if there is no part to name.
+
+        Raises:
+            ValueError: if ``codes`` does not fit the vocabulary.
+        """
+        with_template = float(torch.rand((), generator=generator)) < self.template_prob
+        template = self.templates[int(torch.randint(len(self.templates), (), generator=generator))]
+        order = torch.randperm(len(self.vocabulary.names), generator=generator).tolist()
+        keep = torch.rand(len(self.vocabulary.names), generator=generator).tolist()
+
+        tokens = self._tokens(codes)
+        if self.shuffle:
+            tokens.sort(key=lambda token: order[token.part])
+        if tokens:
+            safe = max(tokens, key=lambda token: keep[token.part])
+            tokens = [token for token in tokens if token is safe or keep[token.part] >= self.drop_prob]
+        return self._sentence(tokens, template if with_template else "{}")
+
+    def plain(self, codes: Tensor | Sequence[int], template: str = "a photo of a {}") -> str:
+        """The caption without chance, all present parts in order: for samples, probes and scores."""
+        _check_template(template)
+        return self._sentence(self._tokens(codes), template)
+
+    def _tokens(self, codes: Tensor | Sequence[int]) -> list[PartToken]:
+        values = [int(code) for code in (codes.tolist() if isinstance(codes, Tensor) else codes)]
+        if len(values) != len(self.vocabulary.names):
+            raise ValueError(f"codes must hold one code for each of {list(self.vocabulary.names)}, got {values}.")
+        first = BACKGROUND if self.background else BACKGROUND + 1
+        tokens = [PartToken(part, values[part]) for part in range(first, len(values)) if values[part] != ABSENT]
+        for token in tokens:
+            if not 0 <= token.code < self.vocabulary.num_codes[token.part]:
+                raise ValueError(
+                    f"codes give {self.vocabulary.names[token.part]!r} the code {token.code}, and it has "
+                    f"{self.vocabulary.num_codes[token.part]} codes; do the codes belong to this dictionary?"
+                )
+        return tokens
+
+    def _sentence(self, tokens: list[PartToken], template: str) -> str:
+        words = [render([token], self.vocabulary) for token in tokens]
+        subject = " ".join([*words, *self.class_noun.split()])
+        return template.replace("{}", subject) if subject else ""
+
+
+def _check_template(template: str) -> None:
+    if template.count("{}") != 1 or set("<>") & set(template):
+        raise UserError(f"A template is a sentence with one '{{}}' and without '<' and '>', got {template!r}.")

@@ -1,0 +1,195 @@
+"""The prompt grammar: ordinary text with part tokens ``<name:code>`` or ``<index:code>`` anywhere in it.
+
+``a photo of a <head:17> <2:5> bird`` asks for variant 17 of the part called "head" and variant 5 of part 2. Spaces
+inside the brackets and the case of names do not matter; a part may be named twice. What stands in a pair of brackets is
+always meant as a part token, so a mistake there is an error and never passes as text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.types import BACKGROUND, PartToken
+
+BACKGROUND_NAME = "background"
+
+_BRACKETS = re.compile(r"<([^<>]*)>")
+_UNOPENED = re.compile(r"[^\s<>:]+\s*:\s*[0-9]+\s*>")
+_NAME = re.compile(r"[^\s<>:\x00-\x1f]+(?: [^\s<>:\x00-\x1f]+)*")
+_INDEX = re.compile(r"[0-9]{1,9}")  # the bound keeps int() cheap and far above any real count
+
+
+@dataclass(frozen=True)
+class PartVocabulary:
+    """The parts and codes that a prompt can name.
+
+    Attributes:
+        names: M + 1 names, the background first. A name is one or more words without ``<``, ``>`` and ``:``, is not a
+            number, and differs from the others in more than case.
+        num_codes: M + 1 counts; codes of part m are 0...num_codes[m] - 1.
+
+    Raises:
+        UserError: if a name cannot be used in a prompt.
+        ValueError: if the counts do not fit the names.
+    """
+
+    names: Sequence[str]
+    num_codes: Sequence[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "num_codes", tuple(int(count) for count in self.num_codes))
+        if len(self.names) != len(self.num_codes) or any(count < 0 for count in self.num_codes):
+            raise ValueError(
+                f"num_codes must hold one count of codes, 0 or more, for each of the {len(self.names)} parts, "
+                f"got {list(self.num_codes)}."
+            )
+        if not self.names or self.names[BACKGROUND] != BACKGROUND_NAME:
+            raise UserError(
+                f"Part {BACKGROUND} must be called {BACKGROUND_NAME!r}, got the names {list(self.names)}; "
+                f"put {BACKGROUND_NAME!r} first."
+            )
+        self._check_names()
+
+    def _check_names(self) -> None:
+        seen: dict[str, str] = {}
+        for name in self.names:
+            if not _NAME.fullmatch(name) or name.isdigit():
+                raise UserError(
+                    f"Part name {name!r} cannot be written in a prompt: a name is words with single spaces between, "
+                    f"without '<', '>' and ':', and not a number alone. Rename the part."
+                )
+            if name.casefold() in seen:
+                raise UserError(
+                    f"Part names {seen[name.casefold()]!r} and {name!r} are the same in a prompt, where case does not "
+                    f"matter. Rename one of them."
+                )
+            seen[name.casefold()] = name
+
+    @property
+    def num_parts(self) -> int:
+        """Foreground parts (M)."""
+        return len(self.names) - 1
+
+    @property
+    def max_codes(self) -> int:
+        """Codes of the part that has most of them (K)."""
+        return max(self.num_codes)
+
+    @cached_property
+    def _index_of(self) -> dict[str, int]:
+        return {name.casefold(): index for index, name in enumerate(self.names)}
+
+    @cached_property
+    def _unclosed(self) -> re.Pattern[str]:
+        """A bracket that starts like a token; text such as "I <3 birds" or "a < b" is left alone."""
+        names = "|".join(re.escape(name) for name in self.names)
+        return re.compile(rf"<\s*(?:(?:{names})\b|[^\s<>:]+\s*:)", re.IGNORECASE)
+
+    def index(self, name: str) -> int:
+        """Index of a part, given by its name or as a number in digits.
+
+        Raises:
+            UserError: if there is no such part.
+        """
+        if _INDEX.fullmatch(name):
+            return self._checked_index(int(name))
+        found = self._index_of.get(name.casefold())
+        if found is None:
+            raise UserError(
+                f"There is no part called {name!r}. {did_you_mean(name.casefold(), self.names)} "
+                f"Parts are {self._listing()}."
+            )
+        return found
+
+    def check(self, token: PartToken) -> None:
+        """Raises ``UserError`` if the token's part or code does not exist."""
+        part = self._checked_index(token.part)
+        name, count = self.names[part], self.num_codes[part]
+        if count == 0:
+            raise UserError(f"Part {name!r} has no codes, because no image shows it; leave it out of the prompt.")
+        if not 0 <= token.code < count:
+            nearest = min(max(token.code, 0), count - 1)
+            raise UserError(
+                f"Part {name!r} has no code {token.code}; its codes are 0 to {count - 1}. "
+                f"Did you mean '<{name}:{nearest}>'?"
+            )
+
+    def _checked_index(self, index: int) -> int:
+        if not 0 <= index < len(self.names):
+            raise UserError(f"There is no part {index}; parts are {self._listing()}.")
+        return index
+
+    def _listing(self) -> str:
+        return ", ".join(f"{index} {name}" for index, name in enumerate(self.names))
+
+
+def parse(prompt: str, vocabulary: PartVocabulary) -> list[str | PartToken]:
+    """Splits a prompt into text, as it stands, and part tokens, in order; no text in the result is empty.
+
+    Raises:
+        UserError: for an unknown part or code (with the nearest valid ones), a token that is malformed, and a bracket
+            that opens or closes a token without its partner.
+    """
+    pieces: list[str | PartToken] = []
+    end = 0
+    for match in _BRACKETS.finditer(prompt):
+        pieces += _text(prompt[end : match.start()], vocabulary)
+        pieces.append(_token(match, vocabulary))
+        end = match.end()
+    return pieces + _text(prompt[end:], vocabulary)
+
+
+def render(pieces: Iterable[str | PartToken], vocabulary: PartVocabulary | None = None) -> str:
+    """The prompt that ``parse`` splits into these pieces; with names if the vocabulary is given, else with indices."""
+
+    def written(piece: str | PartToken) -> str:
+        if isinstance(piece, str):
+            return piece
+        part = piece.part if vocabulary is None else vocabulary.names[piece.part]
+        return f"<{part}:{piece.code}>"
+
+    return "".join(written(piece) for piece in pieces)
+
+
+def _text(text: str, vocabulary: PartVocabulary) -> list[str | PartToken]:
+    """The text between two tokens as zero or one piece; refuses the half of a token."""
+    for pattern, missing in ((vocabulary._unclosed, ">"), (_UNOPENED, "<")):
+        if broken := pattern.search(text):
+            raise UserError(
+                f"The part token near {text[broken.start() :].strip()[:30]!r} lacks its {missing!r}; "
+                f"a part token is written {_example(vocabulary)}."
+            )
+    return [text] if text else []
+
+
+def _token(match: re.Match[str], vocabulary: PartVocabulary) -> PartToken:
+    written = match.group(0)
+    name, colon, code = (part.strip() for part in match.group(1).partition(":"))
+    name = " ".join(name.split())
+    if not name:
+        raise UserError(f"{written!r} names no part; a part token is written {_example(vocabulary)}.")
+    try:
+        part = vocabulary.index(name)
+        if not _INDEX.fullmatch(code):
+            raise UserError(_wrong_code(vocabulary, part, code if colon else None))
+        token = PartToken(part, int(code))
+        vocabulary.check(token)
+    except UserError as error:
+        raise UserError(f"{written!r} in the prompt: {error}") from None
+    return token
+
+
+def _wrong_code(vocabulary: PartVocabulary, part: int, code: str | None) -> str:
+    name, last = vocabulary.names[part], vocabulary.num_codes[part] - 1
+    came = "the code is missing" if not code else f"the code must be a whole number, got {code!r}"
+    return f"{came}; codes of {name!r} are 0 to {last}, as in '<{name}:{last}>'."
+
+
+def _example(vocabulary: PartVocabulary) -> str:
+    part = min(1, vocabulary.num_parts)
+    return f"'<{vocabulary.names[part]}:{max(vocabulary.num_codes[part] - 1, 0)}>' or '<{part}:0>'"

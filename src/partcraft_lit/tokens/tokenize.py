@@ -1,0 +1,156 @@
+"""From prompts to ids: text as CLIP tokenizes it, one place for each part token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
+from partcraft_lit.types import PartToken, TokenizedPrompts
+
+#: Positions of CLIP's text encoders, the start and the end of the text included.
+CLIP_LENGTH = 77
+
+
+@dataclass(frozen=True)
+class _Word:
+    """What stands between two spaces: its ids, the same for every tokenizer, or the part token it is."""
+
+    text: str
+    ids: tuple[int, ...]
+    token: PartToken | None = None
+
+
+def tokenize(
+    prompts: Sequence[str], vocabulary: PartVocabulary, tokenizers: Sequence[Any], max_length: int = CLIP_LENGTH
+) -> TokenizedPrompts:
+    """Tokenizes prompts that may hold part tokens.
+
+    Without part tokens the ids are those of ``tokenizer(prompt, padding="max_length", max_length=max_length)``. A part
+    token takes one position, filled with the smallest ordinary id: never outside the embedding table, never the end of
+    the text, and never the largest id, by which older CLIP models find that end.
+
+    Args:
+        prompts: B prompts in the grammar of ``tokens.grammar``.
+        vocabulary: the parts and codes they may name.
+        tokenizers: one CLIP tokenizer per text encoder; they must agree on the ids of a text (they may differ in
+            padding, as SDXL's do).
+        max_length: positions of the text encoder (L).
+
+    Returns:
+        CPU tensors; T is the largest number of part tokens in one of the prompts.
+
+    Raises:
+        UserError: for a mistake in the grammar, a prompt that does not fit (with the words that would be cut), and a
+            word that the tokenizer does not know.
+        ValueError: if the tokenizers disagree on a text.
+    """
+    if isinstance(prompts, str):
+        raise TypeError("prompts must be a sequence of prompts, got one string; put it into a list.")
+    known: dict[str, tuple[int, ...]] = {}  # captions repeat their words: each is tokenized once per call
+    rows = [_fit(_words(prompt, vocabulary, tokenizers, known), max_length) for prompt in prompts]
+    tokens = [[(place, word.token) for place, word in _placed(row) if word.token is not None] for row in rows]
+    return TokenizedPrompts(
+        input_ids=tuple(_ids(rows, tokenizer, max_length) for tokenizer in tokenizers),
+        part_positions=_padded([[place for place, _ in row] for row in tokens]),
+        part_ids=_padded([[token.part for _, token in row] for row in tokens]),
+        code_ids=_padded([[token.code for _, token in row] for row in tokens]),
+    )
+
+
+@dataclass(frozen=True)
+class PromptTokenizer:
+    """``tokenize`` with everything but the prompts filled in: small, callable and picklable, for loader workers."""
+
+    vocabulary: PartVocabulary
+    tokenizers: Sequence[Any]
+    max_length: int = CLIP_LENGTH
+
+    def __call__(self, prompts: Sequence[str]) -> TokenizedPrompts:
+        return tokenize(prompts, self.vocabulary, self.tokenizers, self.max_length)
+
+
+def placeholder_id(tokenizer: Any) -> int:
+    """The smallest id that means nothing special to a tokenizer."""
+    special = set(tokenizer.all_special_ids)
+    return next(index for index in range(len(tokenizer)) if index not in special)
+
+
+def _words(
+    prompt: str, vocabulary: PartVocabulary, tokenizers: Sequence[Any], known: dict[str, tuple[int, ...]]
+) -> list[_Word]:
+    """The prompt in words. CLIP never joins letters across a space, so tokenizing words one by one changes nothing."""
+    words: list[_Word] = []
+    for piece in parse(prompt, vocabulary):
+        if isinstance(piece, PartToken):
+            words.append(_Word(render([piece], vocabulary), (-1,), piece))
+            continue
+        for text in piece.split():
+            if text not in known:
+                known[text] = _word_ids(text, tokenizers)
+            words.append(_Word(text, known[text]))
+    return words
+
+
+def _word_ids(text: str, tokenizers: Sequence[Any]) -> tuple[int, ...]:
+    each = [tuple(tokenizer(text, add_special_tokens=False, verbose=False).input_ids) for tokenizer in tokenizers]
+    if any(ids != each[0] for ids in each):
+        raise ValueError(
+            f"The tokenizers disagree on {text!r}: {[list(ids) for ids in each]}. Part tokens need all text encoders "
+            f"to read the same ids, as the CLIP tokenizers of one Stable Diffusion model do."
+        )
+    ends = {tokenizers[0].bos_token_id, tokenizers[0].eos_token_id}
+    if ends & set(each[0]):
+        raise UserError(
+            f"The tokenizer does not know {text!r} and would read the end of the text there; leave the word out or "
+            f"write another one."
+        )
+    return each[0]
+
+
+def _fit(words: list[_Word], max_length: int) -> list[_Word]:
+    """The words, if they fit beside the start and the end of the text."""
+    room, used = max_length - 2, 0
+    for index, word in enumerate(words):
+        used += len(word.ids)
+        if used > room:
+            needed = sum(len(other.ids) for other in words)
+            cut = [other.text for other in words[index:]]
+            shown = " ".join(cut[:12]) + (f" ... ({len(cut)} words)" if len(cut) > 12 else "")
+            raise UserError(
+                f"The prompt takes {needed} positions and the text encoder has {room}; these words would be cut: "
+                f"{shown!r}. Shorten the prompt by {needed - room} positions; a part token or a common word takes one."
+            )
+    return words
+
+
+def _placed(words: list[_Word]) -> list[tuple[int, _Word]]:
+    """Each word with the position of its first id; position 0 is the start of the text."""
+    placed, place = [], 1
+    for word in words:
+        placed.append((place, word))
+        place += len(word.ids)
+    return placed
+
+
+def _ids(rows: list[list[_Word]], tokenizer: Any, max_length: int) -> Tensor:
+    """(B, L) ids with start, end and padding."""
+    blank = placeholder_id(tokenizer)
+    ids = torch.full((len(rows), max_length), int(tokenizer.pad_token_id), dtype=torch.long)
+    for row, words in zip(ids, rows, strict=True):
+        text = [blank if number < 0 else number for word in words for number in word.ids]
+        text = [tokenizer.bos_token_id, *text, tokenizer.eos_token_id]
+        row[: len(text)] = torch.tensor(text)
+    return ids
+
+
+def _padded(rows: list[list[int]]) -> Tensor:
+    """(B, T) integers, -1 where a row is shorter than the longest."""
+    longest = max((len(row) for row in rows), default=0)
+    flat = [number for row in rows for number in [*row, *[-1] * (longest - len(row))]]
+    return torch.tensor(flat, dtype=torch.long).reshape(len(rows), longest)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
+from partcraft_lit.types import PartToken
+
+BIRD = PartVocabulary(["background", "head", "left wing", "tail", "crest"], [4, 20, 20, 10, 0])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces"),
+    [
+        ("", []),
+        ("<head:17>", [PartToken(1, 17)]),
+        ("<2:17>", [PartToken(2, 17)]),
+        ("<0:3>", [PartToken(0, 3)]),
+        ("<background:3>", [PartToken(0, 3)]),
+        ("< head : 17 >", [PartToken(1, 17)]),
+        ("<\thead:\n017>", [PartToken(1, 17)]),
+        ("<HEAD:0>", [PartToken(1, 0)]),
+        ("<left  wing:5>", [PartToken(2, 5)]),
+        ("a <head:1>, <tail:2> bird.", ["a ", PartToken(1, 1), ", ", PartToken(3, 2), " bird."]),
+        ("<head:1><head:2>", [PartToken(1, 1), PartToken(1, 2)]),
+        ("a<head:1>b", ["a", PartToken(1, 1), "b"]),
+    ],
+)
+def test_a_prompt_splits_into_text_and_tokens(prompt, pieces):
+    assert parse(prompt, BIRD) == pieces
+
+
+@pytest.mark.parametrize(
+    "text", ["a photo of a bird", "I <3 birds", "x < y", "a -> b", "at 10:30, ratio 16:9", " ", "<headphones"]
+)
+def test_text_is_left_as_it_stands(text):
+    assert parse(text, BIRD) == [text]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_rendering_is_the_inverse_of_parsing(named):
+    pieces = ["a photo of a ", PartToken(1, 17), " ", PartToken(2, 0), PartToken(2, 19), ", flying"]
+    prompt = render(pieces, BIRD if named else None)
+    assert parse(prompt, BIRD) == pieces
+    written = "<head:17> <left wing:0><left wing:19>" if named else "<1:17> <2:0><2:19>"
+    assert prompt == f"a photo of a {written}, flying"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a <haed:17> bird", r"'<haed:17>' in the prompt: There is no part called 'haed'. Did you mean 'head'\?"),
+        ("<HAED:17>", r"Did you mean 'head'\?"),
+        ("<lora:thing:0.8>", r"no part called 'lora'.*Parts are 0 background, 1 head, 2 left wing, 3 tail, 4 crest"),
+        ("<5:0>", r"There is no part 5; parts are 0 background, 1 head"),
+        ("<-1:0>", r"no part called '-1'"),
+        ("<head:20>", r"'head' has no code 20; its codes are 0 to 19. Did you mean '<head:19>'\?"),
+        ("<3:10>", r"'tail' has no code 10; its codes are 0 to 9"),
+        ("<crest:0>", r"'crest' has no codes, because no image shows it"),
+        ("<head>", r"'<head>' in the prompt: the code is missing; codes of 'head' are 0 to 19, as in '<head:19>'"),
+        ("<head:>", r"the code is missing"),
+        ("<head:x>", r"must be a whole number, got 'x'; codes of 'head' are 0 to 19"),
+        ("<head:-3>", r"must be a whole number, got '-3'"),
+        ("<head:1.5>", r"must be a whole number, got '1.5'"),
+        ("<head:1:2>", r"must be a whole number, got '1:2'"),
+        ("<head:١>", r"must be a whole number"),
+        (f"<head:{'9' * 5000}>", r"must be a whole number"),
+        ("<:17>", r"'<:17>' names no part; a part token is written '<head:19>' or '<1:0>'"),
+        ("<>", r"'<>' names no part"),
+        ("a <head:17 bird", r"near '<head:17 bird' lacks its '>'"),
+        ("a <left wing bird", r"near '<left wing bird' lacks its '>'"),
+        ("a <head:17 <tail:1> bird", r"near '<head:17' lacks its '>'"),
+        ("a head:17> bird", r"near 'head:17> bird' lacks its '<'"),
+        ("<|endoftext|>", r"no part called '|endoftext|'"),
+    ],
+)
+def test_a_mistake_is_named_with_the_nearest_valid_token(prompt, message):
+    with pytest.raises(UserError, match=message):
+        parse(prompt, BIRD)
+
+
+@pytest.mark.parametrize(
+    ("names", "num_codes", "error", "message"),
+    [
+        (["head", "background"], [1, 1], UserError, "Part 0 must be called 'background'"),
+        ([], [], UserError, "Part 0 must be called 'background'"),
+        (["background", "head", "Head"], [1, 1, 1], UserError, "'head' and 'Head' are the same in a prompt"),
+        (["background", "3"], [1, 1], UserError, "'3' cannot be written in a prompt"),
+        (["background", "a:b"], [1, 1], UserError, "'a:b' cannot be written in a prompt"),
+        (["background", " head"], [1, 1], UserError, "cannot be written in a prompt"),
+        (["background", ""], [1, 1], UserError, "cannot be written in a prompt"),
+        (["background", "head"], [1], ValueError, "one count of codes, 0 or more, for each of the 2 parts"),
+        (["background", "head"], [1, -1], ValueError, "one count of codes"),
+    ],
+)
+def test_a_vocabulary_that_no_prompt_could_name_is_refused(names, num_codes, error, message):
+    with pytest.raises(error, match=message):
+        PartVocabulary(names, num_codes)
+
+
+def test_a_vocabulary_counts_compares_and_travels():
+    assert (BIRD.num_parts, BIRD.max_codes) == (4, 20)
+    assert BIRD.index("Tail") == BIRD.index("3") == 3
+    assert pickle.loads(pickle.dumps(BIRD)) == BIRD
+    assert hash(PartVocabulary(("background",), (1,))) == hash(PartVocabulary(["background"], [1]))
+
+
+@pytest.mark.parametrize("token", [PartToken(-1, 0), PartToken(5, 0), PartToken(1, -1), PartToken(1, 20)])
+def test_a_token_from_elsewhere_is_checked_too(token):
+    with pytest.raises(UserError, match=r"There is no part|has no code"):
+        BIRD.check(token)
