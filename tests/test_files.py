@@ -33,9 +33,14 @@ def test_an_older_file_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
     atomic_write(tmp_path / "file", "old")
-    with pytest.raises(type(error)), atomic_path(tmp_path / "file") as temporary:
-        temporary.write_text("half of the n")
-        raise error
+
+    def interrupted() -> None:
+        with atomic_path(tmp_path / "file") as temporary:
+            temporary.write_text("half of the n")
+            raise error
+
+    with pytest.raises(type(error)):
+        interrupted()
     assert (tmp_path / "file").read_text() == "old"
     assert names(tmp_path) == ["file"]
 
@@ -78,7 +83,7 @@ def test_a_full_disk_is_recognised_in_the_words_of_writers_in_rust(tmp_path: Pat
 
 def test_a_place_that_cannot_hold_the_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written: .*Choose a folder"):
+    with pytest.raises(UserError, match=r"cannot be written: .*Choose a folder"):
         atomic_write(tmp_path / "file" / "below", "")
 
 

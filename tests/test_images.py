@@ -259,7 +259,12 @@ def test_resize_takes_batches_floats_and_one_number() -> None:
 
 @pytest.mark.parametrize(
     "height, width, size, multiple, expected",
-    [(100, 200, 64, 8, (64, 128)), (200, 100, 64, 8, (128, 64)), (375, 500, 224, 14, (224, 294)), (9, 9, 32, 8, (32, 32))],
+    [
+        (100, 200, 64, 8, (64, 128)),
+        (200, 100, 64, 8, (128, 64)),
+        (375, 500, 224, 14, (224, 294)),
+        (9, 9, 32, 8, (32, 32)),
+    ],
 )
 def test_resize_short_side(height: int, width: int, size: int, multiple: int, expected: tuple[int, int]) -> None:
     image = torch.zeros(3, height, width, dtype=torch.uint8)

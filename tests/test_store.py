@@ -193,7 +193,9 @@ def test_hashes_are_stable_and_tell_values_apart() -> None:
     assert stable_hash({"a": 1, "b": 2}) == stable_hash({"b": 2, "a": 1})
 
 
-@pytest.mark.parametrize("value", [Path("x"), {1: "a"}, {1, 2}, torch.zeros(1), b"bytes"], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [Path("x"), {1: "a"}, {1, 2}, torch.zeros(1), b"bytes"], ids=lambda v: type(v).__name__
+)
 def test_what_has_no_stable_text_is_refused(value: object) -> None:
     with pytest.raises(TypeError, match="stable_hash takes plain values"):
         stable_hash("fine", [value])

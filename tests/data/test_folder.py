@@ -180,9 +180,10 @@ def test_an_interruption_keeps_what_was_checked(
             raise KeyboardInterrupt
         return check(path, memory)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(folder_module, "_check", interrupted)
-        ImageFolder(images, store=store)
+        with pytest.raises(KeyboardInterrupt):
+            ImageFolder(images, store=store)
     decoded.clear()
     assert len(ImageFolder(images, store=store)) == 5
     assert decoded == ["4.png"]
@@ -229,7 +230,9 @@ def test_wrong_labels_option(tmp_path: Path) -> None:
 
 def test_a_missing_folder_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "birds" / "train").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"there is no folder .*brids/train\. .* no 'brids' in it\. Did you mean 'birds'"):
+    with pytest.raises(
+        UserError, match=r"there is no folder .*brids/train\. .* no 'brids' in it\. Did you mean 'birds'"
+    ):
         ImageFolder(tmp_path / "brids" / "train")
 
 
