@@ -1,0 +1,1 @@
+"""Trains the embedded models from scratch: autoencoder, text encoder and UNet of the miniature Stable Diffusion."""

@@ -1,0 +1,140 @@
+"""One resumable training loop for the embedded models, on one GPU or a few CPU cores."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long and how fast.
+
+    Attributes:
+        steps: optimisation steps in all.
+        batch_size: samples per step.
+        lr: peak learning rate; warmed up, held, and let fall to zero over the last fifth.
+        warmup: steps of warm-up.
+        ema_decay: of the averaged weights that are kept in the end.
+        save_every_s: seconds between checkpoints.
+        device: "cpu" or "cuda".
+        precision: "fp32" or "bf16" (autocast).
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    warmup: int = 200
+    ema_decay: float = 0.999
+    save_every_s: float = 120.0
+    device: str = "cpu"
+    precision: str = "fp32"
+
+
+def learning_rate(step: int, settings: LoopSettings) -> float:
+    """Warm-up, constant, then linear to zero over the last fifth: a longer run resumes from a shorter one's plateau."""
+    rise = min(1.0, (step + 1) / max(1, settings.warmup))
+    fall = min(1.0, (settings.steps - step) / max(1.0, 0.2 * settings.steps))
+    return settings.lr * rise * fall
+
+
+def train_loop(
+    model: nn.Module,
+    loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+    settings: LoopSettings,
+    checkpoint: Path,
+    log: Log,
+) -> nn.Module:
+    """Trains ``model`` in place and returns the average of its weights.
+
+    Args:
+        model: what trains.
+        loss: step number -> scalar loss and what to log; draws its data from the step number alone, so that a resumed run
+            is the same run.
+        settings: as given.
+        checkpoint: file that is written atomically, and resumed from if it stands; a line per log goes to
+            ``curve.jsonl`` beside it.
+        log: where a line for people goes.
+
+    Returns:
+        A copy of ``model`` with exponentially averaged weights.
+    """
+    device = torch.device(settings.device)
+    model.to(device).train()
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    step = _resume(checkpoint, model, averaged, optimizer, log)
+    curve = checkpoint.with_name("curve.jsonl")
+    saved = logged = time.monotonic()
+    first, mean = step, None
+    while step < settings.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            value, numbers = loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay = min(settings.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+        step += 1
+        if step % 50 == 0 or step == settings.steps:
+            now = time.monotonic()
+            mean = float(value.detach()) if mean is None else 0.8 * mean + 0.2 * float(value.detach())
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"The loss is {mean} at step {step}; lower lr (now {settings.lr}).")
+            rate = (step - first) * settings.batch_size / (now - logged)
+            log(f"step {step}/{settings.steps}  loss {mean:.5f}  {rate:.0f} images/s  " + _numbers(numbers))
+            line = {"step": step, "loss": mean, "images_per_s": rate, **numbers}
+            with curve.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            first, logged = step, now
+            if now - saved > settings.save_every_s:
+                _save(checkpoint, step, model, averaged, optimizer)
+                saved = now
+    _save(checkpoint, step, model, averaged, optimizer)
+    return averaged.eval()
+
+
+def _numbers(numbers: dict[str, float]) -> str:
+    return "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+
+
+def _save(path: Path, step: int, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    temporary = path.with_suffix(".tmp")
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _resume(path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, log: Log) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    model.load_state_dict(state["model"])
+    averaged.load_state_dict(state["averaged"])
+    optimizer.load_state_dict(state["optimizer"])
+    log(f"goes on at step {state['step']} of {path}")
+    return int(state["step"])

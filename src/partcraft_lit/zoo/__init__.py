@@ -1,0 +1,1 @@
+"""A drawn world with ground truth: creatures whose parts, looks and masks are known."""

@@ -1,0 +1,108 @@
+"""A data set of creatures, drawn on the fly, that knows the truth of each picture and of every hybrid."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.randomness import derive_seed
+from partcraft_lit.types import ABSENT, GroundTruth
+from partcraft_lit.zoo.draw import Drawing, draw, visible_parts
+from partcraft_lit.zoo.looks import family_of, species_table
+from partcraft_lit.zoo.scenes import pose_of
+from partcraft_lit.zoo.shapes import PLANS
+
+#: Raise by one when the same settings would draw other pixels.
+_VERSION = 1
+
+
+class Creatures:
+    """Species of the held-out world, each with a fixed look for every part, in poses of every kind.
+
+    Picture ``i`` shows species ``i // images_per_species``. An image source with labels and ground truth.
+
+    Args:
+        species: 1...30.
+        images_per_species: pictures of each.
+        image_size: side in pixels.
+        seed: decides looks and poses.
+        family: "bird" or "beast".
+
+    Raises:
+        UserError: for a number out of range or an unknown family.
+    """
+
+    def __init__(
+        self, species: int = 20, images_per_species: int = 30, image_size: int = 64, seed: int = 0, family: str = "bird"
+    ) -> None:
+        for name, value, least in (("images_per_species", images_per_species, 1), ("image_size", image_size, 16)):
+            if value < least:
+                raise UserError(f"dataset.{name} must be at least {least}, got {value}.")
+        self._family = family_of(family)
+        self._plan = PLANS[family]
+        self._looks = torch.from_numpy(species_table(species, seed))  # (species, parts, 3)
+        self._images_per_species = images_per_species
+        self._size = image_size
+        self._seed = seed
+        self.class_noun = self._family.noun
+        self.class_names: Sequence[str] = [f"species_{index:02d}" for index in range(species)]
+        self.part_names: Sequence[str] = self._family.part_names
+        self._drawn = functools.lru_cache(maxsize=8192)(self._draw_one)
+
+    def __len__(self) -> int:
+        return len(self.class_names) * self._images_per_species
+
+    def image(self, index: int) -> Tensor:
+        """(3, size, size) uint8."""
+        return self._drawn(index)[0]
+
+    def name(self, index: int) -> str:
+        species, number = divmod(self._checked(index), self._images_per_species)
+        return f"{self.class_names[species]}/{number:03d}"
+
+    def content_hash(self, index: int) -> str:
+        settings = (_VERSION, self.class_noun, len(self.class_names), self._size)
+        return f"{derive_seed(self._seed, *settings, *self._key(index)):016x}"
+
+    def label(self, index: int) -> int:
+        return self._checked(index) // self._images_per_species
+
+    def truth(self, index: int) -> GroundTruth:
+        """Masks and species of the parts; a part with too few visible pixels is absent."""
+        _, label_map = self._drawn(index)
+        seen = visible_parts(label_map[None])[0]
+        species = tuple(self.label(index) if visible else ABSENT for visible in seen.tolist())
+        return GroundTruth(label_map, species, tuple(self.part_names))
+
+    def render(self, species: Tensor, indices: Sequence[int]) -> Drawing:
+        """True pictures of hybrids.
+
+        Args:
+            species: (B, parts) species of each part.
+            indices: B pictures whose pose, background and light are used.
+
+        Returns:
+            The pictures that a perfect composer would make, with masks.
+        """
+        looks = self._looks[species, torch.arange(species.shape[1])]
+        pose = torch.stack([pose_of(self._seed, *self._key(index)) for index in indices])
+        return draw(self._plan, looks, pose, self._size)
+
+    def _draw_one(self, index: int) -> tuple[Tensor, Tensor]:
+        species = torch.full((1, len(self.part_names)), self.label(index))
+        drawing = self.render(species, [index])
+        return drawing.images[0], drawing.label_maps[0]
+
+    def _key(self, index: int) -> tuple[int, int]:
+        """Species and number, so that more species or pictures leave the ones there were as they are."""
+        species, number = divmod(self._checked(index), self._images_per_species)
+        return species, number
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There are {len(self)} creatures, so no number {index}.")
+        return index
