@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.testing import assert_close
 
@@ -288,6 +289,14 @@ def test_loss_is_float32_from_halves_and_under_autocast(dtype):
         loss = entropy_attention_loss(halves, part_ids, labels, NUM_PARTS)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected)
+
+
+@pytest.mark.parametrize("unprompted", ["ignore", "released"])
+def test_no_value_is_read_back_from_the_device(unprompted):
+    # Fake tensors have no values: anything that would wait for the device, or branch on data, is an error.
+    with FakeTensorMode() as mode:
+        case = [mode.from_tensor(tensor) for tensor in make_case()]
+        assert entropy_attention_loss(*case, NUM_PARTS, unprompted=unprompted).shape == (4,)
 
 
 @pytest.mark.skipif(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 from partcraft_lit.errors import UserError
@@ -59,6 +60,33 @@ def test_a_code_that_occurs_twice_gathers_both_gradients():
     tokens(torch.tensor([[1, 1, 0]]), torch.tensor([[2, 2, 2]])).sum().backward()
     assert_close(tokens.codes.grad[1, 2], torch.full((16,), 2.0))
     assert_close(tokens.codes.grad[0, 2], torch.full((16,), 1.0))
+
+
+def test_gradients_of_repeated_codes_are_the_same_bits_each_time():
+    tokens = mapper(widths=(768,), layers=0)
+    generator = torch.Generator().manual_seed(0)
+    codes, weights = (
+        torch.randint(0, 5, (16, 64), generator=generator),
+        torch.randn(16, 64, 768, generator=generator),
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        sums = [
+            torch.autograd.grad((tokens(torch.ones_like(codes), codes) * weights).sum(), tokens.codes)[0]
+            for _ in range(8)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(sums[0], other) for other in sums[1:])
+
+
+def test_no_value_is_read_back_from_the_device():
+    tokens = mapper(norm_match=0.4)
+    # Fake tensors have no values: anything that would wait for the device, or branch on data, is an error.
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        vectors = tokens(mode.from_tensor(PART_IDS), mode.from_tensor(CODE_IDS))
+    assert vectors.shape == (2, 4, 16)
 
 
 def test_no_tokens_give_no_vectors():
