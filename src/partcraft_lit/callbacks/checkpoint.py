@@ -1,0 +1,161 @@
+"""Checkpoints that are either whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from partcraft_lit.callbacks.hooks import EveryNSteps
+from partcraft_lit.files import atomic_path, atomic_write
+
+_NAME = re.compile(r"step=(\d+)\.ckpt")
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints(Checkpoint):
+    """Writes ``step=001400.ckpt`` every N optimizer steps and after the last one, and keeps the newest few.
+
+    A checkpoint is written under a temporary name, flushed to the disk, measured, and only then renamed; its size and
+    SHA-256 stand in ``step=001400.ckpt.json`` before that. So whatever happens, a file of that name either agrees with
+    its manifest or is passed over by :func:`newest_good`. ``last.ckpt`` is the newest once more, for people and other
+    tools.
+
+    Args:
+        folder: where to.
+        every_n_steps: optimizer steps between checkpoints.
+        keep: how many to keep, at least 2, so that a damaged one has a predecessor.
+
+    Raises:
+        ValueError: if ``keep`` is less than 2.
+    """
+
+    def __init__(self, folder: Path | str, every_n_steps: int, keep: int = 2) -> None:
+        if keep < 2:
+            raise ValueError(f"keep must be at least 2, so that a damaged checkpoint has a predecessor; got {keep}.")
+        self.folder = Path(folder)
+        self.keep = keep
+        self._trigger = EveryNSteps(every_n_steps)
+        self._saved = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trigger.start(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning's loops take up a state that was saved in this hook, and only in this one, at the next batch.
+        step = trainer.global_step
+        due = self._trigger.fires(step)
+        if due or (step != self._saved and 0 < trainer.max_steps <= step):
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> Path:
+        """Saves now; every process has to call it."""
+        step = trainer.global_step
+        path = self.folder / f"step={step:06d}.ckpt"
+        self._saved = step
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(path, weights_only=False)  # collective; only process 0 writes
+            return path
+        with atomic_path(path) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)
+            manifest = {"step": step, "bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+            atomic_write(manifest_path(path), json.dumps(manifest, indent=1) + "\n")
+        with atomic_path(self.folder / "last.ckpt") as temporary:
+            _link(path, temporary)
+        self._prune()
+        return path
+
+    def _prune(self) -> None:
+        for path in _numbered(self.folder)[self.keep :]:
+            path.unlink(missing_ok=True)
+            manifest_path(path).unlink(missing_ok=True)
+
+
+def newest_good(folder: Path | str, say: Callable[[str], None] = _log.warning) -> Path | None:
+    """The checkpoint with most steps that is whole, or None.
+
+    Args:
+        folder: where checkpoints are; it may be missing.
+        say: told of every checkpoint that was passed over, with the reason, and what was taken instead.
+    """
+    skipped = False
+    for path in _candidates(Path(folder)):
+        reason = damage(path)
+        if reason is None:
+            if skipped:
+                say(f"The newest checkpoint that can be read is taken: {path}.")
+            return path
+        skipped = True
+        say(f"Checkpoint {path} is passed over: {reason}.")
+    if skipped:
+        say(f"No checkpoint in {folder} can be read.")
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None. With a manifest its bytes decide; without one, whether it loads."""
+    if not path.is_file():
+        return "it is not a file"
+    if not manifest_path(path).exists():
+        return _loading_error(path)
+    try:
+        manifest = json.loads(manifest_path(path).read_text())
+        size, digest = int(manifest["bytes"]), str(manifest["sha256"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return f"its manifest cannot be read ({type(error).__name__}: {error})"
+    if path.stat().st_size != size:
+        return f"it has {path.stat().st_size} bytes instead of {size}"
+    return None if _sha256(path) == digest else "its bytes are not those that were written (SHA-256 differs)"
+
+
+def manifest_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Numbered checkpoints, most steps first, then any others, newest first; no hidden temporary files."""
+    if not folder.is_dir():
+        return []
+    numbered = _numbered(folder)
+    visible = [path for path in folder.glob("*.ckpt") if not path.name.startswith(".") and path not in numbered]
+    return numbered + sorted(visible, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    steps = {path: match for path in folder.glob("step=*.ckpt") if (match := _NAME.fullmatch(path.name))}
+    return sorted(steps, key=lambda path: int(steps[path].group(1)), reverse=True)
+
+
+def _loading_error(path: Path) -> str | None:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises nearly anything on damaged bytes
+        first_line = str(error).split("\n", maxsplit=1)[0]
+        return f"it cannot be loaded ({type(error).__name__}: {first_line})"
+    if not isinstance(content, dict) or not {"global_step", "state_dict"} <= content.keys():
+        return "it is no checkpoint of a training run: global_step or state_dict is missing"
+    return None
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # file systems without hard links
+        shutil.copyfile(source, target)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,69 @@
+"""Pictures of a run at fixed steps: what sample grids and attention maps have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from partcraft_lit.callbacks.hooks import EveryNSteps, evaluating, going_on, log_picture
+from partcraft_lit.pictures import save_png
+
+
+class Panel(Callback, ABC):
+    """Draws a picture every N optimizer steps, before the first and after the last, into a folder and to the loggers.
+
+    Training does not notice: the random state and the modes of all modules are restored, and a failure is a warning.
+
+    Args:
+        folder: pictures go to ``<folder>/step_000100.png``.
+        every_n_steps: optimizer steps between pictures.
+    """
+
+    #: What the loggers call it, and what a warning calls it.
+    key: str
+    title: str
+
+    def __init__(self, folder: Path | str, every_n_steps: int) -> None:
+        self.folder = Path(folder)
+        self._trigger = EveryNSteps(every_n_steps)
+
+    @abstractmethod
+    def draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        """The picture, (3, height, width) uint8."""
+
+    @abstractmethod
+    def metadata(self) -> Mapping[str, object]:
+        """What the file says of itself, beside the step."""
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}.png"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trigger.start(trainer.global_step)
+        if trainer.global_step == 0:
+            self._show(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._trigger.fires(trainer.global_step):
+            self._show(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.path(trainer.global_step).exists():
+            self._show(trainer, pl_module)
+
+    def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        with going_on(f"{self.title} at step {step}"), isolate_rng(), evaluating(pl_module):
+            picture = self.draw(trainer, pl_module)
+            save_png(self.path(step), picture, {**self.metadata(), "step": step})
+            log_picture(trainer, self.key, picture, caption=f"step {step}")
