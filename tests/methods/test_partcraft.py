@@ -60,3 +60,15 @@ def test_pieces_of_different_dictionaries_are_refused(tiny_tokenizer):
     other = PartVocabulary(["background", "head", "tail"], [4, 5, 3])
     with pytest.raises(ValueError, match="caption builder has another vocabulary"):
         PartCraft(other, TokenMapper(2, 5, (8,)), captions, [tiny_tokenizer])
+
+
+def test_gradients_run_through_a_real_text_encoder_to_the_mapper(tiny_backbone):
+    mapper = TokenMapper(num_parts=2, num_codes=5, widths=tiny_backbone.token_widths)
+    method = PartCraft(VOCABULARY, mapper, CaptionBuilder(VOCABULARY), tiny_backbone.tokenizers)
+    tokens = method.tokenize(["a photo of a <head:4>, <wing:1> bird", "a photo of a bird"])
+    states = tiny_backbone.encode_prompts(tokens, method.part_vectors(tokens)).encoder_hidden_states
+    states.square().sum().backward()
+    rows = mapper.codes.grad.abs().sum(-1).nonzero().tolist()
+    assert rows == [[1, 4], [2, 1]]
+    plain = tiny_backbone.encode_prompts(method.tokenize(["a photo of a bird"]), None).encoder_hidden_states
+    assert_close(states[1:].detach(), plain.detach())
