@@ -10,6 +10,7 @@ from torch import Tensor
 
 from partcraft_lit.images import clamp_aspect, resize
 from partcraft_lit.parts.discovery import Discovery
+from partcraft_lit.parts.segmenter import connected_pieces
 from partcraft_lit.pictures import (
     Color,
     fit_square,
@@ -73,7 +74,7 @@ def draw_masks(source: ImageSource, discovery: Discovery, path: str | Path, n: i
 
 
 def part_box(label_map: Tensor, part: int, height: int, width: int, margin: float = 0.2) -> tuple[int, int, int, int]:
-    """A square of pixels around one part, as far as the image allows.
+    """A square of pixels around the largest piece of one part, as far as the image allows.
 
     Args:
         label_map: (grid height, grid width), with the part in it.
@@ -84,7 +85,9 @@ def part_box(label_map: Tensor, part: int, height: int, width: int, margin: floa
     Returns:
         top, left, bottom, right; inside the image, at least three cells wide.
     """
-    rows, columns = (label_map == part).nonzero().unbind(dim=1)
+    pieces = connected_pieces(label_map)
+    sizes = torch.bincount(pieces[label_map == part])  # specks elsewhere would make the crop show everything
+    rows, columns = (pieces == sizes.argmax()).nonzero().unbind(dim=1)
     cell_height, cell_width = height / label_map.shape[0], width / label_map.shape[1]
     top, bottom = float(rows.min()) * cell_height, float(rows.max() + 1) * cell_height
     left, right = float(columns.min()) * cell_width, float(columns.max() + 1) * cell_width
@@ -143,8 +146,8 @@ def _code_blocks(source: ImageSource, discovery: Discovery, part: int, colors: T
         centroid = discovery.dictionary.code_centroids[part][code]
         nearness = torch.cosine_similarity(discovery.part_features[members, part], centroid[None], dim=1)
         chosen = members[nearness.argsort(descending=True, stable=True)][:_CODE_CROPS].tolist()
-        tiles = [_crop(source, discovery, index, part, colors, side=_TILE - 8) for index in chosen]
-        tiles += [torch.full((3, _TILE - 8, _TILE - 8), 255, dtype=torch.uint8)] * (_CODE_CROPS - len(tiles))
+        tiles = [_crop(source, discovery, index, part, colors, ) for index in chosen]
+        tiles += [torch.full((3, _TILE, _TILE), 255, dtype=torch.uint8)] * (_CODE_CROPS - len(tiles))
         strip = grid(tiles, columns=_CODE_CROPS, pad=_GAP)
         token = f"<{discovery.dictionary.names[part]}:{code}>{_class_name(discovery, part, code)}"
         text = f"{token}   {int(counts[code])} images"

@@ -67,8 +67,8 @@ class DiscoverySettings:
     nredo: int = 5
     niter: int = 30
     foreground_clusters: int | Literal["auto"] = "auto"
-    center: bool = True
-    smallest_speck: int = 1
+    center: bool = False
+    smallest_speck: int = 2
     min_cells: int = 1
     on_too_few: Literal["lower", "stop"] = "lower"
 
@@ -287,7 +287,8 @@ class _Run:
             example = f", for example {self.source.name(unlabelled[0])}" if unlabelled else ""
             missing, number = len(unlabelled) or "all", len(self.source)
             raise UserError(
-                f"parts.codes=class needs a class for every image, but {missing} of {number} have none{example}. Put the images into one folder per class, or use parts.codes=kmeans."
+                f"parts.codes=class needs a class for every image, but {missing} of {number} have none{example}. "
+                "Put the images into one folder per class, or use parts.codes=kmeans."
             )
 
     # --- the store ----------------------------------------------------------------------------------------------
