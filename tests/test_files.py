@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"disk is full: .*file could not be written \(\d+ MB free\)"):
+    with pytest.raises(UserError, match=r"disk is full: .*file could not be written \(\d+\.\d MB free\)"):
         atomic_write(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
     assert names(tmp_path) == ["file"]
@@ -79,6 +80,21 @@ def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path: Path, monkeypatch:
 def test_a_full_disk_is_recognised_in_the_words_of_writers_in_rust(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="disk is full"), atomic_path(tmp_path / "file"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_an_unexplained_failure_on_a_full_disk_is_the_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    message = "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"  # torch.save on a full disk
+
+    def fail() -> None:
+        with atomic_path(tmp_path / "file"):
+            raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        fail()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4096))
+    with pytest.raises(UserError, match="disk is full"):
+        fail()
 
 
 def test_a_place_that_cannot_hold_the_file_is_said(tmp_path: Path) -> None:

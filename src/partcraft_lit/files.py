@@ -12,6 +12,7 @@ from pathlib import Path
 
 from partcraft_lit.errors import UserError
 
+_NEARLY_NOTHING = 1 << 20
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG})
 
@@ -68,10 +69,12 @@ def _sync(path: Path) -> None:
 
 def _as_user_error(error: Exception, path: Path) -> UserError | None:
     code = error.errno if isinstance(error, OSError) else None
-    # Writers in Rust and C++ (safetensors, torch.save) report a full disk in words only.
-    if code in _DISK_FULL or "No space left on device" in str(error):
+    # Writers in Rust (safetensors) report a full disk in words only, and torch.save not even that: it fails on a
+    # position in the file. The temporary file is still there, so the disk shows whether that was the cause.
+    unexplained = isinstance(error, RuntimeError) and _free_bytes(path) < _NEARLY_NOTHING
+    if code in _DISK_FULL or "No space left on device" in str(error) or unexplained:
         return UserError(
-            f"The disk is full: {path} could not be written ({_free_space(path)}). "
+            f"The disk is full: {path} could not be written ({_free_bytes(path) / 1e6:.1f} MB free). "
             f"Free some space there, or choose a folder on another disk. What was at that path before is untouched."
         )
     if code in _NOT_WRITABLE and isinstance(error, OSError):
@@ -79,6 +82,6 @@ def _as_user_error(error: Exception, path: Path) -> UserError | None:
     return None
 
 
-def _free_space(path: Path) -> str:
+def _free_bytes(path: Path) -> int:
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
-    return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free"
+    return shutil.disk_usage(folder).free

@@ -77,7 +77,7 @@ def test_bad_files_are_listed_with_reasons_and_stay_where_they_are(tmp_path: Pat
     assert "truncated" in reasons["sub/half.jpg"]
     assert "1 x 1 pixels" in reasons["speck.png"]
     assert "No such file" in reasons["gone.png"]
-    assert "Pillow does not read .heic files" in reasons["phone.HEIC"]
+    assert ".heic files are not read: convert it" in reasons["phone.HEIC"]
     assert good.exists()
     assert half.exists()
     source.write_rejected(tmp_path / "run" / "rejected.csv")

@@ -33,9 +33,9 @@ from partcraft_lit.store import Store, stable_hash
 
 logger = logging.getLogger(__name__)
 
-#: Pictures that people have and Pillow does not read: worth a line in the list of rejected files.
+#: Pictures that people have and that are not read here: worth a line in the list of rejected files.
 _UNREADABLE_PICTURES = frozenset(
-    {".heic", ".heif", ".jxl", ".svg", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf"}
+    {".heic", ".heif", ".jxl", ".svg", ".eps", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf"}
 )
 #: Folders that programs leave beside pictures, full of thumbnails and shadow files.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
@@ -158,7 +158,7 @@ class ImageFolder:
         candidates = [path for path in found if _extension(path) in extensions]
         unsupported = [path for path in found if _extension(path) in _UNREADABLE_PICTURES - extensions]
         self.rejected += [
-            Rejected(_printable(path), f"Pillow does not read {_extension(path)} files: convert it to JPEG or PNG")
+            Rejected(_printable(path), f"{_extension(path)} files are not read: convert it to JPEG or PNG")
             for path in unsupported
         ]
         if not candidates:
