@@ -146,7 +146,16 @@ def _code_blocks(source: ImageSource, discovery: Discovery, part: int, colors: T
         centroid = discovery.dictionary.code_centroids[part][code]
         nearness = torch.cosine_similarity(discovery.part_features[members, part], centroid[None], dim=1)
         chosen = members[nearness.argsort(descending=True, stable=True)][:_CODE_CROPS].tolist()
-        tiles = [_crop(source, discovery, index, part, colors, ) for index in chosen]
+        tiles = [
+            _crop(
+                source,
+                discovery,
+                index,
+                part,
+                colors,
+            )
+            for index in chosen
+        ]
         tiles += [torch.full((3, _TILE, _TILE), 255, dtype=torch.uint8)] * (_CODE_CROPS - len(tiles))
         strip = grid(tiles, columns=_CODE_CROPS, pad=_GAP)
         token = f"<{discovery.dictionary.names[part]}:{code}>{_class_name(discovery, part, code)}"

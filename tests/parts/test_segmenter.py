@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from partcraft_lit.parts.segmenter import Segmenter, absorb_specks, connected_pieces
+
+
+def segmenter(**settings) -> Segmenter:
+    """Axis 0 is the background; axes 1 and 2 are the parts."""
+    axes = torch.eye(3)
+    return Segmenter(torch.zeros(3), axes, torch.tensor([False, True, True]), axes[1:], **settings)
+
+
+def features(label_map: list[list[int]]) -> torch.Tensor:
+    return 3 * torch.eye(3)[torch.tensor(label_map)]
+
+
+def test_labels_and_means_by_hand():
+    label_map = segmenter().label(features([[0, 1], [2, 2]]))
+    assert label_map.tolist() == [[0, 1], [2, 2]]
+    assert label_map.dtype == torch.uint8
+    assert_close(segmenter().describe(features([[0, 1], [2, 2]]), label_map), torch.eye(3))
+
+
+def test_the_mean_of_an_absent_part_is_zero_not_nan():
+    means = segmenter().describe(features([[0, 0]]), torch.tensor([[0, 0]]))
+    assert means.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_the_offset_is_taken_off_first():
+    moved = segmenter()
+    shifted = Segmenter(
+        torch.tensor([5.0, 5, 5]), moved.foreground_centroids, moved.is_foreground, moved.part_centroids
+    )
+    grid = features([[0, 1], [2, 1]])
+    assert torch.equal(shifted.label(grid + 5), moved.label(grid))
+
+
+def test_small_parts_go_to_the_next_nearest_part_or_to_the_background():
+    grid = features([[1, 1, 1], [0, 0, 2]])
+    assert segmenter(min_cells=2).label(grid).tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert segmenter(min_cells=4).label(grid).tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_specks_take_the_label_around_them():
+    grid = features([[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [2, 0, 0, 0]])
+    cleaned = segmenter(smallest_speck=2).label(grid).tolist()
+    assert cleaned == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def test_hash_follows_everything_that_decides_a_label_map():
+    same, other = segmenter(), segmenter(min_cells=2)
+    flipped = Segmenter(torch.zeros(3), torch.eye(3), torch.tensor([True, False, True]), torch.eye(3)[1:])
+    assert same.hash == segmenter().hash
+    assert len({same.hash, other.hash, segmenter(smallest_speck=2).hash, flipped.hash}) == 4
+
+
+def test_pieces_by_hand():
+    labels = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 0, 0]])
+    pieces = connected_pieces(labels)
+    groups = sorted(torch.bincount(pieces.flatten())[pieces.unique()].tolist())
+    assert groups == [1, 1, 3, 4]
+    assert pieces[0, 0] == pieces[1, 1]
+    assert pieces[2, 0] != pieces[1, 1]  # corners do not connect
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_against_a_flood_fill(seed):
+    labels = torch.randint(0, 3, (9, 12), generator=torch.Generator().manual_seed(seed))
+    expected = torch.full_like(labels, -1)
+    for start in range(labels.numel()):
+        row, column = divmod(start, 12)
+        if expected[row, column] >= 0:
+            continue
+        todo = [(row, column)]
+        while todo:
+            r, c = todo.pop()
+            inside = 0 <= r < 9 and 0 <= c < 12
+            if inside and expected[r, c] < 0 and labels[r, c] == labels[row, column]:
+                expected[r, c] = start
+                todo += [(r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)]
+    assert torch.equal(connected_pieces(labels), expected)
+
+
+def test_absorbing_leaves_large_pieces_and_uniform_maps():
+    labels = torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]])
+    assert torch.equal(absorb_specks(labels, 3, 4), labels)
+    uniform = torch.ones(2, 2, dtype=torch.long)
+    assert torch.equal(absorb_specks(uniform, 3, 9), uniform)
