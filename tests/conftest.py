@@ -49,8 +49,8 @@ def byte_alphabet() -> list[str]:
 def clip_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[str]]:
     """A vocabulary in CLIP's layout (bytes, bytes ending a word, merges, start, end), and the merges that build it.
 
-    Each word becomes one token: new merges continue from where the merges so far leave it ("green" begins as g, re, e, n
-    once "red" is known), and they rank behind these, so the words before stay whole.
+    Each word becomes one token: new merges continue from where those so far leave it ("green" is g, re, e, n once
+    "red" is known), and they rank behind these, so the words before stay whole.
     """
     merges: dict[tuple[str, str], int] = {}
     for word in words:

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from partcraft_lit.errors import UserError, did_you_mean
@@ -125,14 +126,25 @@ def _load_pretrained(location: str, revision: str | None, variant: str | None) -
             part: kind.from_pretrained(location, subfolder=part, revision=revision, variant=variant)
             for part, kind in (("text_encoder", CLIPTextModel), ("vae", AutoencoderKL), ("unet", UNet2DConditionModel))
         }
-    return _components(tokenizer=tokenizer, scheduler=scheduler, **networks)
+    return _components(location, tokenizer=tokenizer, scheduler=scheduler, **networks)
 
 
 def _components(
-    *, unet: nn.Module, vae: nn.Module, text_encoder: nn.Module, tokenizer: Any, scheduler: Any
+    location: str, *, unet: nn.Module, vae: nn.Module, text_encoder: nn.Module, tokenizer: Any, scheduler: Any
 ) -> Components:
+    _check_tokenizer(location, tokenizer, text_encoder)
     # Half precision files come up to float32 here: the two libraries differ in what they do without being told.
     return Components(unet.float(), vae.float(), text_encoder.float(), tokenizer, scheduler)
+
+
+def _check_tokenizer(location: str, tokenizer: Any, text_encoder: Any) -> None:
+    """transformers makes a tokenizer of two tokens out of files it does not find, without a word."""
+    known, rows = len(tokenizer), int(text_encoder.config.vocab_size)
+    if known < 256 or known > rows:  # CLIP's byte-level vocabulary begins with the 256 bytes
+        raise UserError(
+            f"The tokenizer of {location} has {known} tokens and the text encoder {rows}: they do not belong together, "
+            f"or tokenizer/vocab.json and merges.txt are missing or damaged."
+        )
 
 
 @contextmanager
@@ -142,7 +154,7 @@ def _explained(location: str, variant: str | None) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(_load_error_message(location, variant, error)) from error
 
 
@@ -193,7 +205,9 @@ def _load_single_file(path: Path, config: Path | None) -> Components:
 
 
 def _single_file_tokenizer(path: Path, config: Path | None) -> Any:
-    """A checkpoint holds no tokenizer: it comes from the settings' folder, from beside the file, or the hub's cache."""
+    """A checkpoint holds no tokenizer: it comes from the settings' folder, from beside the file, or from the hub."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
     from transformers import CLIPTokenizer
 
     folders = [path.parent / "tokenizer", path.parent]
@@ -205,9 +219,10 @@ def _single_file_tokenizer(path: Path, config: Path | None) -> Any:
                 return CLIPTokenizer.from_pretrained(str(folder))
     for repository, subfolder in _TOKENIZER_REPOSITORIES:
         try:
-            return CLIPTokenizer.from_pretrained(repository, subfolder=subfolder)
-        except (OSError, ValueError):
+            files = [hf_hub_download(repository, name, subfolder=subfolder) for name in ("vocab.json", "merges.txt")]
+        except (OSError, HfHubHTTPError):
             continue
+        return CLIPTokenizer.from_pretrained(str(Path(files[0]).parent))
     raise UserError(
         f"{path} holds no tokenizer, and none is beside it or in the hub's cache. Put vocab.json and merges.txt of "
         f"CLIP into {path.parent / 'tokenizer'}, or give backbone.config=FOLDER with a folder that has tokenizer/."
@@ -215,7 +230,6 @@ def _single_file_tokenizer(path: Path, config: Path | None) -> Any:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -240,7 +254,7 @@ def _check_is_sd1(path: Path, checkpoint: dict[str, Any]) -> None:
 
 def _convert(path: Path, checkpoint: dict[str, Any], config: Path, tokenizer: Any) -> Components:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+    from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
     from transformers import CLIPTextModel
 
     settings = {"config": str(config), "local_files_only": True}
@@ -253,10 +267,10 @@ def _convert(path: Path, checkpoint: dict[str, Any], config: Path, tokenizer: An
             ),
         }
         scheduler = DDPMScheduler.from_pretrained(config, subfolder="scheduler", local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SingleFileComponentError) as error:
         raise UserError(f"{path} does not fit the settings in {config}: {error}") from error
     _check_complete(path, networks)
-    return _components(tokenizer=tokenizer, scheduler=scheduler, **networks)
+    return _components(str(path), tokenizer=tokenizer, scheduler=scheduler, **networks)
 
 
 def _check_complete(path: Path, networks: dict[str, Any]) -> None:

@@ -1,0 +1,336 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from partcraft_lit.backbones import sources
+from partcraft_lit.backbones.stable_diffusion import load_mini, load_sd15
+from partcraft_lit.errors import UserError
+
+
+@pytest.fixture
+def folder(tiny_sd_folder, tmp_path):
+    return shutil.copytree(tiny_sd_folder, tmp_path / "model")
+
+
+# --- a folder in diffusers' format ---
+
+
+def test_a_folder_gives_the_model_that_was_saved(tiny_sd_folder, tiny_backbone):
+    for backbone in (load_sd15(tiny_sd_folder, resolution=32), load_sd15(str(tiny_sd_folder), resolution=None)):
+        assert backbone.hash == tiny_backbone.hash
+        assert backbone.resolution == 32
+        assert backbone.attention_layers == tiny_backbone.attention_layers
+        assert backbone.name == "sd15"
+        assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert load_mini(tiny_sd_folder, resolution=32).name == "mini"
+
+
+def test_what_was_saved_in_half_precision_is_read_in_float32(folder, tiny_sd_folder):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd_folder, safety_checker=None)
+    pipeline.to(torch.float16).save_pretrained(folder, variant="fp16")
+    pipeline.save_pretrained(folder.parent / "half")
+    half = load_sd15(folder, variant="fp16", resolution=32)
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    assert half.hash == load_mini(folder.parent / "half", resolution=32).hash
+    assert half.hash != load_sd15(folder, resolution=32).hash
+
+
+def test_a_tokenizer_of_old_files_only_is_read(folder, tiny_tokenizer, tiny_words):
+    """The published SD1.5 has vocab.json and merges.txt, no tokenizer.json."""
+    from partcraft_lit.backbones.stable_diffusion import load_sd15
+
+    (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    vocabulary = tiny_tokenizer.get_vocab()
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
+    shutil.copy(f"{tiny_tokenizer.name_or_path}/merges.txt", folder / "tokenizer")
+    (tokenizer,) = load_sd15(folder, resolution=32).tokenizers
+    text = " ".join(tiny_words) + " zebra, 7!"
+    assert tokenizer(text).input_ids == tiny_tokenizer(text).input_ids
+
+
+def test_an_incomplete_folder_says_what_is_missing_before_reading_weights(folder, monkeypatch):
+    shutil.rmtree(folder / "vae")
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    monkeypatch.setattr(sources, "_load_pretrained", lambda *args: pytest.fail("read weights"))
+    wanted = r"vae/config\.json, scheduler/scheduler_config\.json missing; it holds .*unet.*hf download"
+    with pytest.raises(UserError, match=wanted):
+        load_sd15(folder)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(UserError, match=r"unet/config\.json.*it holds nothing"):
+        load_sd15(tmp_path)
+
+
+def test_a_model_with_two_text_encoders_is_another_kind(folder):
+    (folder / "text_encoder_2").mkdir()
+    with pytest.raises(UserError, match=r"two text encoders \(SDXL\)"):
+        load_sd15(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_are_missing_or_cut_short_name_the_folder(folder, part):
+    (file,) = (folder / part).glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=rf"The model in {re.escape(str(folder))} could not be read"):
+        load_sd15(folder, resolution=32)
+    file.unlink()
+    with pytest.raises(UserError, match=rf"The model in {re.escape(str(folder))} could not be read"):
+        load_sd15(folder, resolution=32)
+
+
+def test_a_variant_that_is_not_there_is_named(folder):
+    with pytest.raises(UserError, match="variant 'bf16'"):
+        load_sd15(folder, variant="bf16", resolution=32)
+
+
+# --- nothing there ---
+
+
+def test_a_path_that_does_not_exist_names_its_nearest_sibling(folder):
+    with pytest.raises(
+        UserError, match=r"No model at .*modle\. Give a folder in diffusers' format.*Did you mean 'model'"
+    ):
+        load_sd15(folder.parent / "modle")
+    with pytest.raises(UserError, match=r"the folder .*nowhere does not exist either"):
+        load_sd15(str(folder.parent / "nowhere" / "model"))
+    for text in ("./model", "~/model_that_is_not", "model.safetensors", "a/b/c"):
+        with pytest.raises(UserError, match="No model at"):
+            load_sd15(text)
+
+
+def test_a_hub_id_that_cannot_be_had_offline_says_how_to_get_it(monkeypatch):
+    with pytest.raises(UserError) as caught:
+        load_sd15("somebody/some-model")
+    message = str(caught.value)
+    assert "'somebody/some-model' is not in the local cache, and HF_HUB_OFFLINE forbids" in message
+    assert "hf download somebody/some-model" in message
+    assert "backbone.source=PATH" in message
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("Cannot access gated repo for url", r"may be gated.*hf auth login.*To get it"),
+        ("401 Client Error", "may be gated"),
+        ("\n\nWe couldn't connect\nmore", r"'owner/model' could not be loaded: We couldn't connect To get it"),
+    ],
+)
+def test_other_refusals_of_the_hub(monkeypatch, said, wanted):
+    from diffusers import DDPMScheduler
+
+    def refuse(*args, **kwargs):
+        raise OSError(said)
+
+    monkeypatch.setattr(DDPMScheduler, "from_pretrained", refuse)
+    monkeypatch.setattr(sources, "_offline", lambda: False)
+    with pytest.raises(UserError, match=wanted):
+        load_sd15("owner/model")
+
+
+def test_packaged_weights_that_are_missing():
+    with pytest.raises(UserError, match=r"backbone 'nosuch' are missing: .*weights/nosuch.*partcraft pretrain"):
+        sources.packaged_weights("nosuch")
+
+
+# --- a single file ---
+
+
+def original_format(backbone) -> dict[str, torch.Tensor]:
+    """The tiny model under the names of the original Stable Diffusion code, written out for its two levels."""
+    state = {}
+    for name, tensor in backbone.unet.state_dict().items():
+        state[f"model.diffusion_model.{original_unet_name(name)}"] = tensor
+    for name, tensor in backbone.vae.state_dict().items():
+        renamed = original_vae_name(name)
+        is_projection = ".attn_1." in renamed and renamed.endswith("weight") and ".norm." not in renamed
+        state[f"first_stage_model.{renamed}"] = tensor[:, :, None, None] if is_projection else tensor
+    for name, tensor in backbone.text_encoders[0].state_dict().items():
+        state[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
+    return {name: tensor.clone().contiguous() for name, tensor in state.items()}
+
+
+UNET_BLOCKS = {
+    "conv_in": "input_blocks.0.0",
+    "down_blocks.0.resnets.0": "input_blocks.1.0",
+    "down_blocks.0.attentions.0": "input_blocks.1.1",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+    "down_blocks.1.resnets.0": "input_blocks.3.0",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    "up_blocks.0.resnets.0": "output_blocks.0.0",
+    "up_blocks.0.resnets.1": "output_blocks.1.0",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv",
+    "up_blocks.1.resnets.0": "output_blocks.2.0",
+    "up_blocks.1.attentions.0": "output_blocks.2.1",
+    "up_blocks.1.resnets.1": "output_blocks.3.0",
+    "up_blocks.1.attentions.1": "output_blocks.3.1",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+VAE_NAMES = [
+    (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
+    (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"up_blocks\.0\.resnets\.(\d)", r"up.1.block.\1"),
+    (r"up_blocks\.1\.resnets\.(\d)", r"up.0.block.\1"),
+    (r"up_blocks\.0\.upsamplers\.0", "up.1.upsample"),
+    (r"mid_block\.resnets\.0", "mid.block_1"),
+    (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+    (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+    (r"mid_block\.attentions\.0\.to_(\w)", r"mid.attn_1.\1"),
+    (r"conv_shortcut", "nin_shortcut"),
+    (r"conv_norm_out", "norm_out"),
+]
+
+
+def original_unet_name(name: str) -> str:
+    block = max((block for block in UNET_BLOCKS if name.startswith(block + ".")), key=len)
+    rest = name.removeprefix(block + ".")
+    if "resnets" in block:
+        layer, _, leaf = rest.rpartition(".")
+        rest = f"{UNET_RESNET[layer]}.{leaf}"
+    return f"{UNET_BLOCKS[block]}.{rest}"
+
+
+def original_vae_name(name: str) -> str:
+    for pattern, replacement in VAE_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+@pytest.fixture
+def single_file(tiny_backbone, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    save_file(original_format(tiny_backbone), path)
+    return path
+
+
+def test_a_single_file_with_settings_beside_it_is_the_same_model(single_file, tiny_sd_folder, tiny_backbone):
+    backbone = load_sd15(single_file, resolution=32, config=tiny_sd_folder)
+    assert backbone.hash == tiny_backbone.hash
+    generator = torch.Generator().manual_seed(0)
+    latents, text = torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 77, 32, generator=generator)
+    with torch.no_grad():
+        outputs = [model.unet(latents, torch.tensor([3]), text).sample for model in (backbone, tiny_backbone)]
+    torch.testing.assert_close(*outputs)
+
+
+def test_a_single_file_that_lacks_weights(tiny_backbone, tiny_sd_folder, tmp_path):
+    state = original_format(tiny_backbone)
+    for name in ("model.diffusion_model.out.2.weight", "model.diffusion_model.out.2.bias"):
+        del state[name]
+    save_file(state, tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match=r"part\.safetensors (lacks 2 weights|does not fit)"):
+        load_sd15(tmp_path / "part.safetensors", resolution=32, config=tiny_sd_folder)
+    unet_only = {name: tensor for name, tensor in original_format(tiny_backbone).items() if "diffusion_model" in name}
+    save_file(unet_only, tmp_path / "unet.safetensors")
+    with pytest.raises(UserError, match=r"unet\.safetensors"):
+        load_sd15(tmp_path / "unet.safetensors", resolution=32, config=tiny_sd_folder)
+
+
+def test_a_single_file_of_another_shape_needs_its_settings(single_file, tiny_sd_folder):
+    shutil.copytree(tiny_sd_folder / "tokenizer", single_file.parent / "tokenizer")
+    with pytest.raises(UserError, match=r"no plain SD 1\.x checkpoint \(text width 32.*backbone\.config=FOLDER"):
+        load_sd15(single_file)
+
+
+def test_a_single_sd1_file_needs_no_settings(tmp_path, tiny_sd_folder, monkeypatch):
+    """Two tensors of the right shapes pass for SD1.5; the conversion itself is tested on the tiny model."""
+    shutil.copytree(tiny_sd_folder / "tokenizer", tmp_path / "tokenizer")
+    prefix = "model.diffusion_model.input_blocks"
+    state = {
+        f"{prefix}.0.0.weight": torch.zeros(320, 4, 3, 3),
+        f"{prefix}.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(320, 768),
+    }
+    save_file(state, tmp_path / "v1.safetensors")
+    seen = {}
+
+    def convert(path, checkpoint, config, tokenizer):
+        seen.update({file.parent.name: json.loads(file.read_text()) for file in config.glob("*/*.json")})
+        seen["folder"] = config
+        raise UserError("enough")
+
+    monkeypatch.setattr(sources, "_convert", convert)
+    with pytest.raises(UserError, match="enough"):
+        load_sd15(tmp_path / "v1.safetensors")
+    assert seen["unet"]["block_out_channels"] == [320, 640, 1280, 1280]
+    assert seen["scheduler"]["beta_schedule"] == "scaled_linear"
+    assert not seen["folder"].exists(), "the settings were temporary"
+
+
+def test_a_single_file_that_is_no_stable_diffusion(tmp_path, tiny_sd_folder):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"no Stable Diffusion 1\.x checkpoint in the original format"):
+        load_sd15(tmp_path / "other.safetensors", config=tiny_sd_folder / "tokenizer")
+    with pytest.raises(UserError, match=r"other\.safetensors does not fit the settings"):
+        load_sd15(tmp_path / "other.safetensors", config=tiny_sd_folder)
+
+
+def test_a_tokenizer_can_come_from_beside_the_file(single_file, tiny_sd_folder, tiny_tokenizer):
+    shutil.copytree(tiny_sd_folder / "tokenizer", single_file.parent / "tokenizer")
+    tokenizer = sources._single_file_tokenizer(single_file, None)
+    assert tokenizer("a striped bird").input_ids == tiny_tokenizer("a striped bird").input_ids
+
+
+def test_a_tokenizer_without_its_vocabulary_is_an_error(folder):
+    """transformers would go on with a vocabulary of two tokens."""
+    (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "tokenizer" / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1}')
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(UserError, match=r"has \d tokens and the text encoder \d+: .*vocab\.json"):
+        load_sd15(folder, resolution=32)
+
+
+def test_a_tokenizer_can_come_from_the_hub_s_cache(single_file, tiny_tokenizer, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def cached(repository, name, subfolder):
+        asked.append((repository, subfolder))
+        if subfolder:
+            raise FileNotFoundError(name)
+        return f"{tiny_tokenizer.name_or_path}/{name}"
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
+    tokenizer = sources._single_file_tokenizer(single_file, None)
+    assert tokenizer("a striped bird").input_ids == tiny_tokenizer("a striped bird").input_ids
+    assert asked[0] == ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer")
+
+
+def test_without_any_tokenizer(single_file):
+    with pytest.raises(UserError, match=r"holds no tokenizer.*vocab\.json and merges\.txt of CLIP.*backbone\.config"):
+        load_sd15(single_file)
+
+
+def test_files_that_cannot_be_read(tmp_path, tiny_sd_folder):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a tensor")
+    with pytest.raises(UserError, match=r"broken\.safetensors is no readable safetensors file"):
+        load_sd15(broken, config=tiny_sd_folder)
+    pickled = tmp_path / "model.ckpt"
+    pickled.write_bytes(b"")
+    with pytest.raises(UserError, match=r"model\.ckpt is no \.safetensors file; other checkpoints can run code"):
+        load_sd15(pickled)
+    with pytest.raises(UserError, match=r"backbone\.config=.*nowhere is no folder"):
+        load_sd15(broken, config=tmp_path / "nowhere")
