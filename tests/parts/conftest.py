@@ -70,7 +70,7 @@ class BlockCreatures:
 
 
 class MeaningfulFeatures:
-    """What a good network would say: a direction for each of ground, head and body, and a little that tells the species."""
+    """What a good network would say: a direction each for ground, head and body, and a hint of the species."""
 
     id = "meaningful"
     hash = "meaningful-v1"

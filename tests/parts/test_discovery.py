@@ -129,7 +129,7 @@ def test_a_class_that_nobody_shows_is_never_predicted(creatures, meaningful):
 def test_labels_are_needed_for_class_codes(creatures, meaningful):
     source = creatures(6, labelled=False)
     features = meaningful()
-    with pytest.raises(UserError, match="parts.codes=class needs a class .* one folder per class"):
+    with pytest.raises(UserError, match=r"parts\.codes=class needs a class .* one folder per class"):
         discover(source, features, num_parts=2, num_codes=2, codes="class")
     assert features.calls == 0
 

@@ -93,7 +93,7 @@ def test_zero_rows_take_no_part():
 
 
 def test_sees_more_than_faiss_would_by_default():
-    """faiss looks at 256 points per centroid: of 20,000 points with a rare group, 512, which miss it under most seeds."""
+    """faiss would look at 256 points per centroid, 512 of these 20,000, and miss the rare group under most seeds."""
     rare = torch.tensor([[0.0, 0.0, 1.0]]).repeat(12, 1)
     common = torch.tensor([[1.0, 0.0, 0.0]]).repeat(19_988, 1)
     _, labels = cosine_kmeans(torch.cat([common, rare]), 2)

@@ -34,7 +34,7 @@ _GAP = 4
 _WIDTH = _PART_CROPS * (_TILE + _GAP) - _GAP
 _MUTED: Color = (102, 108, 120)
 #: Images are drawn on at this size, so that outlines of small pictures stay thin.
-_CANVAS = 288
+_CANVAS = 224
 
 
 def draw_atlas(source: ImageSource, discovery: Discovery, path: str | Path, codes: int = _CODES) -> Path:
