@@ -1,7 +1,7 @@
 """Says whether the running interpreter's environment is the pinned one: ``python tools/check_env.py cpu|gpu``.
 
-Exit code 0 if the project is installed editable from this checkout and every distribution that it needs, in turn, is there
-at the version of ``constraints.txt``; 1 otherwise, naming what differs. Needs the standard library alone (and
+Exit code 0 if the project is installed editable from this checkout and every distribution that it needs, in turn, is
+there at the version of ``constraints.txt``; 1 otherwise, naming what differs. Needs the standard library alone (and
 ``packaging``, whose absence means that nothing is installed yet).
 """
 

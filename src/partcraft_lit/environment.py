@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from partcraft_lit.files import atomic_write
+
 PACKAGES = (
     "partcraft-lit",
     "torch",
@@ -57,9 +59,7 @@ def write(folder: Path) -> dict[str, Any]:
         except ValueError:
             before = {}
         found["earlier"] = [*before.pop("earlier", []), before] if before else []
-    temporary = folder / f".environment.{os.getpid()}"
-    temporary.write_text(json.dumps(found, indent=2, default=str))
-    temporary.replace(path)
+    atomic_write(path, json.dumps(found, indent=2, default=str))
     return found
 
 

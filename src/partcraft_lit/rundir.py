@@ -1,14 +1,14 @@
 """Run folders: which one a command works in, whether it is in use, whether it is finished.
 
 A folder is ``<date_time>-<hash>``; the hash is that of the settings which decide what is trained. A run that was
-interrupted is found again by it. A process that works in a folder holds a lock that dies with the process, even by kill -9.
+interrupted is found again by it. A process that works in a folder holds a lock, which dies with the process, even by
+kill -9.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from partcraft_lit.errors import UserError
+from partcraft_lit.files import atomic_write
 
 try:
     import fcntl
@@ -24,8 +25,8 @@ except ImportError:  # Windows has none: there, two processes in one folder are 
 
 FINISHED = "finished.json"
 LOCK = "run.lock"
-#: What does not change the trained result, or only its length: it is not part of the hash, so that a run can be continued
-#: with a longer training, other panels, another logger, more workers.
+#: What does not change the trained result, or only its length, is not part of the hash, so that a run can be continued with
+#: a longer training, other panels, another logger, more workers.
 NOT_HASHED = (
     "paths",
     "logger",
@@ -40,7 +41,6 @@ NOT_HASHED = (
     "trainer.max_epochs",
     "trainer.max_time",
     "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
 )
 
@@ -95,12 +95,8 @@ def find_run(run: str, root: Path) -> Path:
 
 def mark_finished(folder: Path, **facts: Any) -> None:
     """Says that nothing is left to do in ``folder``; a later start with the same settings begins a new run."""
-    temporary = folder / f".{FINISHED}.{os.getpid()}"
-    with temporary.open("w") as file:
-        json.dump({"finished": datetime.now().isoformat(timespec="seconds"), **facts}, file, indent=2, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / FINISHED)
+    facts = {"finished": datetime.now().isoformat(timespec="seconds"), **facts}
+    atomic_write(folder / FINISHED, json.dumps(facts, indent=2, default=str))
 
 
 def in_use(folder: Path) -> bool:
@@ -124,21 +120,21 @@ def held(folder: Path) -> Iterator[None]:
         UserError: if another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # "a" creates without truncating; the file stays, for removing it would let two processes lock two files of one name.
+    # "a" creates without truncating. The file stays: removing it would let two processes lock two files of one name.
     with (folder / LOCK).open("a") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(
-                    f"Another process is working in {folder}. Wait for it, or start a run of your own with ckpt_path=null."
+                    f"Another process is working in {folder}. Wait for it, or start a new run with ckpt_path=null."
                 ) from error
         yield
 
 
 def saved_so_far(folder: Path) -> str:
     """One sentence on what an interrupted run left behind."""
-    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    checkpoints = sorted((folder / "checkpoints").glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not checkpoints:
         return f"No checkpoint was written yet; what was computed so far is kept in the store. Folder: {folder}"
     return f"Newest checkpoint: {checkpoints[-1]}. The same command continues from it."

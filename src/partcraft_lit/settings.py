@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from partcraft_lit.strict import Range
 
@@ -29,7 +29,12 @@ class PartsSettings:
         codes: "kmeans" finds K codes per part, "class" takes the images' class labels as codes of foreground parts.
         on_too_few: what to do with fewer images than K: "lower" K, or "stop".
         max_patches: patches on which foreground and parts are fitted, drawn from all images.
-        nredo: restarts of each k-means.
+        nredo, niter: restarts of each k-means, and steps of each.
+        names: of the M parts, from the top of the image down; numbered if empty.
+        foreground_clusters: clusters of the first tier, merged into object and background; "auto" tries several.
+        center: subtract the mean feature first.
+        smallest_speck: connected cells of one part that are fewer are given to their neighbours.
+        min_cells: a part with fewer cells is absent from the image.
     """
 
     M: Positive
@@ -39,6 +44,17 @@ class PartsSettings:
     on_too_few: Literal["lower", "stop"]
     max_patches: Annotated[int, Range(100)]
     nredo: Positive
+    niter: Positive
+    names: tuple[str, ...]
+    foreground_clusters: Annotated[int, Range(2)] | Literal["auto"]
+    center: bool
+    smallest_speck: Count
+    min_cells: Positive
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``parts.discovery.discover``, all but the seed."""
+        others = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("M", "K", "features")}
+        return {"num_parts": self.M, "num_codes": self.K, **others}
 
 
 @dataclass(frozen=True)
@@ -49,11 +65,15 @@ class MapperSettings:
         layers: linear layers behind the embedding; 0 is plain textual inversion.
         position: whether each part has a learnt vector added to all of its codes.
         norm_match: whether outputs are rescaled to the mean norm of the text encoder's own embeddings.
+        hidden: width between the layers; None for that of the embedding.
+        init_std: standard deviation of the embeddings at the start.
     """
 
     layers: Annotated[int, Range(0, 3)]
     position: bool
     norm_match: bool
+    hidden: Positive | None
+    init_std: Rate
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,7 @@ class DataSettings:
         crop: "random" or "center".
         present_only: whether captions leave out parts that the crop cut away.
         encode_batch_size: images per pass through the autoencoder when latents are stored.
+        latents: number format of the stored latents.
     """
 
     batch_size: Positive
@@ -120,6 +141,7 @@ class DataSettings:
     crop: Literal["random", "center"]
     present_only: bool
     encode_batch_size: Positive
+    latents: Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -189,11 +211,11 @@ class PathSettings:
 
     Attributes:
         logs: root of run folders.
-        store: root of what is computed once; None for the user's cache folder.
+        store: root of what is computed once.
     """
 
     logs: Path
-    store: Path | None
+    store: Path
 
 
 @dataclass(frozen=True)

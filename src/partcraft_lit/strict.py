@@ -1,7 +1,8 @@
 """Plain values from a configuration, checked against type annotations: nothing is guessed, everything wrong is named.
 
-YAML and the command line give strings, numbers, lists and mappings. ``build`` makes a dataclass of them and ``bind`` checks
-the arguments of any callable. "false" for a bool, 3.5 for an int or an unknown name is a ``UserError`` that names the key.
+YAML and the command line give strings, numbers, lists and mappings. ``build`` makes a dataclass of them and ``bind``
+checks the arguments of any callable. "false" for a bool, 3.5 for an int or an unknown name is a ``UserError`` that names
+the key.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def bind(
         later: parameters that arrive at run time; None if any may.
 
     Raises:
-        UserError: for a name that the callable does not take, a required one that is missing, a value of the wrong type.
+        UserError: for a name that the callable does not take, a required one that is missing, a value of another type.
     """
     signature = inspect.signature(target)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())

@@ -1,0 +1,192 @@
+"""``partcraft VERB [overrides]``. Everything heavy is imported after the configuration has been checked.
+
+Exit codes: 0 done; 2 a mistake that the user can mend, with a message; 130 interrupted; 1 a bug, with its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from partcraft_lit import __version__
+from partcraft_lit.errors import UserError, did_you_mean
+
+#: Verb -> what it does. Each has a module in ``verbs`` and a primary configuration of its name in ``conf``.
+VERBS = {
+    "discover": "find the parts in a folder of images: dictionary, masks, an atlas of pictures",
+    "train": "discover if needed, train, sample, score, write the report",
+    "generate": "images from a run and a prompt with part tokens",
+    "evaluate": "the scores of a run",
+}
+USAGE = """\
+partcraft {version} - part-level personalisation of text-to-image models
+
+    partcraft VERB [key=value ...]
+
+{verbs}
+
+    partcraft VERB --help       every group and key of a verb
+    partcraft train -m KEY=A,B  a sweep
+    partcraft --version
+"""
+
+
+def main(arguments: Sequence[str] | None = None, verb: str | None = None) -> NoReturn:
+    """Runs a verb and ends the process with its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    before = list(sys.argv)
+    try:
+        sys.exit(_dispatch(given, verb))
+    finally:
+        sys.argv = before
+
+
+def _dispatch(given: list[str], verb: str | None) -> int:
+    if verb is None:
+        if not given or given[0] in ("-h", "--help", "help"):
+            print(_usage())
+            return 0 if given else 2
+        if given[0] in ("-V", "--version"):
+            print(__version__)
+            return 0
+        verb, *given = given
+    full = any(text.lower() == "debug=true" for text in given) or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    progress = _Progress()
+    try:
+        if verb not in VERBS:
+            raise UserError(f"Unknown verb '{verb}'. {did_you_mean(verb, VERBS)}\n\n{_usage()}")
+        return _run_verb(verb, given, progress, full)
+    except KeyboardInterrupt:
+        return _interrupted(progress)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns an interrupt into an exit of its own
+            return _interrupted(progress)
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except Exception as error:
+        return _report(error, full)
+
+
+class _Progress:
+    """What has been reached, for the message of an interrupt."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.errors: list[Exception] = []
+
+
+def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> int:
+    import hydra
+    from hydra._internal.utils import get_args_parser
+
+    from partcraft_lit import config
+
+    args = get_args_parser().parse_args(given)
+    written = {text: config.as_written(text, args.multirun) for text in args.overrides}
+    overrides = list(written.values())
+    command = [written.get(text, text) for text in given]
+    module = importlib.import_module(f"partcraft_lit.verbs.{verb}")
+    if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
+        command += _prepare(verb, module, overrides, args.multirun)
+
+    argv = list(sys.argv)
+
+    def job(cfg: Any) -> Any:
+        sys.argv = argv  # Lightning starts the processes of further GPUs with the command line as it was given
+        return _job(cfg, module, progress)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here, instead of being printed by Hydra
+    sys.argv = [argv[0], *command]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=verb)(job)()
+    except hydra.errors.HydraException as error:
+        raise config.explain(error, verb) from error
+    codes = [_report(error, full) for error in progress.errors]
+    return max(codes, default=0) if 1 not in codes else 1
+
+
+def _prepare(verb: str, module: ModuleType, overrides: list[str], multirun: bool) -> list[str]:
+    """Checks the configuration of every job before the first starts; says in which folder a single job works."""
+    from partcraft_lit import config
+
+    if multirun:
+        for point in config.sweep_points(overrides):
+            module.check(config.plain(config.compose(verb, point)))
+        return []
+    values = config.plain(config.compose(verb, overrides))
+    module.check(values)
+    if any(text.lstrip("+").startswith("hydra.run.dir=") for text in overrides):
+        return []
+    folder, message = module.choose_folder(values)
+    if message:
+        print(message, flush=True)
+    return [config.quoted("hydra.run.dir", str(folder))]
+
+
+def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
+    """One job. Errors are kept for later: in a sweep the other jobs go on, and nothing prints them but ``_report``."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from partcraft_lit import config, rundir
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    progress.folder = folder
+    further_process = os.environ.get("LOCAL_RANK", "0") != "0"  # of one run, whose first process holds the folder
+    try:
+        with nullcontext() if further_process else rundir.held(folder):
+            return module.main(config.plain(cfg), folder)
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(f"partcraft: the job in {folder} stopped: {error}", file=sys.stderr, flush=True)
+        progress.errors.append(error)
+        return None
+
+
+def _interrupted(progress: _Progress) -> int:
+    from partcraft_lit import rundir
+
+    saved = rundir.saved_so_far(progress.folder) if progress.folder else "Nothing had been started yet."
+    print(f"\npartcraft: interrupted. {saved}", file=sys.stderr, flush=True)
+    return 130
+
+
+def _report(error: Exception, full: bool) -> int:
+    """Prints an error; returns the exit code."""
+    known = error if isinstance(error, UserError) else _known_cause(error)
+    if known is None or full:
+        traceback.print_exception(error)
+    if known is None:
+        print("partcraft: this is a bug, or a case that nobody thought of.", file=sys.stderr)
+        return 1
+    print(f"partcraft: {known}", file=sys.stderr)
+    if not full and not isinstance(error, UserError):
+        print("(debug=true shows the traceback.)", file=sys.stderr)
+    return 2
+
+
+def _known_cause(error: BaseException | None) -> Exception | None:
+    """A user's mistake that another library wrapped, or a full disk, somewhere in the chain of causes."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" for {error.filename}" if error.filename else ""
+            return UserError(f"The disk is full{where}. Make room and start the same command again; it continues.")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    rows: Mapping[str, str] = VERBS
+    return USAGE.format(
+        version=__version__, verbs="\n".join(f"    {name:<{width}}  {does}" for name, does in rows.items())
+    )

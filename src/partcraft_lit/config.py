@@ -1,0 +1,236 @@
+"""From the command line to plain, checked values: where the YAML lies, how it is composed, and what its errors mean."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.rundir import settings_hash
+from partcraft_lit.strict import bind, join
+
+#: Free text: always taken as it is, with commas, brackets and all.
+TEXT_KEYS = ("prompt", "sample.negative_prompt")
+#: Paths: taken as they are, except in a sweep, where a comma separates values.
+PATH_KEYS = ("dataset.dir", "backbone.source", "run", "ckpt_path", "output_dir", "paths.logs", "paths.store")
+
+OmegaConf.register_new_resolver(
+    "user_cache", lambda name: str(platformdirs.user_cache_path("partcraft_lit") / name), replace=True
+)
+OmegaConf.register_new_resolver(
+    "short_hash", lambda text: settings_hash({"overrides": sorted(str(text).split(","))}, ()), replace=True
+)
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: ``conf/`` of a checkout, else the copy inside the installed package."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parents[1] / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise UserError(f"The configuration folder is missing: neither {package / 'conf'} nor a checkout's conf/ is there.")
+
+
+def as_written(override: str, multirun: bool) -> str:
+    """Quotes a value that stands for itself, so that ``prompt=a photo of a <head:3> bird`` needs no second quotes."""
+    key, equals, value = override.partition("=")
+    if not equals or not value or _is_quoted(value):
+        return override
+    bare = key.lstrip("+")
+    if bare in TEXT_KEYS:
+        return quoted(key, value)
+    if bare in PATH_KEYS and not multirun and value not in ("null", "auto"):
+        return quoted(key, str(Path(value).expanduser().resolve()) if _is_path(bare, value) else value)
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        simple = "," not in value and not value.startswith(("[", "{", "$"))
+        return quoted(key, value) if simple and re.fullmatch(r"\+{0,2}[\w.@/:-]+", key) else override
+    return override
+
+
+def quoted(key: str, value: str) -> str:
+    return f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+
+
+def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of a verb.
+
+    Raises:
+        UserError: for an unknown key, group or option, with the nearest known ones, and for a value that cannot be read.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=verb):
+        try:
+            return hydra_compose(verb, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, verb) from error
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """Dicts, lists and scalars, interpolations resolved.
+
+    Raises:
+        UserError: for a value that has to be given and was not, or an interpolation that leads nowhere.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        raise UserError(f"{key} has to be given: {key}=VALUE.") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"The configuration cannot be resolved at '{error.full_key}': {first_line(error)}") from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def sweep_points(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Overrides of enough jobs of a sweep that each value of each swept key occurs once.
+
+    Not every combination: the check of a sweep of 1,000 jobs must not take longer than its first job.
+    """
+    parsed = [_parse(text) for text in overrides]
+    swept = [i for i, override in enumerate(parsed) if override.is_sweep_override()]
+    choices = {i: _sweep_values(parsed[i]) for i in swept}
+    first = [choices[i][0] if i in choices else text for i, text in enumerate(overrides)]
+    yield first
+    for i in swept:
+        for value in choices[i][1:]:
+            yield [*first[:i], value, *first[i + 1 :]]
+
+
+def make(node: Mapping[str, Any], where: str, **at_run_time: Any) -> Any:
+    """Calls the ``_target_`` of a node with its keys, checked against the target's annotations.
+
+    Raises:
+        UserError: for an unknown or missing key, or a value of the wrong type.
+    """
+    target, arguments = _target(node, where)
+    return target(**bind(target, arguments, where, later=tuple(at_run_time)), **at_run_time)
+
+
+def later(node: Mapping[str, Any], where: str) -> Callable[..., Any]:
+    """As ``make``, but the call waits for arguments that come at run time; the keys are checked now."""
+    target, arguments = _target(node, where)
+    return functools.partial(target, **bind(target, arguments, where, later=None))
+
+
+def choose(table: Mapping[str, Any], choice: str, key: str) -> Mapping[str, Any]:
+    """The row of a table of ``_target_`` nodes that the value of ``key`` names.
+
+    Raises:
+        UserError: if there is no such row.
+    """
+    if choice not in table:
+        raise UserError(f"{key}={choice}: {did_you_mean(choice, table)} Known: {', '.join(sorted(table))}.")
+    node: Mapping[str, Any] = table[choice]
+    return node
+
+
+def explain(error: Exception, verb: str) -> UserError:
+    """What an error of composing means to the person who typed the command."""
+    text = str(error) or str(error.__cause__ or "")
+    if isinstance(error, OverrideParseException):
+        return _explain_unreadable(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = list(error.options or [])
+        return UserError(
+            f"{group}={option}: no such option. {did_you_mean(option, options)} Options of {group}: {', '.join(options)}."
+        )
+    if found := re.search(r"(?:Could not override|config group|Could not delete from config\.) '([^']+)'", text):
+        return UserError(f"Unknown key '{found[1]}'. {_nearest_key(found[1], verb)}")
+    if "Ambiguous value for argument" in text:
+        given = re.search(r"argument '(.+?)'\n", text)
+        return UserError(
+            f"'{given[1] if given else '...'}' has several values. For a sweep add -m; for a list write [a,b]; "
+            "for text with a comma put it in quotes inside the quotes."
+        )
+    if found := re.search(r"Key '([^']+)' (?:is not in struct|not in)", text + str(error.__cause__ or "")):
+        return UserError(f"Unknown key '{found[1]}'. {_nearest_key(found[1], verb)}")
+    return UserError(f"The configuration cannot be composed: {first_line(error.__cause__ or error)}")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def keys_of(values: Any, where: str = "") -> Iterator[str]:
+    """All dotted keys of nested mappings, groups included."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield join(where, str(key))
+            yield from keys_of(value, join(where, str(key)))
+
+
+def _explain_unreadable(error: OverrideParseException) -> UserError:
+    if "=" not in error.override and not error.override.startswith("~"):
+        return UserError(f"'{error.override}' is not an override: wanted key=value, for instance parts.M=5.")
+    key, _, value = error.override.partition("=")
+    return UserError(
+        f"The value of '{key}' cannot be read: {value!r}. Put text with special signs in quotes inside the quotes: "
+        f"'{key}=\"...\"'."
+    )
+
+
+def _nearest_key(given: str, verb: str) -> str:
+    """A sentence: a key with the same last name in another group, else the nearest spelling, and how to find all."""
+    known = list(keys_of(OmegaConf.to_container(compose(verb), resolve=False)))
+    last = given.rpartition(".")[2].lower()
+    elsewhere = [key for key in known if key.rpartition(".")[2].lower() == last]
+    if elsewhere:
+        return f"Did you mean {' or '.join(repr(key) for key in elsewhere[:3])}?"
+    near = did_you_mean(given, known)
+    if not near.startswith("Did"):  # the list of known keys would be long: those of the group, if there is one
+        group = given.partition(".")[0]
+        inner = [key for key in known if key.startswith(f"{group}.")]
+        near = did_you_mean(given, inner or [key for key in known if "." not in key])
+    return f"{near} All keys: partcraft {verb} --help."
+
+
+def _target(node: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    try:
+        target = get_object(node["_target_"])
+    except KeyError:
+        raise UserError(f"{where} has no _target_: wanted the dotted path of a class or function.") from None
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{where}._target_={node['_target_']}: {first_line(error)}") from error
+    return target, arguments
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_overrides([text])[0]
+    except OverrideParseException as error:
+        raise _explain_unreadable(error) from error
+
+
+def _sweep_values(override: Override) -> list[str]:
+    key = override.get_key_element()
+    if override.is_discrete_sweep() or override.is_choice_sweep() or override.is_range_sweep():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [f"{key}={override.get_value_element_as_str()}"]
+
+
+def _is_path(key: str, value: str) -> bool:
+    """Made absolute, so that a run can be read from any folder; a hub id or the name of a run is none."""
+    return key == "dataset.dir" or (key in ("backbone.source", "ckpt_path") and Path(value).expanduser().exists())
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""

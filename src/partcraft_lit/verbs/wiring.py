@@ -1,0 +1,175 @@
+"""What the verbs share: nodes of a configuration -> objects, or callables that make them when they are needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from partcraft_lit import config, rundir
+from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.strict import build
+
+if TYPE_CHECKING:
+    from partcraft_lit.settings import TrainSettings
+    from partcraft_lit.types import Backbone, ImageSource, PatchFeatures
+
+
+T = TypeVar("T")
+#: Top-level keys that are read by the command line itself, or become objects.
+_OTHER_KEYS = (
+    "debug",
+    "run",
+    "ckpt_path",
+    "dataset",
+    "backbone",
+    "features",
+    "attention",
+    "trainer",
+    "logger",
+    "callbacks",
+)
+
+
+def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Settings of those top-level keys that ``cls`` has; the other keys are nodes of objects.
+
+    Raises:
+        UserError: for a key that is neither (``+key=...`` adds any), or for what ``strict.build`` objects to.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known and key not in _OTHER_KEYS:
+            raise UserError(f"Unknown key '{key}'. {did_you_mean(key, [*known, *_OTHER_KEYS])}")
+    return build(cls, {key: value for key, value in values.items() if key in known}, "")
+
+
+def check_choices(values: Mapping[str, Any]) -> None:
+    """Values that name a row of a table of objects.
+
+    Raises:
+        UserError: if there is no such row.
+    """
+    if "features" in values:
+        config.choose(values["features"], values["parts"]["features"], "parts.features")
+    loss = values.get("loss", {})
+    if loss.get("attention", "none") != "none":
+        config.choose(values["attention"], loss["attention"], "loss.attention")
+
+
+def make_source(values: Mapping[str, Any]) -> ImageSource:
+    source: ImageSource = config.make(values["dataset"], "dataset")
+    return source
+
+
+def backbone_loader(values: Mapping[str, Any]) -> Callable[[], Backbone]:
+    return _on_device(config.later(values["backbone"], "backbone"), values)
+
+
+def features_loader(values: Mapping[str, Any]) -> Callable[[], PatchFeatures]:
+    choice = values["parts"]["features"]
+    node = config.choose(values["features"], choice, "parts.features")
+    return _on_device(config.later(node, f"features.{choice}"), values)
+
+
+def callback_makers(values: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """Name -> callback that waits for its folder, prompts or probe images."""
+    nodes = values["callbacks"] or {}
+    return {name: config.later(node, f"callbacks.{name}") for name, node in nodes.items() if node is not None}
+
+
+def attention_loss(values: Mapping[str, Any], settings: TrainSettings) -> Callable[..., Any] | None:
+    """The loss on attention maps with its settings bound, or None where there is none."""
+    if not settings.loss.uses_attention:
+        return None
+    kind = settings.loss.attention
+    return config.later(values["attention"][kind], f"attention.{kind}")
+
+
+def make_loggers(values: Mapping[str, Any], folder: Path) -> list[Any]:
+    nodes = values["logger"] or {}
+    return [config.make(node, f"logger.{name}", folder=folder) for name, node in nodes.items() if node is not None]
+
+
+def device(values: Mapping[str, Any]) -> str:
+    """The first device of the kind that the trainer will use."""
+    import torch
+
+    accelerator = values.get("trainer", {}).get("accelerator", "auto")
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if accelerator in ("gpu", "cuda"):
+        raise UserError(
+            f"trainer.accelerator={accelerator}: torch sees no CUDA device here. Use trainer=cpu, or look at the output "
+            "of nvidia-smi and at whether torch is a CUDA build."
+        )
+    if accelerator == "mps" and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def choose_run_folder(verb: str, values: Mapping[str, Any]) -> tuple[Path, str]:
+    """Where a training command works, and what to tell the user about it.
+
+    ``ckpt_path=auto`` continues the newest unfinished run with the same settings; a run folder given as ``ckpt_path`` is
+    continued whatever its settings were; anything else is a new folder.
+    """
+    given = values["ckpt_path"]
+    root = Path(values["paths"]["logs"]).expanduser() / verb / "runs"
+    digest = rundir.settings_hash(values)
+    if given == "auto":
+        if (folder := rundir.unfinished(root, digest)) is not None:
+            return folder, f"Continuing the unfinished run {folder} (ckpt_path=null starts a new one)."
+    elif given is not None and Path(given).is_dir():
+        return Path(given), f"Continuing the run {given}."
+    folder = rundir.new_folder(root, digest)
+    return folder, f"Run folder: {folder}"
+
+
+def check_ckpt_path(values: Mapping[str, Any]) -> None:
+    """Raises a UserError unless ``ckpt_path`` is auto, null, a run folder or a checkpoint."""
+    given = values["ckpt_path"]
+    if given in (None, "auto"):
+        return
+    if not isinstance(given, str):
+        raise UserError(f"ckpt_path={given!r}: wanted auto, null, a run folder or a checkpoint file.")
+    path = Path(given).expanduser()
+    if path.is_dir() and not (path / "checkpoints").is_dir():
+        raise UserError(f"ckpt_path={given}: this folder is not a run: it has no checkpoints/.")
+    if not path.exists():
+        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise UserError(f"ckpt_path={given}: there is no such file or folder. {near}".rstrip())
+
+
+def resume_from(values: Mapping[str, Any], folder: Path) -> Path | None:
+    """The checkpoint to continue from: the one that was named, else the newest good one in the folder."""
+    given = values["ckpt_path"]
+    if given not in (None, "auto") and Path(given).is_file():
+        return Path(given)
+    if given is None or not (folder / "checkpoints").is_dir():
+        return None
+    from partcraft_lit.callbacks.checkpoint import newest_good
+
+    return newest_good(folder / "checkpoints")
+
+
+def values_of_run(folder: Path) -> dict[str, Any]:
+    """The configuration with which a run was started."""
+    from omegaconf import OmegaConf
+
+    return config.plain(OmegaConf.load(folder / ".hydra" / "config.yaml"))
+
+
+def _on_device(load: Callable[..., Any], values: Mapping[str, Any]) -> Callable[[], Any]:
+    if "device" not in inspect.signature(load).parameters:
+        return load
+
+    @functools.wraps(load.func if isinstance(load, functools.partial) else load)
+    def loaded() -> Any:
+        return load(device=device(values))
+
+    return loaded

@@ -1,0 +1,6 @@
+"""``python train.py [overrides]`` is ``partcraft train [overrides]``."""
+
+from partcraft_lit.cli import main
+
+if __name__ == "__main__":
+    main(verb="train")
