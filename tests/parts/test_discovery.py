@@ -239,6 +239,20 @@ def test_damaged_store_entries_are_computed_again(tmp_path, creatures, meaningfu
     assert equal(first, discover(creatures(9), meaningful(), num_parts=2, num_codes=3, store=store))
 
 
+def test_interrupted_and_started_again_gives_the_same(tmp_path, creatures, meaningful):
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "label images" and done >= 6:
+            raise KeyboardInterrupt
+
+    arguments = {"num_parts": 2, "num_codes": 3, "batch_size": 4}
+    never_stopped = discover(creatures(14), meaningful(), **arguments)
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        discover(creatures(14), meaningful(), store=store, progress=interrupt, **arguments)
+    assert 0 < len(list((tmp_path / "parts").rglob("*.safetensors"))) < 14
+    assert equal(never_stopped, discover(creatures(14), meaningful(), store=store, **arguments))
+
+
 def test_adding_images_reads_only_the_new_ones(tmp_path, creatures, meaningful):
     store = Store(tmp_path)
     found = discover(creatures(12), meaningful(), num_parts=2, num_codes=3, store=store)

@@ -100,3 +100,17 @@ def test_nmi_by_hand():
     assert normalised_mutual_information(first, torch.tensor([0, 0, 1, 2])) == pytest.approx(1 / 1.25)
     assert normalised_mutual_information(first, torch.zeros(4, dtype=torch.long)) == pytest.approx(0.0)
     assert math.isnan(normalised_mutual_information(first[:0], first[:0]))
+
+
+def test_colours_find_the_foreground_of_drawn_creatures_better_than_chance():
+    from partcraft_lit.parts.discovery import discover
+    from partcraft_lit.parts.raw import ColorFeatures
+    from partcraft_lit.zoo.source import Creatures
+
+    source = Creatures(species=4, images_per_species=8)
+    found = discover(source, ColorFeatures(), num_parts=5, num_codes=4, nredo=2)
+    quality = score_parts(source, found.label_maps, found.codes)
+    elsewhere = found.label_maps[5:] + found.label_maps[:5]  # of other pictures: equal shares, wrong places
+    chance = score_parts(source, elsewhere, found.codes)
+    assert quality.foreground_iou > chance.foreground_iou + 0.1
+    assert quality.mean_part_iou > chance.mean_part_iou

@@ -186,7 +186,8 @@ def _pair(source: ImageSource, discovery: Discovery, index: int, colors: Tensor)
     image = _canvas(source, index)
     tinted = overlay_parts(image, discovery.label_maps[index], colors)
     pair = grid([fit_square(image, 160), fit_square(tinted, 160)], columns=2, pad=2)
-    return label(pair, Path(source.name(index)).name, size=12, color=_MUTED)
+    name = "/".join(Path(source.name(index)).parts[-2:])  # with its folder, which often is the class
+    return label(pair, name, size=12, color=_MUTED)
 
 
 def _canvas(source: ImageSource, index: int) -> Tensor:
