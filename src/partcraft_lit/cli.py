@@ -10,8 +10,8 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -42,11 +42,7 @@ partcraft {version} - part-level personalisation of text-to-image models
 def main(arguments: Sequence[str] | None = None, verb: str | None = None) -> NoReturn:
     """Runs a verb and ends the process with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    before = list(sys.argv)
-    try:
-        sys.exit(_dispatch(given, verb))
-    finally:
-        sys.argv = before
+    sys.exit(_dispatch(given, verb))
 
 
 def _dispatch(given: list[str], verb: str | None) -> int:
@@ -96,16 +92,16 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
         command += _prepare(verb, module, overrides, args.multirun)
 
-    argv = list(sys.argv)
+    argv, hydra_argv = list(sys.argv), [sys.argv[0], *command]
 
     def job(cfg: Any) -> Any:
-        sys.argv = argv  # Lightning starts the processes of further GPUs with the command line as it was given
-        return _job(cfg, module, progress)
+        # Lightning starts the processes of further GPUs with the command line and environment that it finds.
+        with _hydra_errors_shown(shown=full), _command_line(argv):
+            return _job(cfg, module, progress)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here, instead of being printed by Hydra
-    sys.argv = [argv[0], *command]
     try:
-        hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=verb)(job)()
+        with _hydra_errors_shown(shown=True), _command_line(hydra_argv):  # shown: raised here, not printed there
+            hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=verb)(job)()
     except hydra.errors.HydraException as error:
         raise config.explain(error, verb) from error
     codes = [_report(error, full) for error in progress.errors]
@@ -148,6 +144,27 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
             print(f"partcraft: the job in {folder} stopped: {error}", file=sys.stderr, flush=True)
         progress.errors.append(error)
         return None
+
+
+@contextmanager
+def _command_line(argv: list[str]) -> Iterator[None]:
+    before, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _hydra_errors_shown(*, shown: bool) -> Iterator[None]:
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = str(int(shown))
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def _interrupted(progress: _Progress) -> int:

@@ -71,7 +71,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration of a verb.
 
     Raises:
-        UserError: for an unknown key, group or option, with the nearest known ones, and for a value that cannot be read.
+        UserError: for an unknown key, group or option, with the nearest known ones, or a value that cannot be read.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=verb):
@@ -150,7 +150,7 @@ def explain(error: Exception, verb: str) -> UserError:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = list(error.options or [])
         return UserError(
-            f"{group}={option}: no such option. {did_you_mean(option, options)} Options of {group}: {', '.join(options)}."
+            f"{group}={option}: no such option. {did_you_mean(option, options)} Options: {', '.join(options)}."
         )
     if found := re.search(r"(?:Could not override|config group|Could not delete from config\.) '([^']+)'", text):
         return UserError(f"Unknown key '{found[1]}'. {_nearest_key(found[1], verb)}")

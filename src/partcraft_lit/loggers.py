@@ -50,7 +50,7 @@ def wandb_logger(
 
 
 def csv_logger(folder: Path) -> CSVLogger:
-    """``csv/version_N/metrics.csv``, one version for each start of the run: Lightning empties a version that it opens."""
+    """``csv/version_N/metrics.csv``, one version for each start: Lightning empties a version that it opens."""
     from lightning.pytorch.loggers import CSVLogger
 
     return CSVLogger(folder, name="csv")

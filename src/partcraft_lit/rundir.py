@@ -25,8 +25,8 @@ except ImportError:  # Windows has none: there, two processes in one folder are 
 
 FINISHED = "finished.json"
 LOCK = "run.lock"
-#: What does not change the trained result, or only its length, is not part of the hash, so that a run can be continued with
-#: a longer training, other panels, another logger, more workers.
+#: What does not change the trained result, or only its length, is not part of the hash, so that a run can be continued
+#: with a longer training, other panels, another logger, more workers.
 NOT_HASHED = (
     "paths",
     "logger",
@@ -83,10 +83,10 @@ def find_run(run: str, root: Path) -> Path:
             raise UserError(
                 f"run=latest: there is no run in {root}. Train one first (partcraft train), or name one: run=PATH."
             )
-        return next((folder for folder in runs if (folder / FINISHED).exists()), runs[0])
+        return next((folder for folder in runs if (folder / FINISHED).exists()), runs[0]).resolve()
     for folder in (Path(run).expanduser(), root / run):
         if (folder / ".hydra" / "config.yaml").is_file():
-            return folder
+            return folder.resolve()
     if Path(run).expanduser().is_dir():
         raise UserError(f"run={run}: this folder is not a run: it has no .hydra/config.yaml.")
     known = ", ".join(folder.name for folder in _newest_first(root, "*")[:5]) or "none yet"

@@ -1,8 +1,7 @@
 """Plain values from a configuration, checked against type annotations: nothing is guessed, everything wrong is named.
 
 YAML and the command line give strings, numbers, lists and mappings. ``build`` makes a dataclass of them and ``bind``
-checks the arguments of any callable. "false" for a bool, 3.5 for an int or an unknown name is a ``UserError`` that names
-the key.
+checks the arguments of any callable. "false" for a bool, 3.5 for an int or an unknown name is a ``UserError``.
 """
 
 from __future__ import annotations

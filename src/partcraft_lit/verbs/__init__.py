@@ -1,1 +1,1 @@
-"""One module per verb: ``check`` (quick, imports nothing heavy), ``choose_folder`` and ``main``. Wiring, nothing else."""
+"""One module per verb: ``check`` (imports nothing heavy), ``choose_folder`` and ``main``: wiring, nothing else."""

@@ -104,8 +104,8 @@ def device(values: Mapping[str, Any]) -> str:
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if accelerator in ("gpu", "cuda"):
         raise UserError(
-            f"trainer.accelerator={accelerator}: torch sees no CUDA device here. Use trainer=cpu, or look at the output "
-            "of nvidia-smi and at whether torch is a CUDA build."
+            f"trainer.accelerator={accelerator}: torch sees no CUDA device here. Use trainer=cpu, or look at what "
+            "nvidia-smi says and at whether torch is a CUDA build."
         )
     if accelerator == "mps" and torch.backends.mps.is_available():
         return "mps"
@@ -115,8 +115,8 @@ def device(values: Mapping[str, Any]) -> str:
 def choose_run_folder(verb: str, values: Mapping[str, Any]) -> tuple[Path, str]:
     """Where a training command works, and what to tell the user about it.
 
-    ``ckpt_path=auto`` continues the newest unfinished run with the same settings; a run folder given as ``ckpt_path`` is
-    continued whatever its settings were; anything else is a new folder.
+    ``ckpt_path=auto`` continues the newest unfinished run with the same settings; a run folder given as ``ckpt_path``
+    is continued whatever its settings were; anything else is a new folder.
     """
     given = values["ckpt_path"]
     root = Path(values["paths"]["logs"]).expanduser() / verb / "runs"

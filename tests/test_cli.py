@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import partcraft_lit
+from partcraft_lit import cli, rundir
+from partcraft_lit.errors import UserError
+
+
+@pytest.fixture
+def fake_run(monkeypatch):
+    """Stands in for ``partcraft_lit.run``: notes how it was called, and does as it is told."""
+    module = ModuleType("partcraft_lit.run")
+    state = SimpleNamespace(calls=[], does=lambda folder: {"score": 1.0})
+
+    def record(name):
+        def call(settings, folder, **others):
+            state.calls.append(
+                SimpleNamespace(name=name, settings=settings, folder=folder, argv=list(sys.argv), **others)
+            )
+            return state.does(folder)
+
+        return call
+
+    for name in ("train", "discover", "generate", "evaluate"):
+        setattr(module, name, record(name))
+    monkeypatch.setitem(sys.modules, "partcraft_lit.run", module)
+    monkeypatch.setattr(partcraft_lit, "run", module, raising=False)
+    return state
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch, capsys):
+    """Runs a command as a shell would; returns its exit code and what it wrote."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    small = ["dataset.images_per_species=1", "logger=csv", "trainer=cpu", f"paths.store={tmp_path / 'store'}"]
+
+    def started(*arguments, settings=small):
+        monkeypatch.setattr(sys, "argv", ["partcraft", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*arguments, *(settings if arguments[0] == "train" else [])])
+        out = capsys.readouterr()
+        return SimpleNamespace(code=ended.value.code, out=out.out, err=out.err)
+
+    return started
+
+
+def interrupt(folder):
+    raise KeyboardInterrupt
+
+
+def test_without_a_verb_it_says_what_there_is(start):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == 2
+    result = start("--help")
+    assert result.code == 0 and all(verb in result.out for verb in cli.VERBS)
+    assert start("--version").out.strip() == partcraft_lit.__version__
+
+
+def test_an_unknown_verb_is_an_error_with_the_nearest(start):
+    result = start("trian")
+    assert result.code == 2 and "Unknown verb 'trian'. Did you mean 'train'" in result.err
+
+
+def test_help_of_a_verb_lists_groups_and_keys(start):
+    result = start("train", "--help", settings=[])
+    assert result.code == 0
+    assert "dataset: creatures, folder" in result.out and "lambda_attn: 0.01" in result.out
+
+
+def test_train_gets_typed_settings_and_a_folder(start, fake_run):
+    result = start("train", "parts.M=3")
+    assert result.code == 0, result.err
+    (call,) = fake_run.calls
+    assert call.settings.parts.M == 3 and len(call.source) == 20
+    assert call.resume_from is None and call.attention_loss is not None
+    assert call.argv == ["partcraft", "train", "parts.M=3"]  # as given, for the processes that Lightning starts
+    assert call.folder.parent == Path.cwd() / "logs" / "train" / "runs"
+    for name in (".hydra/config.yaml", "environment.json", "finished.json", "run.log"):
+        assert (call.folder / name).is_file(), name
+
+
+def test_an_interrupted_run_is_continued_and_a_finished_one_is_not(start, fake_run):
+    fake_run.does = interrupt
+    result = start("train")
+    assert result.code == 130 and "interrupted. No checkpoint was written yet" in result.err
+    fake_run.does = lambda folder: None
+    result = start("train", "trainer.max_steps=9")
+    assert result.code == 0 and "Continuing the unfinished run" in result.out
+    start("train")
+    folders = [call.folder for call in fake_run.calls]
+    assert folders[0] == folders[1] != folders[2]
+
+
+def test_null_starts_anew_and_a_path_is_taken(start, fake_run):
+    fake_run.does = interrupt
+    start("train")
+    fake_run.does = lambda folder: None
+    start("train", "ckpt_path=null")
+    first, second = (call.folder for call in fake_run.calls)
+    assert first != second
+    (first / "checkpoints").mkdir()
+    start("train", f"ckpt_path={first}", "seed=5")
+    assert fake_run.calls[-1].folder == first
+    checkpoint = first / "checkpoints" / "step=000001.ckpt"
+    checkpoint.touch()
+    start("train", f"ckpt_path={checkpoint}")
+    assert fake_run.calls[-1].resume_from == checkpoint and fake_run.calls[-1].folder != first
+
+
+def test_other_settings_do_not_continue_a_run(start, fake_run):
+    fake_run.does = interrupt
+    start("train")
+    start("train", "seed=1")
+    assert fake_run.calls[0].folder != fake_run.calls[1].folder
+
+
+def test_lightnings_exit_after_an_interrupt_is_an_interrupt(start, fake_run):
+    def stop(folder):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    fake_run.does = stop
+    assert start("train").code == 130
+
+
+def test_mistakes_end_before_anything_is_made(start, fake_run):
+    for arguments in (["lora.rank=x"], ["nope=1"], ["dataset=folder"], ["-m", "lora.rank=1,x"]):
+        result = start("train", *arguments, settings=[])
+        assert result.code == 2 and "Traceback" not in result.err, result.err
+    assert not fake_run.calls and not Path("logs").exists()
+
+
+def test_errors_of_a_run(start, fake_run):
+    def fail(error):
+        def does(folder):
+            raise error
+
+        return does
+
+    fake_run.does = fail(UserError("mend it so"))
+    result = start("train")
+    assert result.code == 2 and result.err.strip().endswith("partcraft: mend it so") and "Traceback" not in result.err
+    result = start("train", "debug=true")
+    assert result.code == 2 and "Traceback" in result.err
+    fake_run.does = fail(OSError(errno.ENOSPC, "No space left on device", "/x/y"))
+    result = start("train")
+    assert result.code == 2 and "The disk is full for /x/y" in result.err
+    fake_run.does = fail(ZeroDivisionError("oops"))
+    result = start("train")
+    assert result.code == 1 and "Traceback" in result.err and "this is a bug" in result.err
+
+
+def test_a_sweep_keeps_jobs_apart_and_goes_on_after_a_failure(start, fake_run):
+    def does(folder):
+        if len(fake_run.calls) == 1:
+            raise UserError("only the first")
+
+    fake_run.does = does
+    result = start("train", "-m", "loss.lambda_attn=0.1,0.01")
+    assert result.code == 2 and "only the first" in result.err
+    first, second = fake_run.calls
+    assert (first.settings.loss.lambda_attn, second.settings.loss.lambda_attn) == (0.1, 0.01)
+    assert first.folder != second.folder and first.folder.parent == second.folder.parent
+    assert first.folder.parent.parent == Path.cwd() / "logs" / "train" / "multiruns"
+    assert first.folder.name.startswith("0-") and second.folder.name.startswith("1-")
+    assert not (first.folder / rundir.FINISHED).exists() and (second.folder / rundir.FINISHED).exists()
+
+
+def test_generate_and_evaluate_read_the_run(start, fake_run):
+    start("train", "parts.M=3")
+    run_folder = fake_run.calls[0].folder
+    result = start("generate", "prompt=a photo of a <head:3> bird", "num_images=2", "trainer=cpu")
+    assert result.code == 0, result.err
+    call = fake_run.calls[-1]
+    assert call.settings.prompt == "a photo of a <head:3> bird" and call.trained.parts.M == 3
+    assert call.run_folder == run_folder and call.folder.parent == run_folder / "generated"
+    result = start("evaluate", f"run={run_folder.name}", "eval.compositions=3", "trainer=cpu")
+    assert result.code == 0, result.err
+    call = fake_run.calls[-1]
+    assert call.settings.eval.compositions == 3 and call.settings.parts.M == 3
+    assert call.folder.parent == run_folder / "evaluation"
+
+
+def test_discover(start, fake_run):
+    result = start("discover", "parts.M=2", "trainer=cpu")
+    assert result.code == 0, result.err
+    assert fake_run.calls[-1].settings.parts.M == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit_s"), [(["train", "--help"], 4.0), (["train", "loss.lamda_attn=1"], 6.0), (["nope"], 3.0)]
+)
+def test_help_and_mistakes_load_nothing_heavy(arguments, limit_s, tmp_path):
+    """Limits are twice what is promised, for a busy machine; that torch is not loaded is what keeps the promise."""
+    script = (
+        "import sys; from partcraft_lit import cli\n"
+        "try:\n    cli.main(sys.argv[1:])\n"
+        "finally:\n    assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert "torch was imported" not in done.stderr and done.returncode in (0, 2), done.stderr
+    assert time.monotonic() - begun < limit_s
+
+
+def test_train_py_is_the_verb_train(tmp_path):
+    script = Path(cli.__file__).resolve().parents[2] / "train.py"
+    if not script.is_file():
+        pytest.skip("not a checkout")
+    done = subprocess.run([sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "lambda_attn" in done.stdout

@@ -1,0 +1,198 @@
+"""Every YAML file composes, and every node binds to the constructor that it names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from partcraft_lit import cli, config
+from partcraft_lit.errors import UserError
+from partcraft_lit.settings import PartsSettings
+from partcraft_lit.strict import build, join
+from partcraft_lit.verbs import train, wiring
+
+CONF = config.conf_dir()
+#: What has to be given by hand.
+NEEDED = {"dataset=folder": ["dataset.dir=/x"]}
+
+
+def options() -> list[tuple[str, str]]:
+    """Every option of every group that ``train`` chooses from."""
+    return sorted(
+        (str(path.parent.relative_to(CONF)), path.stem)
+        for path in CONF.rglob("*.yaml")
+        if path.parent != CONF and path.parent.name != "hydra"
+    )
+
+
+def nodes(values: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(values, dict):
+        if "_target_" in values:
+            yield where, values
+        for key, value in values.items():
+            yield from nodes(value, join(where, key))
+
+
+def required_of(target: Any) -> set[str]:
+    parameters = inspect.signature(target).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name for p in parameters if p.default is p.empty and p.kind in kinds}
+
+
+@pytest.mark.parametrize(("group", "option"), options(), ids="=".join)
+def test_every_option_composes_and_binds(group, option):
+    choice = f"{group}={option}"
+    values = config.plain(config.compose("train", [choice, *NEEDED.get(choice, [])]))
+    train.check(values)
+    found = list(nodes(values))
+    assert found
+    for where, node in found:
+        config.later(node, where)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_a_configuration_and_a_module(verb, tmp_path):
+    needed = {"generate": ["prompt=x"]}.get(verb, [])
+    values = config.plain(config.compose(verb, [*needed, f"paths.logs={tmp_path}"]))
+    for where, node in nodes(values):
+        config.later(node, where)
+    module = __import__(f"partcraft_lit.verbs.{verb}", fromlist=["check"])
+    if "run" in values:
+        with pytest.raises(UserError, match="Train one first"):
+            module.check(values)
+    else:
+        module.check(values)
+
+
+def test_what_callbacks_and_loggers_still_wait_for_is_given_at_run_time():
+    values = config.plain(config.compose("train"))
+    for name, make in wiring.callback_makers(values).items():
+        waiting = required_of(make)
+        assert waiting <= {"folder", "path", "prompts", "seeds", "batch", "part_names"}, name
+    for name, node in values["logger"].items():
+        assert required_of(config.later(node, name)) == {"folder"}, name
+    for name, node in values["features"].items():
+        assert not required_of(config.later(node, name)), name
+    for node in (values["dataset"], values["backbone"]):
+        assert not required_of(config.later(node, "x"))
+
+
+def test_parts_name_the_arguments_of_discovery():
+    from partcraft_lit.parts.discovery import DiscoverySettings
+
+    values = config.plain(config.compose("train"))
+    settings = build(PartsSettings, values["parts"], "parts")
+    defaults = DiscoverySettings(num_parts=settings.M, num_codes=settings.K)
+    assert DiscoverySettings(**settings.arguments()) == defaults  # the YAML says what discovery measured as best
+
+
+def test_files_hold_no_key_twice():
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def mapping(loader, node):
+        keys = [key.value for key, _ in node.value]
+        assert len(keys) == len(set(keys)), keys
+        loader.flatten_mapping(node)
+        return loader.construct_mapping(node)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    for path in CONF.rglob("*.yaml"):
+        yaml.load(path.read_text(), Loader)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss.lamda_attn=1"], r"Unknown key 'loss\.lamda_attn'\. Did you mean 'loss\.lambda_attn'"),
+        (["M=3"], r"Unknown key 'M'\. Did you mean 'parts\.M'\?"),
+        (["datset=folder"], r"Unknown key 'datset'\. Did you mean 'dataset'"),
+        (["dataset=fodler"], r"dataset=fodler: no such option\. Did you mean 'folder'\? Options: creatures, folder"),
+        (["experiment=deom"], r"experiment=deom: no such option\. Did you mean 'demo'"),
+        (["~lora.rnk"], r"Unknown key 'lora\.rnk'"),
+        (["nonsense"], r"'nonsense' is not an override: wanted key=value"),
+        (["loss.lambda_attn=1,2"], r"has several values\. For a sweep add -m"),
+        (["lora.rank=(1"], r"The value of 'lora\.rank' cannot be read"),
+    ],
+)
+def test_mistakes_in_keys_and_options(overrides, message):
+    with pytest.raises(UserError, match=message):
+        config.compose("train", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["parts.M=0"], r"parts\.M=0: wanted a number of at least 1"),
+        (["parts.K=many"], r"parts\.K='many': wanted a whole number"),
+        (["data.flip='yes'"], r"data\.flip='yes': wanted true or false"),
+        (["loss.attention=entropie"], r"loss\.attention=entropie: Did you mean 'entropy'\?"),
+        (["loss.lambda_attn=-1"], r"loss\.lambda_attn=-1\.0: wanted a number of at least 0"),
+        (["parts.features=dinov2"], r"parts\.features=dinov2: Did you mean 'dinov2_"),
+        (["lora.scope=al"], r"lora\.scope='al': wanted one of cross, all"),
+        (["+datta=1"], r"Unknown key 'datta'\. Did you mean 'data'"),
+        (["+lora.x=1"], r"Unknown key 'lora\.x'"),
+        (["ckpt_path=/nowhere/x.ckpt"], r"ckpt_path=/nowhere/x\.ckpt: there is no such file"),
+        (["ckpt_path=3"], r"ckpt_path=3: wanted auto, null"),
+    ],
+)
+def test_mistakes_in_values(overrides, message):
+    with pytest.raises(UserError, match=message):
+        train.check(config.plain(config.compose("train", overrides)))
+
+
+def test_a_value_that_has_to_be_given_is_named():
+    with pytest.raises(UserError, match=r"dataset\.dir has to be given"):
+        config.plain(config.compose("train", ["dataset=folder"]))
+
+
+def test_arguments_of_objects_are_checked_against_their_annotations():
+    values = config.plain(config.compose("train", ["features.color.grid=x"]))
+    with pytest.raises(UserError, match=r"features\.color\.grid='x': wanted a whole number"):
+        wiring.features_loader(values)
+    with pytest.raises(UserError, match=r"Unknown key 'dataset\.specis'\. Did you mean 'species'"):
+        config.make({"_target_": "partcraft_lit.zoo.source.Creatures", "specis": 3}, "dataset")
+    with pytest.raises(UserError, match=r"dataset\._target_=partcraft_lit\.nowhere\.X"):
+        config.make({"_target_": "partcraft_lit.nowhere.X"}, "dataset")
+
+
+def test_no_attention_loss_leaves_no_trace_of_one():
+    for override in ("loss.attention=none", "loss.lambda_attn=0"):
+        values = config.plain(config.compose("train", [override]))
+        assert wiring.attention_loss(values, train.check(values)) is None
+    values = config.plain(config.compose("train"))
+    assert callable(wiring.attention_loss(values, train.check(values)))
+
+
+@pytest.mark.parametrize(
+    "text", ["prompt=a photo of a <head:3> <wing:7> bird", "prompt=it's, (all) [of] {it}: a=b \\ end", 'prompt="']
+)
+def test_prompts_need_no_second_quotes(text):
+    cfg = config.compose("generate", [config.as_written(text, False)])
+    assert cfg.prompt == text.partition("=")[2]
+
+
+def test_quotes_brackets_and_paths(tmp_path, monkeypatch):
+    assert config.as_written("prompt='x'", False) == "prompt='x'"
+    assert config.as_written("parts.names=[a,b]", False) == "parts.names=[a,b]"
+    assert config.as_written("ckpt_path=null", False) == "ckpt_path=null"
+    assert config.as_written("dataset.dir=a,b", True) == "dataset.dir=a,b"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my (holiday), photos").mkdir()
+    text = config.as_written("dataset.dir=my (holiday), photos", False)
+    assert Path(config.compose("train", ["dataset=folder", text]).dataset.dir) == tmp_path / "my (holiday), photos"
+    hub = config.as_written("backbone.source=owner/name", False)
+    assert config.compose("train", ["backbone=sd15", hub]).backbone.source == "owner/name"
+
+
+def test_a_sweep_is_checked_value_by_value():
+    points = list(
+        config.sweep_points(["seed=1", "lora.rank=2,4", "lora.scope=choice(cross,all)", "parts.K=range(1,3)"])
+    )
+    assert points[0] == ["seed=1", "lora.rank=2", "lora.scope=cross", "parts.K=1"]
+    assert len(points) == 4 and ["seed=1", "lora.rank=4", "lora.scope=cross", "parts.K=1"] in points
