@@ -98,10 +98,11 @@ def overlay_parts(
     image: Tensor,
     label_map: Tensor,
     colors: Tensor,
-    opacity: float = 0.55,
+    opacity: float = 0.6,
     background_opacity: float = 0.0,
     outline: bool = True,
     smooth: bool = True,
+    gray: bool = True,
 ) -> Tensor:
     """Tints every part with its colour and draws the boundaries between parts.
 
@@ -113,13 +114,15 @@ def overlay_parts(
         outline: white lines where two parts meet.
         smooth: interpolate the memberships of a coarse map instead of showing its cells as blocks. A coarse map is no
             more exact for it.
+        gray: tint a grey version of the picture, so that a part shows its own colour and not a mixture.
 
     Returns:
         (3, height, width) uint8.
     """
     labels = resize_labels(label_map, _checked(image).shape[1:], len(colors), smooth)
     alpha = torch.where(labels == 0, background_opacity, opacity)  # (height, width)
-    tinted = torch.lerp(image.float(), colors[labels].permute(2, 0, 1).float(), alpha)
+    base = torch.where(alpha > 0, _gray(image), image.float()) if gray else image.float()
+    tinted = torch.lerp(base, colors[labels].permute(2, 0, 1).float(), alpha)
     if outline:
         line = _boundaries(labels, thickness=_line_width(image))
         tinted = torch.where(line, torch.lerp(tinted, torch.tensor(255.0), 0.85), tinted)
@@ -141,7 +144,7 @@ def highlight_part(
     """
     labels = resize_labels(label_map, _checked(image).shape[1:], len(colors), smooth)
     kept = [parts] if isinstance(parts, int) else list(parts)
-    faded = torch.lerp(image.float().mean(dim=0, keepdim=True).expand_as(image), torch.tensor(236.0), dim)
+    faded = torch.lerp(_gray(image), torch.tensor(236.0), dim)
     result = torch.where(torch.isin(labels, torch.tensor(kept)), image.float(), faded)
     for part in kept:
         line = _boundaries(labels == part, thickness=max(2, 2 * _line_width(image)))
@@ -149,21 +152,20 @@ def highlight_part(
     return _to_bytes(result)
 
 
-def heat_overlay(image: Tensor, heat: Tensor, maximum: float | None = None, opacity: float = 0.78) -> Tensor:
-    """Lays a heat map over a picture in grey: dark where there is none, bright where there is most.
+def heat_overlay(image: Tensor, heat: Tensor, maximum: float | None = None, opacity: float = 0.9) -> Tensor:
+    """Lays a heat map over a picture in grey: dark where there is none, bright and dense where there is most.
 
     Args:
         image: (3, height, width) uint8.
         heat: (grid height, grid width), non-negative, any scale.
         maximum: the value shown brightest; the map's own maximum by default. Give it to make maps comparable.
-        opacity: of the colours.
+        opacity: of the colours where the map is largest; half of that where it is 0, so that the picture stays visible.
     """
     heat = heat.detach().float().nan_to_num(0.0)
     top = float(heat.max()) if maximum is None else maximum
     unit = (heat / max(top, 1e-12)).clamp(0, 1)
     unit = F.interpolate(unit[None, None], list(_checked(image).shape[1:]), mode="bicubic")[0, 0].clamp(0, 1)
-    grey = image.float().mean(dim=0, keepdim=True).expand_as(image)
-    return _to_bytes(torch.lerp(grey, _magma(unit), opacity))
+    return _to_bytes(torch.lerp(_gray(image), _magma(unit), opacity * (1 + unit) / 2))
 
 
 def label(
@@ -304,13 +306,14 @@ def encode_png(image: Tensor, metadata: Mapping[str, object] | None = None) -> b
     for key, value in (metadata or {}).items():
         info.add_itxt(key[:79], str(value))
     buffer = io.BytesIO()
-    to_pil(image).save(buffer, format="PNG", pnginfo=info, optimize=True)
+    to_pil(image).save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
 
 
 def encode_jpeg(image: Tensor, quality: int = 88) -> bytes:
     buffer = io.BytesIO()
-    to_pil(image).save(buffer, format="JPEG", quality=quality, optimize=True, subsampling=0)
+    # No "optimize": Pillow then needs the whole file in one buffer, which it makes too small for noisy pictures.
+    to_pil(image).save(buffer, format="JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 
@@ -326,6 +329,11 @@ def _checked(image: Tensor) -> Tensor:
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"A picture is (3, height, width) uint8, got {tuple(image.shape)} {image.dtype}.")
     return image
+
+
+def _gray(image: Tensor) -> Tensor:
+    """(3, height, width) float, all channels the mean."""
+    return image.float().mean(dim=0, keepdim=True).expand_as(image)
 
 
 def _to_bytes(image: Tensor) -> Tensor:

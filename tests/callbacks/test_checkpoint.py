@@ -132,5 +132,5 @@ def test_saving_a_step_again_replaces_it(folder: Path, tmp_path: Path) -> None:
 
 
 def test_one_is_not_enough_to_keep(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="keep must be at least 2, .* got 1"):
+    with pytest.raises(ValueError, match=r"keep must be at least 2, .* got 1"):
         Checkpoints(tmp_path, every_n_steps=1, keep=1)

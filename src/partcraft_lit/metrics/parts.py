@@ -39,9 +39,7 @@ class PartMetric(Metric, ABC):
         parts = predictor.num_parts + 1
         names = [str(index) for index in range(parts)] if part_names is None else list(part_names)
         if len(names) != parts:
-            raise ValueError(
-                f"part_names must name all {parts} parts, background first; got {len(names)}: {names}."
-            )
+            raise ValueError(f"part_names must name all {parts} parts, background first; got {len(names)}: {names}.")
         self._predictor = _Shared(predictor)
         self.part_names = names
         self.add_state("part_sums", torch.zeros(parts, dtype=torch.float64), dist_reduce_fx="sum")
