@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import subprocess
 import sys
 import time
@@ -34,6 +35,13 @@ def fake_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "partcraft_lit.run", module)
     monkeypatch.setattr(partcraft_lit, "run", module, raising=False)
     return state
+
+
+@pytest.fixture(scope="module")
+def real_signatures():
+    from partcraft_lit import run
+
+    return {name: inspect.signature(getattr(run, name)) for name in ("train", "discover", "generate", "evaluate")}
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ def test_train_gets_typed_settings_and_a_folder(start, fake_run):
     assert result.code == 0, result.err
     (call,) = fake_run.calls
     assert call.settings.parts.M == 3 and len(call.source) == 20
-    assert call.resume_from is None and call.attention_loss is not None
+    assert call.resume_from is None and call.make_attention_loss is not None
     assert call.argv == ["partcraft", "train", "parts.M=3"]  # as given, for the processes that Lightning starts
     assert call.folder.parent == Path.cwd() / "logs" / "train" / "runs"
     for name in (".hydra/config.yaml", "environment.json", "finished.json", "run.log"):
@@ -221,3 +229,14 @@ def test_train_py_is_the_verb_train(tmp_path):
         pytest.skip("not a checkout")
     done = subprocess.run([sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "lambda_attn" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["discover", "train", "generate", "evaluate"])
+def test_the_verbs_call_run_as_it_wants_to_be_called(name, real_signatures, start, fake_run):
+    start("train")
+    if name != "train":
+        start(name, "trainer.accelerator=cpu", *(["prompt=x"] if name == "generate" else []))
+    call = fake_run.calls[-1]
+    given = {key: value for key, value in vars(call).items() if key not in ("name", "argv", "settings", "folder")}
+    assert call.name == name
+    real_signatures[name].bind(call.settings, call.folder, **given)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from partcraft_lit import cli, config
 from partcraft_lit.errors import UserError
+from partcraft_lit.losses.attention import entropy_attention_loss
 from partcraft_lit.settings import PartsSettings
 from partcraft_lit.strict import build, join
 from partcraft_lit.verbs import train, wiring
@@ -164,9 +166,16 @@ def test_arguments_of_objects_are_checked_against_their_annotations():
 def test_no_attention_loss_leaves_no_trace_of_one():
     for override in ("loss.attention=none", "loss.lambda_attn=0"):
         values = config.plain(config.compose("train", [override]))
-        assert wiring.attention_loss(values, train.check(values)) is None
-    values = config.plain(config.compose("train"))
-    assert callable(wiring.attention_loss(values, train.check(values)))
+        assert wiring.attention_loss_maker(values, train.check(values)) is None
+
+
+def test_the_attention_loss_has_the_configured_settings():
+    values = config.plain(config.compose("train", ["loss.lambda_attn=0.5", "loss.normalizer=softmax"]))
+    callback = wiring.attention_loss_maker(values, train.check(values))(num_parts=5)
+    assert callback.term.weight == 0.5
+    maps, ids = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 1, dtype=torch.long)
+    expected = entropy_attention_loss(maps, ids, torch.zeros(1, 2, 2), 5, normalizer="softmax")
+    assert torch.equal(callback.term.loss(maps, ids, torch.zeros(1, 2, 2)), expected)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ class EvalSettings:
         reconstructions: source images that are drawn again from their own codes, at most.
         compositions: hybrids drawn for each number of species.
         species: numbers of source images that a hybrid is composed of.
+        untrained: pictures per protocol that the untrained model draws, as the lower bound; 0 for none.
         ceiling_images: real images on which the ceiling is measured, at most.
         hybrids: columns of the report's composition grid.
         seed: seed of everything drawn for the scores.
@@ -200,6 +201,7 @@ class EvalSettings:
     reconstructions: Count
     compositions: Count
     species: tuple[Annotated[int, Range(1)], ...]
+    untrained: Count
     ceiling_images: Count
     hybrids: Positive
     seed: int

@@ -36,7 +36,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         make_trainer=config.later(values["trainer"], "trainer"),
         loggers=wiring.make_loggers(values, folder),
         callbacks=wiring.callback_makers(values),
-        attention_loss=wiring.attention_loss(values, settings),
+        make_attention_loss=wiring.attention_loss_maker(values, settings),
         resume_from=wiring.resume_from(values, folder),
         config=dict(values),
     )

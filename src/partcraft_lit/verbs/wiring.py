@@ -82,12 +82,19 @@ def callback_makers(values: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     return {name: config.later(node, f"callbacks.{name}") for name, node in nodes.items() if node is not None}
 
 
-def attention_loss(values: Mapping[str, Any], settings: TrainSettings) -> Callable[..., Any] | None:
-    """The loss on attention maps with its settings bound, or None where there is none."""
+def attention_loss_maker(values: Mapping[str, Any], settings: TrainSettings) -> Callable[..., Any] | None:
+    """Makes the callback that adds the attention loss, once ``num_parts`` is known; None where there is none."""
     if not settings.loss.uses_attention:
         return None
     kind = settings.loss.attention
-    return config.later(values["attention"][kind], f"attention.{kind}")
+    loss = config.later(values["attention"][kind], f"attention.{kind}")
+
+    def make(num_parts: int) -> Any:
+        from partcraft_lit.callbacks.attention_loss import AttentionLoss
+
+        return AttentionLoss(weight=settings.loss.lambda_attn, loss=functools.partial(loss, num_parts=num_parts))
+
+    return make
 
 
 def make_loggers(values: Mapping[str, Any], folder: Path) -> list[Any]:
