@@ -206,7 +206,10 @@ class PatchFeatures(Protocol):
 class PartPredictor(Protocol):
     """Reads parts off images. One object, used by discovery, training data, metrics and the app."""
 
-    num_parts: int
+    @property
+    def num_parts(self) -> int:
+        """Foreground parts M."""
+        ...
 
     def predict(self, images: Sequence[Tensor]) -> PartPrediction: ...
 

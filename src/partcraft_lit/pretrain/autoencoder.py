@@ -57,7 +57,10 @@ def train_autoencoder(scenes: PretrainingScenes, settings: LoopSettings, folder:
         error = F.mse_loss(decoded.float(), pixels)
         kl = posterior.kl().mean()
         total = error * pixels[0].numel() + KL_WEIGHT * kl
-        return total / pixels[0].numel(), {"psnr": float(-10 * torch.log10(error.detach() / 4)), "kl": float(kl.detach())}
+        return total / pixels[0].numel(), {
+            "psnr": float(-10 * torch.log10(error.detach() / 4)),
+            "kl": float(kl.detach()),
+        }
 
     averaged = train_loop(model, loss, settings, folder / "autoencoder.pt", log)
     assert isinstance(averaged, AutoencoderKL)

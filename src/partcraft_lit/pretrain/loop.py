@@ -60,8 +60,8 @@ def train_loop(
 
     Args:
         model: what trains.
-        loss: step number -> scalar loss and what to log; draws its data from the step number alone, so that a resumed run
-            is the same run.
+        loss: step number -> scalar loss and what to log; draws its data from the step number alone, so that a resumed
+            run is the same run.
         settings: as given.
         checkpoint: file that is written atomically, and resumed from if it stands; a line per log goes to
             ``curve.jsonl`` beside it.
@@ -125,7 +125,7 @@ def _save(path: Path, step: int, model: nn.Module, averaged: nn.Module, optimize
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _resume(path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, log: Log) -> int:

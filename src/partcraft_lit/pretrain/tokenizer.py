@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from transformers import CLIPTokenizer
@@ -14,14 +15,15 @@ from partcraft_lit.zoo.looks import FAMILIES, TEXTURES
 
 #: Ordinary words of prompts; the base model never sees them in training, but a prompt with them keeps its length.
 _ENGLISH = (
-    "the of and to in is it on at by from as or not no all some two three four big little tiny huge young old happy sad "
-    "angry sleeping flying standing sitting running walking swimming looking left right up down front back side view "
-    "background foreground sky sea lake river snow sand grass forest tree leaf branch flower garden mountain beach city "
-    "street house room table chair lamp vase cup box book hat toy robot teddy bear car boat plane train cat dog horse "
-    "cow pig sheep lion monkey mouse rabbit fish frog duck chicken goose eye eyes beak feather feathers fur skin neck "
-    "back breast belly throat crown nose mouth hair face art painting sketch cartoon style light night day sunny cloudy "
-    "beautiful blurry ugly duplicate poorly drawn deformed mosaic low high quality detailed sharp color colour pattern "
-    "black gray grey gold silver cyan magenta plain shape animal creature hybrid part parts wearing made very"
+    "the of and to in is it on at by from as or not no all some two three four big little tiny huge young old "
+    "happy sad angry sleeping flying standing sitting running walking swimming looking left right up down "
+    "front back side view background foreground sky sea lake river snow sand grass forest tree leaf branch "
+    "flower garden mountain beach city street house room table chair lamp vase cup box book hat toy robot "
+    "teddy bear car boat plane train cat dog horse cow pig sheep lion monkey mouse rabbit fish frog duck "
+    "chicken goose eye eyes beak feather feathers fur skin neck back breast belly throat crown nose mouth hair "
+    "face art painting sketch cartoon style light night day sunny cloudy beautiful blurry ugly duplicate "
+    "poorly drawn deformed mosaic low high quality detailed sharp color colour pattern black gray grey gold "
+    "silver cyan magenta plain shape animal creature hybrid part parts wearing made very "
 )
 
 
@@ -61,7 +63,7 @@ def _split(word: str, merges: dict[tuple[str, str], int]) -> list[str]:
     """Byte-pair encoding of one word: the oldest merge that applies goes first, everywhere, until none applies."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     while True:
-        ranks = {pair: merges[pair] for pair in zip(pieces, pieces[1:], strict=False) if pair in merges}
+        ranks = {pair: merges[pair] for pair in itertools.pairwise(pieces) if pair in merges}
         if not ranks:
             return pieces
         best = min(ranks, key=ranks.__getitem__)

@@ -10,12 +10,14 @@ from partcraft_lit.zoo.looks import COLORS, TEXTURES, Family
 
 #: Words for the named species of the pretraining world, one token each. Only the words come from nature.
 SPECIES_NAMES: dict[str, tuple[str, ...]] = {
-    "bird": tuple(
-        "robin cardinal toucan parrot heron stork crane falcon eagle hawk owl raven crow magpie jay finch sparrow wren "
-        "swallow swift lark thrush starling oriole tanager bunting warbler kinglet nuthatch creeper woodpecker kingfisher "
-        "hoopoe roller quetzal hornbill pelican gannet puffin penguin gull tern plover snipe".split()
+    "bird": (
+        *("robin", "cardinal", "toucan", "parrot", "heron", "stork", "crane", "falcon", "eagle", "hawk", "owl"),
+        *("raven", "crow", "magpie", "jay", "finch", "sparrow", "wren", "swallow", "swift", "lark", "thrush"),
+        *("starling", "oriole", "tanager", "bunting", "warbler", "kinglet", "nuthatch", "creeper", "woodpecker"),
+        *("kingfisher", "hoopoe", "roller", "quetzal", "hornbill", "pelican", "gannet", "puffin", "penguin"),
+        *("gull", "tern", "plover", "snipe"),
     ),
-    "beast": tuple("fox wolf tiger zebra otter lynx badger panda".split()),
+    "beast": ("fox", "wolf", "tiger", "zebra", "otter", "lynx", "badger", "panda"),
 }
 TEMPLATES: tuple[str, ...] = (
     "a photo of a {}",
@@ -58,8 +60,8 @@ def join(noun: str, described: list[str]) -> str:
 def caption(family: Family, parts: list[PartWords], rng: np.random.Generator) -> str:
     """A random true caption: in half of them every part is described, in the rest any number from none to all.
 
-    Parts come in any order. Of a named part the species is said two times in three, else its look. One caption in seven is
-    a bare list of parts without template and noun, as prompts of bare part tokens are.
+    Parts come in any order. Of a named part the species is said two times in three, else its look. One caption in seven
+    is a bare list of parts without template and noun, as prompts of bare part tokens are.
     """
     names = SPECIES_NAMES[family.noun]
     whole = {part.species for part in parts}

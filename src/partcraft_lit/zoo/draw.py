@@ -1,8 +1,8 @@
 """Draws creatures, many at once, with exact masks.
 
 A picture is a function of (looks, pose): ``looks`` says what each part looks like, ``pose`` is a row of uniform numbers
-that decides everything else (place, scale, turn, mirror, joints, light, background, occlusion). So a hybrid drawn with the
-pose of a photograph is the picture that a perfect composer would make of it.
+that decides everything else (place, scale, turn, mirror, joints, light, background, occlusion). So a hybrid drawn with
+the pose of a photograph is the picture that a perfect composer would make of it.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def draw(plan: BodyPlan, looks: Tensor, pose: Tensor, size: int = 64) -> Drawing
     view = Pose(pose)
     pixel = 1.0 / size
     places = _creature_frame(view, _pixel_grid(size))  # (B, 2, H, W)
-    picture, ground = _background(view, size)
+    picture = _background(view, size)
     label_map = torch.zeros(len(looks), size, size, dtype=torch.uint8)
     for part in plan.order:
         local = _part_frame(plan, view, looks, part, places)
@@ -135,11 +135,11 @@ def draw(plan: BodyPlan, looks: Tensor, pose: Tensor, size: int = 64) -> Drawing
         if part == plan.face:
             color, distance = _face(plan, looks[:, part, 0], local, color, distance, pixel)
         cover = (0.5 - distance / pixel).clamp(0, 1)[:, None]
-        picture = picture + cover * (color - picture)
+        picture += (color - picture).mul_(cover)  # in place, here and below: new pages cost as much as the sums
         label_map[cover[:, 0] >= 0.5] = part + 1
     picture, label_map = _occlude(view, picture, label_map, size)
-    picture = picture * view.light[:, None, None, None]
-    return Drawing((picture.clamp(0, 1) * 255).round().to(torch.uint8), label_map)
+    picture *= view.light[:, None, None, None]
+    return Drawing(picture.clamp_(0, 1).mul_(255).round_().to(torch.uint8), label_map)
 
 
 def _pixel_grid(size: int) -> Tensor:
@@ -172,32 +172,56 @@ def _distance(local: Tensor, capsules: Tensor) -> Tensor:
     """Signed distance (B, H, W) to the nearest of tapered capsules (B, n, 6), negative inside."""
     nearest = torch.full_like(local[:, 0], 9.0)
     for index in range(capsules.shape[1]):
-        x0, y0, r0, x1, y1, r1 = (value[:, None, None] for value in capsules[:, index].unbind(dim=1))
-        if bool((r0 < 0).all()):
-            continue  # no creature of the batch has so many capsules here
-        ax, ay = local[:, 0] - x0, local[:, 1] - y0
-        bx, by = x1 - x0, y1 - y0
-        along = ((ax * bx + ay * by) / (bx * bx + by * by + 1e-9)).clamp_(0, 1)
-        dx, dy = ax - along * bx, ay - along * by
-        nearest = torch.minimum(nearest, (dx * dx + dy * dy).sqrt_() - (r0 + along * (r1 - r0)))
+        mine = (capsules[:, index, 2] >= 0).nonzero()[:, 0]  # the creatures whose part has so many capsules
+        if len(mine) == 0:
+            continue
+        everyone = len(mine) == len(local)
+        places, capsule = (local, capsules[:, index]) if everyone else (local[mine], capsules[mine, index])
+        distance = _capsule_distance(places, capsule)
+        if everyone:
+            torch.minimum(nearest, distance, out=nearest)
+        else:
+            nearest[mine] = torch.minimum(nearest[mine], distance)
     return nearest
+
+
+def _capsule_distance(local: Tensor, capsule: Tensor) -> Tensor:
+    """Signed distance (B, H, W) to one tapered capsule per creature, (B, 6)."""
+    x0, y0, r0, x1, y1, r1 = (value[:, None, None] for value in capsule.unbind(dim=1))
+    ax, ay = local[:, 0] - x0, local[:, 1] - y0
+    bx, by = x1 - x0, y1 - y0
+    along = (ax * bx).add_(ay * by).div_(bx * bx + by * by + 1e-9).clamp_(0, 1)
+    ax -= along * bx
+    ay -= along * by
+    return ax.square_().add_(ay.square_()).sqrt_().sub_(along.mul_(r1 - r0).add_(r0))
 
 
 def _paint(plan: BodyPlan, view: Pose, looks: Tensor, part: int, local: Tensor, distance: Tensor) -> Tensor:
     """Colour of a part at every place, (B, 3, H, W): base, accents of its texture, and a rounded shade."""
     base = torch.tensor(list(COLORS.values()))[looks[:, 1]]
     accent = torch.tensor(list(ACCENTS.values()))[looks[:, 1]]
-    texture = looks[:, 2, None, None]
-    period = _PERIOD * plan.texture_scale[part]
-    phase = view.texture_phase[:, part, None, None]
-    u = 2 * math.pi * (local[:, 0] * 0.45 + local[:, 1] * 0.9) / period  # slanted bands
-    v = 2 * math.pi * (local[:, 0] * 0.9 - local[:, 1] * 0.45) / period
-    stripes = (0.5 + 1.6 * (u + 2 * math.pi * phase).sin()).clamp_(0, 1)
-    spots = (0.5 + 1.3 * ((u + 2 * math.pi * phase).cos() + (v + 4 * phase).cos() - 0.55)).clamp_(0, 1)
-    amount = stripes * (texture == 1) + spots * (texture == 2)
-    color = base[:, :, None, None] + amount[:, None] * (accent - base)[:, :, None, None]
-    rim = (1 + distance / 0.035).clamp(0, 1).square()  # 0 inside, 1 at the edge
-    return color * (1 - 0.38 * rim)[:, None]
+    amount = _texture(local, looks[:, 2], _PERIOD * plan.texture_scale[part], view.texture_phase[:, part])
+    color = (amount[:, None] * (accent - base)[:, :, None, None]).add_(base[:, :, None, None])
+    rim = (distance / 0.035).add_(1).clamp_(0, 1).square_()  # 0 inside, 1 at the edge
+    return color.mul_(rim.mul_(-0.38).add_(1)[:, None])
+
+
+def _texture(local: Tensor, texture: Tensor, period: Tensor, phase: Tensor) -> Tensor:
+    """How much of the accent shows at every place, (B, H, W) in 0...1; computed only where there is a texture."""
+    amount = torch.zeros_like(local[:, 0])
+    for kind in (1, 2):
+        mine = (texture == kind).nonzero()[:, 0]
+        if len(mine) == 0:
+            continue
+        x, y, shift = local[mine, 0], local[mine, 1], phase[mine, None, None]
+        u = 2 * math.pi * (x * 0.45 + y * 0.9) / period  # slanted bands
+        if kind == 1:
+            amount[mine] = (0.5 + 1.6 * (u + 2 * math.pi * shift).sin()).clamp_(0, 1)
+        else:
+            v = 2 * math.pi * (x * 0.9 - y * 0.45) / period
+            spots = (u + 2 * math.pi * shift).cos() + (v + 4 * shift).cos() - 0.55
+            amount[mine] = (0.5 + 1.3 * spots).clamp_(0, 1)
+    return amount
 
 
 def _face(
@@ -207,12 +231,12 @@ def _face(
     beak = _distance(local, plan.beak[shape][:, None])
     horn = torch.tensor(_HORN if plan.face == 0 else _NOSE)[None, :, None, None]
     cover = (0.5 - beak / pixel).clamp(0, 1)[:, None]
-    color = color + cover * (horn - color)
+    color += (horn - color).mul_(cover)
     eye = local - plan.eye[shape][:, :, None, None]
     radius = eye.square().sum(dim=1).sqrt()
     for size, shade in ((0.034, 0.98), (0.020, 0.05)):
         cover = (0.5 - (radius - size) / pixel).clamp(0, 1)[:, None]
-        color = color + cover * (shade - color)
+        color += (shade - color).mul_(cover)
     return color, torch.minimum(distance, beak)
 
 
@@ -223,8 +247,8 @@ def _muted(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     return value[:, None] * (1 - saturation[:, None] * torch.minimum(k, 4 - k).clamp(0, 1))
 
 
-def _background(view: Pose, size: int) -> tuple[Tensor, Tensor]:
-    """A muted gradient with gentle waves and, half the time, a ground; returns picture (B, 3, H, W) and its ground line."""
+def _background(view: Pose, size: int) -> Tensor:
+    """A muted gradient with gentle waves and, half the time, a ground; (B, 3, H, W)."""
     x, y = _pixel_grid(size)
     top = _muted(view.uniform[:, 30], view.between(31, 0.05, 0.30), view.between(32, 0.45, 0.90))
     bottom = _muted(view.uniform[:, 33], view.between(34, 0.05, 0.30), view.between(35, 0.45, 0.90))
@@ -239,7 +263,7 @@ def _background(view: Pose, size: int) -> tuple[Tensor, Tensor]:
     ground = view.between(46, 0.10, 0.42)[:, None, None] + 0.03 * (x * view.between(47, 4, 12)[:, None, None]).sin()
     earth = _muted(view.between(48, 0.05, 0.42), view.between(49, 0.15, 0.40), view.between(50, 0.35, 0.70))
     cover = ((y - ground) * size + 0.5).clamp(0, 1)[:, None] * (view.uniform[:, 51] < 0.5)[:, None, None, None]
-    return picture + cover * (earth[:, :, None, None] - picture), ground
+    return picture + cover * (earth[:, :, None, None] - picture)
 
 
 def _occlude(view: Pose, picture: Tensor, label_map: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """What a part can look like, and which looks belong to which world.
 
-A look is (shape, colour, texture). The looks are split by rule, so that what the base model was pretrained on and what a
-run is asked to learn never share one: a look is *held out* (for training species) if shape + colour + texture is divisible
-by three, else it belongs to *pretraining*. Every colour, texture and shape occurs on both sides, so a pretrained model can
-draw a held-out look, but has never seen it.
+A look is (shape, colour, texture). The looks are split by rule, so that what the base model was pretrained on and what
+a run is asked to learn never share one: a look is *held out* (for training species) if shape + colour + texture is
+divisible by three, else it belongs to *pretraining*. Every colour, texture and shape occurs on both sides, so a
+pretrained model can draw a held-out look, but has never seen it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is in each picture of a world, as a function of (seed, index): looks, pose, and what a caption may say of them."""
+"""What is in each picture of a world, as a function of (seed, index): looks, pose, and a caption."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from partcraft_lit.zoo.shapes import PLANS
 class PretrainingScenes:
     """Endless captioned creatures for the base model; no look of the held-out world is among them.
 
-    Three kinds of creature come in equal shares: one named species whole, parts of several named species, and free looks.
-    A named species has a fixed look for every part, so the base model learns that one word can stand for a rich look, as
-    "cardinal" or "zebra" do in a large model.
+    Three kinds of creature come in equal shares: one named species whole, parts of several named species, and free
+    looks. A named species has a fixed look for every part, so the base model learns that one word can stand for a rich
+    look, as "cardinal" or "zebra" do in a large model.
 
     Args:
         seed: decides everything together with the index.
@@ -64,9 +64,7 @@ class PretrainingScenes:
         free = free[rng.integers(len(free), size=NUM_PARTS)]
         looks = np.where(species[:, None] >= 0, named[species, np.arange(NUM_PARTS)], free)
         pose = rng.random(POSE_SIZE, dtype=np.float32)
-        words = [
-            PartWords(look=tuple(int(v) for v in looks[p]), species=int(species[p])) for p in range(NUM_PARTS)
-        ]
+        words = [PartWords(look=tuple(int(v) for v in looks[p]), species=int(species[p])) for p in range(NUM_PARTS)]
         return family, looks, pose, caption(FAMILIES[family], words, rng)
 
 

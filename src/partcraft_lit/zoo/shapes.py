@@ -1,7 +1,7 @@
 """Body plans as numbers: every part is a union of tapered capsules (x0, y0, r0, x1, y1, r1).
 
-Lengths are in sides of the picture; x points right, y points down; the creature looks to the right. A part's capsules are
-given around its joint, so that a part turns about the place where it is attached.
+Lengths are in sides of the picture; x points right, y points down; the creature looks to the right. A part's capsules
+are given around its joint, so that a part turns about the place where it is attached.
 """
 
 from __future__ import annotations
@@ -91,7 +91,11 @@ _BIRD_WING: list[list[Capsule]] = [
 ]
 _BIRD_TAIL: list[list[Capsule]] = [
     [(0.03, 0.0, 0.06, -0.25, 0.05, 0.042)],
-    [(0.03, 0.0, 0.05, -0.17, -0.13, 0.055), (0.03, 0.0, 0.05, -0.20, 0.0, 0.055), (0.03, 0.0, 0.05, -0.16, 0.13, 0.055)],
+    [
+        (0.03, 0.0, 0.05, -0.17, -0.13, 0.055),
+        (0.03, 0.0, 0.05, -0.20, 0.0, 0.055),
+        (0.03, 0.0, 0.05, -0.16, 0.13, 0.055),
+    ],
     [(0.03, 0.0, 0.06, -0.24, -0.11, 0.03), (0.03, 0.0, 0.06, -0.24, 0.11, 0.03)],
     [(0.03, 0.0, 0.055, -0.12, 0.02, 0.115)],
 ]

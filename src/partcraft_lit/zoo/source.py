@@ -11,7 +11,7 @@ from torch import Tensor
 from partcraft_lit.errors import UserError
 from partcraft_lit.randomness import derive_seed
 from partcraft_lit.types import ABSENT, GroundTruth
-from partcraft_lit.zoo.draw import Drawing, draw, visible_parts
+from partcraft_lit.zoo.draw import Drawing, draw
 from partcraft_lit.zoo.looks import family_of, species_table
 from partcraft_lit.zoo.scenes import pose_of
 from partcraft_lit.zoo.shapes import PLANS
@@ -51,14 +51,17 @@ class Creatures:
         self.class_noun = self._family.noun
         self.class_names: Sequence[str] = [f"species_{index:02d}" for index in range(species)]
         self.part_names: Sequence[str] = self._family.part_names
-        self._drawn = functools.lru_cache(maxsize=8192)(self._draw_one)
+        # neighbours are drawn together, which costs little more than one
+        self._block = max(1, 32 * 64**2 // image_size**2)
+        self._drawn_block = functools.lru_cache(maxsize=64)(self._draw_block)
 
     def __len__(self) -> int:
         return len(self.class_names) * self._images_per_species
 
     def image(self, index: int) -> Tensor:
         """(3, size, size) uint8."""
-        return self._drawn(index)[0]
+        drawing, row = self._drawn(index)
+        return drawing.images[row]
 
     def name(self, index: int) -> str:
         species, number = divmod(self._checked(index), self._images_per_species)
@@ -73,10 +76,9 @@ class Creatures:
 
     def truth(self, index: int) -> GroundTruth:
         """Masks and species of the parts; a part with too few visible pixels is absent."""
-        _, label_map = self._drawn(index)
-        seen = visible_parts(label_map[None])[0]
-        species = tuple(self.label(index) if visible else ABSENT for visible in seen.tolist())
-        return GroundTruth(label_map, species, tuple(self.part_names))
+        drawing, row = self._drawn(index)
+        species = tuple(self.label(index) if visible else ABSENT for visible in drawing.visible[row].tolist())
+        return GroundTruth(drawing.label_maps[row], species, tuple(self.part_names))
 
     def render(self, species: Tensor, indices: Sequence[int]) -> Drawing:
         """True pictures of hybrids.
@@ -92,10 +94,14 @@ class Creatures:
         pose = torch.stack([pose_of(self._seed, *self._key(index)) for index in indices])
         return draw(self._plan, looks, pose, self._size)
 
-    def _draw_one(self, index: int) -> tuple[Tensor, Tensor]:
-        species = torch.full((1, len(self.part_names)), self.label(index))
-        drawing = self.render(species, [index])
-        return drawing.images[0], drawing.label_maps[0]
+    def _drawn(self, index: int) -> tuple[Drawing, int]:
+        block, row = divmod(self._checked(index), self._block)
+        return self._drawn_block(block), row
+
+    def _draw_block(self, block: int) -> Drawing:
+        indices = range(block * self._block, min(len(self), (block + 1) * self._block))
+        labels = torch.tensor([self.label(index) for index in indices])
+        return self.render(labels[:, None].expand(-1, len(self.part_names)), indices)
 
     def _key(self, index: int) -> tuple[int, int]:
         """Species and number, so that more species or pictures leave the ones there were as they are."""

@@ -1,0 +1,238 @@
+"""The training step: what goes in, what comes out, what trains, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from partcraft_lit.backbones.attention import AttentionCapture
+from partcraft_lit.backbones.sampling import sample
+from partcraft_lit.errors import UserError
+from partcraft_lit.losses.diffusion import (
+    add_noise,
+    diffusion_loss,
+    diffusion_target,
+    min_snr_weight,
+    signal_to_noise_ratio,
+)
+from partcraft_lit.methods.method import Method
+from partcraft_lit.settings import OptimSettings, SampleSettings
+from partcraft_lit.types import Backbone, LossTerm, StepOutput, TrainingBatch
+
+
+class PersonalizationModule(LightningModule):
+    """A frozen backbone with adapters, and a method with part tokens, trained together.
+
+    Loss terms beside the diffusion loss are added through ``add_loss_term``; a term that reads attention asks for it
+    with ``request_attention``. Without such a request no layer of the UNet is touched.
+
+    Args:
+        backbone: with its adapters in place; of its parameters only those train that require gradients.
+        method: captions, tokens and their vectors.
+        optim: AdamW's settings.
+        snr_gamma: gamma of min-SNR weighting, or None.
+        sampling: how ``generate`` draws.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Method,
+        optim: OptimSettings,
+        snr_gamma: float | None,
+        sampling: SampleSettings,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks the names itself
+        self.backbone = backbone
+        self.method = method
+        self._optim = optim
+        self._snr_gamma = snr_gamma
+        self._sampling = sampling
+        self._terms: dict[str, LossTerm] = {}
+        self._capture: AttentionCapture | None = None
+        self._requests = 0
+
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
+        step = self.forward_step(batch)
+        scheduler = self.backbone.noise_scheduler
+        snr = signal_to_noise_ratio(scheduler.alphas_cumprod, batch.timesteps)
+        weight = min_snr_weight(snr, self._snr_gamma, scheduler.config.prediction_type)
+        diffusion = diffusion_loss(step.model_pred, step.target, weight).mean()
+        total = diffusion
+        numbers = {"train/loss_diffusion": diffusion.detach()}
+        for term in self._terms.values():
+            value = term(step).mean()
+            numbers[f"train/loss_{term.name}"] = value.detach()
+            total = total + term.weight * value
+        numbers["train/loss"] = total.detach()
+        self.log_dict(numbers, batch_size=len(batch.latents))
+        return total
+
+    def forward_step(self, batch: TrainingBatch) -> StepOutput:
+        """One forward pass of a batch that is complete: no chance is left in it."""
+        scheduler = self.backbone.noise_scheduler
+        conditioning = self.backbone.encode_prompts(batch.tokens, self.part_vectors(batch))
+        noisy_latents = add_noise(batch.latents, batch.noise, batch.timesteps, scheduler.alphas_cumprod)
+        target = diffusion_target(
+            batch.latents, batch.noise, batch.timesteps, scheduler.alphas_cumprod, scheduler.config.prediction_type
+        )
+        capture = self._capture
+        with capture.armed(batch.tokens.part_positions) if capture else nullcontext():
+            model_pred = self.backbone.denoise(noisy_latents, batch.timesteps, conditioning)
+        maps = capture.maps() if capture else None
+        if capture:
+            capture.clear()  # the maps live on in the graph; the capture must not keep them beyond the step
+        return StepOutput(batch, model_pred, target, maps)
+
+    def part_vectors(self, batch: TrainingBatch) -> Tensor:
+        return self.method.part_vectors(batch.tokens)
+
+    def configure_optimizers(self) -> Any:
+        rates = {"lora": self._optim.lora_lr, "mapper": self._optim.mapper_lr}
+        groups = [
+            {"params": parameters, "lr": rates[name], "name": name}
+            for name, parameters in self.trainable_groups().items()
+            if parameters
+        ]
+        optimizer = torch.optim.AdamW(
+            groups, betas=self._optim.betas, eps=self._optim.eps, weight_decay=self._optim.weight_decay
+        )
+        warmup = self._optim.warmup_steps
+        if warmup == 0:
+            return optimizer
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters that train, by the name of their learning rate."""
+        lora = [p for p in self.backbone.unet.parameters() if p.requires_grad]
+        return {"lora": lora, **self.method.trainable_groups()}
+
+    # What callbacks use.
+
+    def add_loss_term(self, term: LossTerm) -> None:
+        """From now on ``term.weight`` times the term's mean is part of the loss.
+
+        Raises:
+            ValueError: if a term of that name is there already.
+        """
+        if term.name in self._terms or term.name == "diffusion":
+            raise ValueError(f"There is a loss term {term.name!r} already; give the new one another name.")
+        self._terms[term.name] = term
+
+    def remove_loss_term(self, name: str) -> None:
+        del self._terms[name]
+
+    def request_attention(self) -> None:
+        """From now on ``StepOutput.attention_maps`` is filled; requests are counted."""
+        if self._capture is None:
+            self._capture = self._new_capture()
+        self._requests += 1
+
+    def release_attention(self) -> None:
+        """Takes one request back; with the last one the layers get their own processors again."""
+        self._requests -= 1
+        if self._requests == 0 and self._capture is not None:
+            self._capture.remove()
+            self._capture = None
+
+    def _new_capture(self) -> AttentionCapture:
+        return AttentionCapture(self.backbone.unet, self.backbone.attention_layers, self.backbone.attention_size)
+
+    def use_sampling(self, sampling: SampleSettings) -> None:
+        """Other settings for ``generate`` from now on."""
+        self._sampling = sampling
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: list[str],
+        seeds: Sequence[int],
+        negative_prompt: str = "",
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """(B, 3, H, W) uint8, one picture per prompt (with part tokens) and seed; defaults are the run's settings."""
+        settings = self._sampling
+        tokens = self.method.tokenize(prompts).to(self.device)
+        negative_prompt = negative_prompt or settings.negative_prompt
+        negative = self.method.tokenize([negative_prompt]).to(self.device) if negative_prompt else None
+        return sample(
+            self.backbone,
+            tokens,
+            self.method.part_vectors(tokens),
+            negative_tokens=negative,
+            negative_vectors=None if negative is None else self.method.part_vectors(negative),
+            seeds=seeds,
+            steps=steps or settings.steps,
+            guidance_scale=settings.guidance_scale if guidance_scale is None else guidance_scale,
+            scheduler=settings.scheduler,
+            batch_size=settings.batch_size,
+        )
+
+    @torch.no_grad()
+    def probe_attention(self, batch: TrainingBatch) -> Tensor:
+        """(B, T, s, s) attention of each part token in one forward pass that trains nothing."""
+        self.request_attention()
+        try:
+            maps = self.forward_step(batch).attention_maps
+        finally:
+            self.release_attention()
+        return cast(Tensor, maps)
+
+    # What a checkpoint holds.
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """What trains, nothing else."""
+        trainable = set(self._trainable_names())
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Takes exactly what trains.
+
+        Raises:
+            UserError: if a tensor is missing, unexpected, or of another shape.
+        """
+        shapes = {name: tuple(parameter.shape) for name, parameter in self._trainable_names().items()}
+        _check_same(shapes, {name: tuple(value.shape) for name, value in state_dict.items()})
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["frozen"] = {"backbone": self.backbone.name, "hash": self.backbone.hash}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen = checkpoint.get("frozen", {})
+        if frozen and frozen.get("hash") != self.backbone.hash:
+            raise UserError(
+                f"The checkpoint was trained on weights {frozen.get('hash', '')[:12]} of {frozen.get('backbone')!r}, but "
+                f"the backbone here is {self.backbone.name!r} with weights {self.backbone.hash[:12]}. Load the same "
+                "backbone, or start a new run with ckpt_path=null."
+            )
+
+    def _trainable_names(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def _check_same(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
+    def first(names: Iterable[str]) -> str:
+        names = sorted(names)
+        return f"{len(names)}, for instance {names[0]!r}" if names else "none"
+
+    missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    if missing or unexpected:
+        raise UserError(
+            f"The checkpoint does not fit this run: missing tensors {first(missing)}; unexpected {first(unexpected)}. "
+            "It belongs to other settings of method, mapper or lora."
+        )
+    for name, shape in wanted.items():
+        if given[name] != shape:
+            raise UserError(
+                f"The checkpoint does not fit this run: {name!r} has shape {given[name]}, wanted is {shape}. M, K, "
+                "lora.rank or the backbone differ."
+            )

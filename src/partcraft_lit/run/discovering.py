@@ -1,0 +1,87 @@
+"""The first stage: parts of all images, with a dictionary, an atlas and, where the truth is known, its quality."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from partcraft_lit.files import atomic_write
+from partcraft_lit.parts.atlas import draw_atlas, draw_masks
+from partcraft_lit.parts.discovery import Discovery
+from partcraft_lit.parts.discovery import discover as find_parts
+from partcraft_lit.parts.quality import score_parts
+from partcraft_lit.run.stages import Stages
+from partcraft_lit.settings import DiscoverSettings, PartsSettings
+from partcraft_lit.store import Store
+from partcraft_lit.types import ImageSource, PatchFeatures, TruthfulSource
+
+
+def discover(
+    settings: DiscoverSettings, folder: Path, *, source: ImageSource, load_features: Callable[[], PatchFeatures]
+) -> dict[str, Any]:
+    """``partcraft discover``: writes ``parts/`` into the run folder.
+
+    Args:
+        settings: what the configuration says.
+        folder: run folder.
+        source: the images.
+        load_features: loads the network that describes patches.
+
+    Returns:
+        The discovery's report, as plain values.
+    """
+    stages = Stages()
+    write_rejected(source, folder, stages)
+    features = load_features()
+    discovery = discover_parts(settings.parts, settings.seed, source, features, Store(settings.paths.store), stages)
+    facts = write_discovery(source, discovery, folder / "parts", stages)
+    stages.say(f"Parts: {folder / 'parts' / 'atlas.png'}")
+    return facts
+
+
+def discover_parts(
+    settings: PartsSettings, seed: int, source: ImageSource, features: PatchFeatures, store: Store, stages: Stages
+) -> Discovery:
+    """Finds the parts, or takes them from the store; says what it had to change."""
+    with stages.stage("discover parts") as counter:
+        discovery = find_parts(source, features, seed=seed, store=store, progress=counter.part, **settings.arguments())
+    report = discovery.report
+    confidence = report.foreground.get("confidence", float("nan"))
+    shown = ", ".join(f"{part['name']} {part['images']}" for part in report.parts[1:])
+    stages.say(f"  foreground by rule with confidence {confidence:.2f}; images per part: {shown}")
+    for note in report.notes:
+        stages.say(f"  {note}")
+    return discovery
+
+
+def write_discovery(source: ImageSource, discovery: Discovery, folder: Path, stages: Stages) -> dict[str, Any]:
+    """Dictionary, atlas, mask sheet and report; returns the report with the quality where the truth is known."""
+    folder.mkdir(parents=True, exist_ok=True)
+    discovery.dictionary.save(folder)
+    facts = discovery.report.as_dict()
+    if isinstance(source, TruthfulSource):
+        quality = score_parts(source, discovery.label_maps, discovery.codes)
+        facts["quality"] = quality.as_dict()
+        stages.say(
+            f"  against the truth: foreground IoU {quality.foreground_iou:.3f}, part IoU {quality.mean_part_iou:.3f}, "
+            f"codes against species NMI {quality.mean_nmi:.3f}"
+        )
+    atomic_write(folder / "discovery.json", json.dumps(facts, indent=1) + "\n")
+    with stages.stage("draw atlas"):
+        draw_atlas(source, discovery, folder / "atlas.png")
+        draw_masks(source, discovery, folder / "masks.png")
+    return facts
+
+
+def write_rejected(source: ImageSource, folder: Path, stages: Stages) -> list[str]:
+    """Lists images that could not be read in ``rejected.csv``; returns what a reader of the report must know."""
+    write = getattr(source, "write_rejected", None)
+    if write is None or not source.rejected:  # type: ignore[attr-defined]
+        return []
+    path = folder / "rejected.csv"
+    write(path)
+    note = f"{len(source.rejected)} files could not be read; they are listed in {path.name}, and the run goes on."  # type: ignore[attr-defined]
+    stages.say(note)
+    return [note]

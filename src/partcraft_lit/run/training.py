@@ -1,0 +1,277 @@
+"""The main job: discover, train, compose, score, report."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from partcraft_lit.callbacks.attention_loss import AttentionLoss
+from partcraft_lit.callbacks.metrics_log import append_numbers, read_numbers
+from partcraft_lit.data.datamodule import Collate, PartDataModule
+from partcraft_lit.data.latents import LatentTable, cache_latents
+from partcraft_lit.data.training_set import TrainingSet
+from partcraft_lit.metrics.composition import Targets, composition_targets, reconstruction_targets
+from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.parts.discovery import Discovery
+from partcraft_lit.parts.predictor import KMeansPartPredictor
+from partcraft_lit.run.assembly import build_module
+from partcraft_lit.run.discovering import discover_parts, write_discovery, write_rejected
+from partcraft_lit.run.scoring import Scorer, Scores, labels_of, measure_ceiling, say_scores, write_scores
+from partcraft_lit.run.showing import write_run_report
+from partcraft_lit.run.stages import Stages
+from partcraft_lit.settings import TrainSettings
+from partcraft_lit.store import Store
+from partcraft_lit.types import Backbone, ImageSource, PatchFeatures, TrainingBatch
+
+#: Images whose attention is shown over the course of training.
+_PROBE_IMAGES = 4
+#: Probe pictures in a sample grid: half reconstructions, half hybrids.
+_PROBE_PROMPTS = 8
+
+
+def train(
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    source: ImageSource,
+    load_backbone: Callable[[], Backbone],
+    load_features: Callable[[], PatchFeatures],
+    make_trainer: Callable[..., Trainer],
+    loggers: Sequence[Logger],
+    callbacks: Mapping[str, Callable[..., Callback]],
+    attention_loss: Callable[..., Tensor] | None,
+    resume_from: Path | None,
+    config: Mapping[str, Any],
+) -> dict[str, float]:
+    """Runs everything from a folder of images to scores and a report.
+
+    Args:
+        settings: what the configuration says.
+        folder: run folder; what is there of an interrupted run is continued.
+        source: the images.
+        load_backbone: loads the text-to-image model; called first, so that missing weights are told at once.
+        load_features: loads the network that describes patches.
+        make_trainer: makes Lightning's trainer; called with loggers, callbacks and what only the run knows.
+        loggers: where numbers and pictures go beside the run folder.
+        callbacks: name -> maker; called with what only the run knows, see ``_runtime_arguments``.
+        attention_loss: loss on attention maps that still wants ``num_parts``; None trains without one.
+        resume_from: checkpoint to continue from.
+        config: the resolved configuration, for the report.
+
+    Returns:
+        One number per key, as in ``scores.json``; empty if scoring is switched off.
+    """
+    stages = Stages()
+    notes = write_rejected(source, folder, stages)
+    with stages.stage("load models"):
+        backbone, features = load_backbone(), load_features()
+    store = Store(settings.paths.store)
+    discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
+    facts = write_discovery(source, discovery, folder / "parts", stages)
+    with stages.stage("encode images") as counter:
+        latents = cache_latents(
+            source,
+            backbone,
+            store,
+            backbone.resolution,
+            settings.data.encode_batch_size,
+            settings.data.latents,
+            counter.count,
+        )
+    module = build_module(settings, discovery.dictionary, backbone, source.class_noun)
+    predictor = KMeansPartPredictor(discovery.dictionary, features)
+    scorer = Scorer(settings.eval, predictor, discovery.codes, labels_of(source), folder / "evaluation")
+    scores = Scores()
+    if settings.eval.enabled:
+        _score_before(scorer, module, source, backbone, scores, stages)
+    probe = probe_batch(settings, module, discovery, latents, backbone)
+    fit(
+        settings,
+        folder,
+        module,
+        training_set(settings, module, discovery, latents, backbone),
+        make_trainer,
+        loggers,
+        _make_callbacks(callbacks, settings, attention_loss, folder, module, scorer, probe),
+        resume_from,
+        stages,
+    )
+    module.to(next(backbone.unet.parameters()).device).eval()
+    if settings.eval.enabled:
+        _score_after(scorer, module, scores, stages)
+        say_scores(scores, stages)
+    numbers = write_scores(scores, folder)
+    if numbers:
+        append_numbers(folder / "metrics.jsonl", _last_step(folder), numbers)
+        for logger in loggers:
+            logger.log_metrics(numbers)
+    with stages.stage("write report"):
+        path = write_run_report(
+            folder, settings, source, discovery, facts, module, predictor, probe, scores, stages, config, notes
+        )
+    for logger in loggers:
+        logger.finalize("success")
+    stages.say(f"Report: {path}")
+    return numbers
+
+
+def fit(
+    settings: TrainSettings,
+    folder: Path,
+    module: PersonalizationModule,
+    examples: TrainingSet,
+    make_trainer: Callable[..., Trainer],
+    loggers: Sequence[Logger],
+    callbacks: list[Callback],
+    resume_from: Path | None,
+    stages: Stages,
+) -> None:
+    """Trains to the trainer's last step, from the beginning or from a checkpoint."""
+    trainer = make_trainer(
+        logger=list(loggers),
+        callbacks=callbacks,
+        default_root_dir=folder,
+        use_distributed_sampler=False,  # the data module deals samples out itself
+        enable_checkpointing=False,  # callbacks.checkpoints does it
+    )
+    data = PartDataModule(
+        examples,
+        module.method.tokenize,
+        settings.data.batch_size,
+        settings.data.num_workers,
+        trainer.accumulate_grad_batches,
+    )
+    if resume_from is not None:
+        stages.say(f"Continuing from {resume_from}")
+    trained = {name: sum(p.numel() for p in group) for name, group in module.trainable_groups().items()}
+    stages.say("  trainable parameters: " + ", ".join(f"{name} {number:,}" for name, number in trained.items()))
+    with stages.stage("train"):
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+
+
+def training_set(
+    settings: TrainSettings,
+    module: PersonalizationModule,
+    discovery: Discovery,
+    latents: LatentTable,
+    backbone: Backbone,
+    make_caption: Callable[[Tensor, torch.Generator], str] | None = None,
+) -> TrainingSet:
+    """Sample numbers -> examples, with the method's captions unless others are given."""
+    return TrainingSet(
+        seed=settings.seed,
+        source_len=len(discovery.codes),
+        latents=latents,
+        label_maps=discovery.label_maps,
+        codes=discovery.codes,
+        make_caption=make_caption or module.method.make_caption,
+        resolution=backbone.resolution,
+        vae_scale_factor=backbone.vae_scale_factor,
+        attention_size=backbone.attention_size,
+        num_train_timesteps=len(backbone.noise_scheduler.alphas_cumprod),
+        flip=settings.data.flip,
+        crop=settings.data.crop,
+        present_only=settings.data.present_only,
+    )
+
+
+def probe_batch(
+    settings: TrainSettings,
+    module: PersonalizationModule,
+    discovery: Discovery,
+    latents: LatentTable,
+    backbone: Backbone,
+) -> TrainingBatch:
+    """A few images with all their parts in the caption, at one middling timestep: what attention is shown on."""
+    plain = functools.partial(_plain_caption, module)
+    still = replace(settings, data=replace(settings.data, flip=False, crop="center"))
+    examples = training_set(still, module, discovery, latents, backbone, plain)
+    batch = Collate(module.method.tokenize)([examples[number] for number in range(_PROBE_IMAGES)])
+    middle = len(backbone.noise_scheduler.alphas_cumprod) * 2 // 5
+    return replace(batch, timesteps=torch.full_like(batch.timesteps, middle))
+
+
+def _plain_caption(module: PersonalizationModule, codes: Tensor, generator: torch.Generator) -> str:
+    return module.method.plain_caption(codes)
+
+
+def probe_targets(codes: Tensor, labels: Tensor | None, seed: int) -> Targets:
+    """Codes for the sample grids: reconstructions, then hybrids of as many images as can be had, at most four."""
+    half = _PROBE_PROMPTS // 2
+    sources = len(codes) if labels is None else len(labels.unique())
+    again = reconstruction_targets(codes, half, seed)
+    hybrids = composition_targets(codes, min(4, codes.shape[1] + 1, sources), half, seed, labels, present_only=True)
+    return Targets(
+        torch.cat([again.codes, hybrids.codes]),
+        torch.cat([again.sources, hybrids.sources]),
+        again.seeds + hybrids.seeds,
+    )
+
+
+def _make_callbacks(
+    makers: Mapping[str, Callable[..., Callback]],
+    settings: TrainSettings,
+    attention_loss: Callable[..., Tensor] | None,
+    folder: Path,
+    module: PersonalizationModule,
+    scorer: Scorer,
+    probe: TrainingBatch,
+) -> list[Callback]:
+    """Each callback with what only the run knows; one that is not listed here gets nothing."""
+    names = scorer.predictor.dictionary.names
+    targets = probe_targets(scorer.codes, scorer.labels, scorer.settings.seed)
+    runtime: dict[str, dict[str, Any]] = {
+        "checkpoints": {"folder": folder / "checkpoints"},
+        "metrics": {"path": folder / "metrics.jsonl"},
+        "samples": {
+            "folder": folder / "samples",
+            "prompts": [module.method.plain_caption(row) for row in targets.codes],
+            "seeds": targets.seeds,
+        },
+        "attention_maps": {"folder": folder / "attention", "batch": probe, "part_names": names},
+    }
+    made = [maker(**runtime.get(name, {})) for name, maker in makers.items()]
+    if attention_loss is not None:
+        loss = functools.partial(attention_loss, num_parts=len(names) - 1)
+        made.append(AttentionLoss(settings.loss.lambda_attn, loss))
+    return made
+
+
+def _score_before(
+    scorer: Scorer,
+    module: PersonalizationModule,
+    source: ImageSource,
+    backbone: Backbone,
+    scores: Scores,
+    stages: Stages,
+) -> None:
+    """Between what the scores will lie: real images above, the untrained model below."""
+    with stages.stage("measure ceilings"):
+        scores.ceilings = measure_ceiling(scorer, source, backbone)
+    if scorer.settings.untrained == 0:
+        return
+    below = replace(scorer, folder=scorer.folder / "untrained")
+    for protocol, targets in scorer.protocols().items():
+        with stages.stage("score untrained") as counter:
+            few = targets[: scorer.settings.untrained]
+            scores.untrained[protocol] = below.score(module, few, protocol, progress=counter.count)
+
+
+def _score_after(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
+    for protocol, targets in scorer.protocols().items():
+        with stages.stage("score") as counter:
+            scores.protocols[protocol] = scorer.score(module, targets, protocol, progress=counter.count)
+
+
+def _last_step(folder: Path) -> int:
+    """The step on whose axis the scores of the end are logged."""
+    curves = read_numbers(folder / "metrics.jsonl")
+    return max((points[-1][0] for points in curves.values()), default=0)
