@@ -13,7 +13,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from partcraft_lit.callbacks.attention_loss import AttentionLoss
 from partcraft_lit.callbacks.metrics_log import append_numbers, read_numbers
 from partcraft_lit.data.datamodule import Collate, PartDataModule
 from partcraft_lit.data.latents import LatentTable, cache_latents
@@ -47,7 +46,7 @@ def train(
     make_trainer: Callable[..., Trainer],
     loggers: Sequence[Logger],
     callbacks: Mapping[str, Callable[..., Callback]],
-    attention_loss: Callable[..., Tensor] | None,
+    make_attention_loss: Callable[..., Callback] | None,
     resume_from: Path | None,
     config: Mapping[str, Any],
 ) -> dict[str, float]:
@@ -62,7 +61,7 @@ def train(
         make_trainer: makes Lightning's trainer; called with loggers, callbacks and what only the run knows.
         loggers: where numbers and pictures go beside the run folder.
         callbacks: name -> maker; called with what only the run knows, see ``_runtime_arguments``.
-        attention_loss: loss on attention maps that still wants ``num_parts``; None trains without one.
+        make_attention_loss: called with ``num_parts``; None trains without an attention loss.
         resume_from: checkpoint to continue from.
         config: the resolved configuration, for the report.
 
@@ -100,7 +99,7 @@ def train(
         training_set(settings, module, discovery, latents, backbone),
         make_trainer,
         loggers,
-        _make_callbacks(callbacks, settings, attention_loss, folder, module, scorer, probe),
+        _make_callbacks(callbacks, make_attention_loss, folder, module, scorer, probe),
         resume_from,
         stages,
     )
@@ -218,8 +217,7 @@ def probe_targets(codes: Tensor, labels: Tensor | None, seed: int) -> Targets:
 
 def _make_callbacks(
     makers: Mapping[str, Callable[..., Callback]],
-    settings: TrainSettings,
-    attention_loss: Callable[..., Tensor] | None,
+    make_attention_loss: Callable[..., Callback] | None,
     folder: Path,
     module: PersonalizationModule,
     scorer: Scorer,
@@ -239,9 +237,8 @@ def _make_callbacks(
         "attention_maps": {"folder": folder / "attention", "batch": probe, "part_names": names},
     }
     made = [maker(**runtime.get(name, {})) for name, maker in makers.items()]
-    if attention_loss is not None:
-        loss = functools.partial(attention_loss, num_parts=len(names) - 1)
-        made.append(AttentionLoss(settings.loss.lambda_attn, loss))
+    if make_attention_loss is not None:
+        made.append(make_attention_loss(num_parts=len(names) - 1))
     return made
 
 
