@@ -172,16 +172,9 @@ def _distance(local: Tensor, capsules: Tensor) -> Tensor:
     """Signed distance (B, H, W) to the nearest of tapered capsules (B, n, 6), negative inside."""
     nearest = torch.full_like(local[:, 0], 9.0)
     for index in range(capsules.shape[1]):
-        mine = (capsules[:, index, 2] >= 0).nonzero()[:, 0]  # the creatures whose part has so many capsules
-        if len(mine) == 0:
-            continue
-        everyone = len(mine) == len(local)
-        places, capsule = (local, capsules[:, index]) if everyone else (local[mine], capsules[mine, index])
-        distance = _capsule_distance(places, capsule)
-        if everyone:
-            torch.minimum(nearest, distance, out=nearest)
-        else:
-            nearest[mine] = torch.minimum(nearest[mine], distance)
+        if bool((capsules[:, index, 2] < 0).all()):
+            continue  # no creature of the batch has so many capsules here
+        torch.minimum(nearest, _capsule_distance(local, capsules[:, index]), out=nearest)
     return nearest
 
 
