@@ -26,10 +26,8 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     environment.write(folder)
 
-    from partcraft_lit import run
+    from partcraft_lit.run import discover
 
-    result = run.discover(
-        settings, folder, source=wiring.make_source(values), load_features=wiring.features_loader(values)
-    )
+    result = discover(settings, folder, source=wiring.make_source(values), load_features=wiring.features_loader(values))
     rundir.mark_finished(folder)
     return result

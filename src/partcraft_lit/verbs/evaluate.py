@@ -30,9 +30,9 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     trained = {**wiring.values_of_run(run_folder), "trainer": values["trainer"]}
     settings = dataclasses.replace(wiring.settings_of(TrainSettings, trained), eval=evaluation, sample=sample)
 
-    from partcraft_lit import run
+    from partcraft_lit.run import evaluate
 
-    return run.evaluate(
+    return evaluate(
         settings,
         folder,
         run_folder=run_folder,

@@ -28,9 +28,9 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     run_folder = _run_of(values)
     trained = wiring.values_of_run(run_folder)
 
-    from partcraft_lit import run
+    from partcraft_lit.run import generate
 
-    return run.generate(
+    return generate(
         settings,
         folder,
         run_folder=run_folder,

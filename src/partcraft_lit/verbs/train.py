@@ -25,9 +25,9 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     environment.write(folder)
 
-    from partcraft_lit import run
+    from partcraft_lit.run import train
 
-    scores = run.train(
+    scores = train(
         settings,
         folder,
         source=wiring.make_source(values),
