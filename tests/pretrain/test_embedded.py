@@ -1,0 +1,97 @@
+"""Autoencoder and denoiser of the embedded model: shapes, a few steps, and what must not move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch.testing import assert_close
+
+from partcraft_lit.pretrain import autoencoder as autoencoder_module
+from partcraft_lit.pretrain.autoencoder import build_autoencoder, to_unit, train_autoencoder
+from partcraft_lit.pretrain.denoiser import (
+    TextAndDenoiser,
+    build_scheduler,
+    build_text_encoder,
+    build_unet,
+    train_denoiser,
+)
+from partcraft_lit.pretrain.loop import LoopSettings
+from partcraft_lit.pretrain.tokenizer import build_tokenizer
+from partcraft_lit.zoo.scenes import PretrainingScenes
+
+SCENES = PretrainingScenes(seed=2)
+SETTINGS = LoopSettings(steps=2, batch_size=2, lr=1e-3, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return build_autoencoder()
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def test_pixels_in_minus_one_to_one():
+    values = to_unit(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    assert_close(values, torch.tensor([-1.0, -0.6, 1.0]))
+
+
+def test_latents_are_a_quarter_of_the_side(vae):
+    with torch.no_grad():
+        posterior = vae.encode(torch.zeros(2, 3, 64, 64)).latent_dist
+        assert posterior.mean.shape == (2, 8, 16, 16)
+        assert vae.decode(posterior.mean).sample.shape == (2, 3, 64, 64)
+
+
+def test_autoencoder_training_is_repeatable_and_sets_the_scale_of_latents(tmp_path, monkeypatch):
+    real_batch = PretrainingScenes.batch
+    # the scale is measured on many scenes; 8 do here
+    monkeypatch.setattr(PretrainingScenes, "batch", lambda self, indices: real_batch(self, indices[:8]))
+    first, second = (train_autoencoder(SCENES, SETTINGS, tmp_path / name, silent) for name in "ab")
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    drawing, _ = real_batch(SCENES, range(10**9, 10**9 + 8))
+    with torch.no_grad():
+        latents = first.encode(to_unit(drawing.images)).latent_dist.mean * first.config.scaling_factor
+    assert float(latents.std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_kl_is_a_trace_of_the_loss():
+    assert 0 < autoencoder_module.KL_WEIGHT <= 1e-4
+
+
+def test_scheduler_is_that_of_stable_diffusion():
+    scheduler = build_scheduler()
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    assert_close(scheduler.alphas_cumprod, (1 - betas).cumprod(0))
+    assert scheduler.config.prediction_type == "v_prediction"
+
+
+def test_denoiser_sees_text_at_16_by_16():
+    unet = build_unet(8)
+    seen: list[int] = []
+    for name, module in unet.named_modules():
+        if name.endswith("attn2"):
+            module.register_forward_hook(lambda m, args, output: seen.append(output.shape[1]))
+    with torch.no_grad():
+        out = unet(torch.zeros(1, 8, 16, 16), torch.tensor([1]), encoder_hidden_states=torch.zeros(1, 77, 128)).sample
+    assert out.shape == (1, 8, 16, 16)
+    assert seen.count(16 * 16) == 3
+
+
+def test_denoiser_trains_text_and_unet_and_leaves_the_autoencoder(vae, tmp_path):
+    tokenizer = build_tokenizer()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    first, second = (train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path / name, silent) for name in "ab")
+    for name, value in vae.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    torch.manual_seed(SCENES.seed)
+    start = TextAndDenoiser(build_text_encoder(tokenizer), build_unet(8)).state_dict()
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    moved = [name for name, value in first.state_dict().items() if not torch.equal(value, start[name])]
+    assert any(name.startswith("text_encoder.") for name in moved)
+    assert any(name.startswith("unet.") and "attn2" in name for name in moved)
