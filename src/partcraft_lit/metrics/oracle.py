@@ -274,8 +274,8 @@ class PartAccuracy(Metric):
         """Shares in 0...1, NaN where nothing was asked for.
 
         Returns:
-            "all" (right parts over requested parts), "part/<name>", "color" (parts of the right colour, any species) and
-            "seen" (parts that are visible at all).
+            "all" (right parts over requested parts), "part/<name>", "color" (parts of the right colour, of whichever
+            species) and "seen" (parts that are visible at all).
         """
         total = self.asked.sum()
         result = {

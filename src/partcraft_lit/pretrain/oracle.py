@@ -110,7 +110,7 @@ def oracle_loss(output: NetworkOutput, drawing: Drawing, looks: Tensor) -> tuple
     """
     visible = drawing.visible.to(output.presence)
     truth = F.one_hot(drawing.label_maps.long(), NUM_PARTS + 1).movedim(3, 1).to(output.places)
-    truth = F.adaptive_avg_pool2d(truth, output.places.shape[2:])  # a place may hold several parts
+    truth = F.avg_pool2d(truth, truth.shape[-1] // output.places.shape[-1])  # a place may hold several parts
     loss = PLACES_WEIGHT * F.cross_entropy(output.places, truth)
     loss = loss + 0.5 * F.binary_cross_entropy_with_logits(output.presence, visible)
     numbers = {}
@@ -169,8 +169,13 @@ def main(arguments: list[str] | None = None) -> None:
         device=given.device,
         precision=given.precision,
     )
-    network = train_oracle(settings, given.folder, lambda line: sys.stdout.write(line + "\n"), given.seed)
+    network = train_oracle(settings, given.folder, _say, given.seed)
     save_oracle(network, given.out)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
