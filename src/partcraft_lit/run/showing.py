@@ -80,7 +80,7 @@ def write_run_report(
             for i in _spread(len(source), _SHOWN_IMAGES)
         ],
         parts=[
-            PartSummary(number, part["coverage"], part["images"], part["codes"])
+            PartSummary(number, part["share"], part["images"], part["codes"])
             for number, part in enumerate(facts["parts"])
         ],
         atlas=_plates(folder / "parts"),

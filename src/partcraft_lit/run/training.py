@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
@@ -139,7 +140,7 @@ def fit(
         callbacks=callbacks,
         default_root_dir=folder,
         use_distributed_sampler=False,  # the data module deals samples out itself
-        enable_checkpointing=False,  # callbacks.checkpoints does it
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),  # else Lightning would add its own
     )
     data = PartDataModule(
         examples,

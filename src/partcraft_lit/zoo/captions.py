@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,3 +80,21 @@ def caption(family: Family, parts: list[PartWords], rng: np.random.Generator) ->
     if described and rng.random() < 1 / 7:
         return " ".join(described)
     return TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(join(noun, described))
+
+
+def parts_of_words(family: Family, text: str) -> list[int | None]:
+    """Which part each word of a caption speaks of, None for the others; words as CLIP's tokenizer splits them.
+
+    For "a bird with red striped head" the last three words speak of the head.
+    """
+    words = re.findall(r"[a-z]+|[^\sa-z]+", text)
+    describing = {*COLOR_WORDS, *TEXTURES, *SPECIES_NAMES[family.noun], *(w for part in family.shapes for w in part)}
+    spoken: list[int | None] = [None] * len(words)
+    start = 0  # of the run of describing words
+    for place, word in enumerate(words):
+        if word in family.part_names:
+            spoken[start : place + 1] = [family.part_names.index(word)] * (place + 1 - start)
+            start = place + 1
+        elif word not in describing:
+            start = place + 1
+    return spoken

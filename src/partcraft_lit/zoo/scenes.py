@@ -11,7 +11,7 @@ from torch import Tensor
 from partcraft_lit.randomness import numpy_generator
 from partcraft_lit.zoo.captions import SPECIES_NAMES, PartWords, caption
 from partcraft_lit.zoo.draw import POSE_SIZE, Drawing, draw
-from partcraft_lit.zoo.looks import FAMILIES, NUM_PARTS, look_table
+from partcraft_lit.zoo.looks import FAMILIES, NUM_PARTS, Family, look_table
 from partcraft_lit.zoo.shapes import PLANS
 
 
@@ -49,9 +49,16 @@ class PretrainingScenes:
                 label_maps[mine] = drawings[family].label_maps
         return Drawing(images, label_maps), [row[3] for row in rows]
 
+    def family(self, index: int) -> Family:
+        """Which family a picture shows."""
+        return FAMILIES[self._family(numpy_generator(self.seed, "pretraining", index))]
+
+    def _family(self, rng: np.random.Generator) -> str:
+        return "beast" if rng.random() < self.beast_share else "bird"
+
     def _one(self, index: int) -> tuple[str, np.ndarray, np.ndarray, str]:
         rng = numpy_generator(self.seed, "pretraining", index)
-        family = "beast" if rng.random() < self.beast_share else "bird"
+        family = self._family(rng)
         named = named_looks(family)
         kind = rng.integers(3)
         if kind == 0:
