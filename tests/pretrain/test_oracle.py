@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 from partcraft_lit.metrics.oracle import LookNetwork, LookOracle, NetworkOutput
 from partcraft_lit.pretrain import oracle
-from partcraft_lit.pretrain.oracle import degrade, main, oracle_batch, oracle_loss, save_oracle
+from partcraft_lit.pretrain.loop import LoopSettings
+from partcraft_lit.pretrain.oracle import degrade, main, oracle_batch, oracle_loss, save_oracle, train_oracle
 from partcraft_lit.zoo.looks import look_table
 
 
@@ -38,6 +39,28 @@ def test_looks_come_from_both_worlds():
     shown = {tuple(row) for row in looks.tolist()}
     for world in ("pretraining", "held_out"):
         assert {tuple(row) for row in look_table(world).tolist()} <= shown
+
+
+def test_some_birds_lack_parts_and_the_rest_is_as_it_would_be():
+    drawing, looks = oracle_batch(0, 1, 64, missing=0.3)
+    whole, same_looks = oracle_batch(0, 1, 64, missing=0.0)
+    assert torch.equal(looks, same_looks)
+    assert 0.2 < float((~drawing.visible).float().mean()) < 0.5
+    assert float((~whole.visible).float().mean()) < 0.01
+    no_bird = (drawing.label_maps == 0).flatten(1).all(dim=1)
+    assert bool(no_bird.any())
+    hidden = (drawing.label_maps == 0) & (whole.label_maps == 0)
+    assert float((drawing.images == whole.images).all(dim=1)[hidden].float().mean()) > 0.97  # but for soft edges
+
+
+def test_training_starts_from_given_weights(tmp_path):
+    torch.manual_seed(5)
+    network = LookNetwork()
+    save_oracle(network, tmp_path / "start.safetensors")
+    settings = LoopSettings(steps=1, batch_size=2, lr=0.0, warmup=1)
+    trained = train_oracle(settings, tmp_path, lambda line: None, start=tmp_path / "start.safetensors")
+    for name, value in network.state_dict().items():
+        assert torch.equal(trained.state_dict()[name], value.half().float()), name
 
 
 def test_degraded_pictures_keep_shape_and_range_and_repeat():

@@ -162,7 +162,7 @@ class LookOracle:
         self.path = packaged_oracle() if path is None else Path(path)
         self.device = torch.device(device)
         self._batch_size = batch_size
-        self._network = _load(self.path).to(self.device)
+        self._network = load_network(self.path).to(self.device)
 
     @torch.inference_mode()
     def read(self, images: Tensor) -> LookReading:
@@ -350,7 +350,12 @@ def packaged_oracle() -> Path:
     return Path(str(resources.files("partcraft_lit"))) / "weights" / "oracle" / FILE_NAME
 
 
-def _load(path: Path) -> LookNetwork:
+def load_network(path: Path) -> LookNetwork:
+    """The network with the weights of a file, frozen, in float32.
+
+    Raises:
+        UserError: if the file is missing or holds something else.
+    """
     if not path.is_file():
         raise UserError(
             f"The oracle's weights are missing: {path}. Install the package again, or make them with "

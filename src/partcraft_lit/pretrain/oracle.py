@@ -1,9 +1,13 @@
-"""Trains the oracle that judges generated birds, on renders with their ground truth.
+"""Trains the oracle that judges generated birds, on renders with their ground truth, each seen once.
 
-    python -m partcraft_lit.pretrain.oracle logs/pretrain/oracle --steps 3000
+    python -m partcraft_lit.pretrain.oracle logs/pretrain/oracle
 
 writes ``src/partcraft_lit/weights/oracle/oracle.safetensors`` (or ``--out``); stopped and called again it goes on from
-its last checkpoint.
+its last checkpoint. The weights in the package were made in two stages, with missing parts in the second only:
+
+    python -m partcraft_lit.pretrain.oracle logs/pretrain/oracle_1 --missing 0 --out logs/pretrain/oracle_1.safetensors
+    python -m partcraft_lit.pretrain.oracle logs/pretrain/oracle_2 --start logs/pretrain/oracle_1.safetensors \\
+        --steps 450 --lr 0.001 --seed 1
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import argparse
 import functools
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,26 +25,50 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from partcraft_lit.files import atomic_path
-from partcraft_lit.metrics.oracle import SIZE, LookNetwork, NetworkOutput, packaged_oracle, to_unit
+from partcraft_lit.metrics.oracle import SIZE, LookNetwork, NetworkOutput, load_network, packaged_oracle, to_unit
 from partcraft_lit.pretrain.loop import Log, LoopSettings, train_loop
 from partcraft_lit.randomness import torch_generator
 from partcraft_lit.zoo.draw import POSE_SIZE, Drawing, draw
 from partcraft_lit.zoo.looks import COLORS, NUM_PARTS, NUM_SHAPES, TEXTURES
-from partcraft_lit.zoo.shapes import BIRD_PLAN
+from partcraft_lit.zoo.shapes import BIRD_PLAN, BodyPlan
 
 #: Weight of finding the parts (cross-entropy per place) against reading them.
 PLACES_WEIGHT = 2.0
+#: Share of parts that are left out of a bird; a third as many pictures have no bird.
+MISSING = 0.06
 _BLOCK = 4  # side of the blocks whose coefficients are disturbed
 
 
-def oracle_batch(seed: int, step: int, batch_size: int) -> tuple[Drawing, Tensor]:
-    """Birds of random looks from both worlds, every part for itself, and the looks (B, parts, 3)."""
+def oracle_batch(seed: int, step: int, batch_size: int, missing: float = MISSING) -> tuple[Drawing, Tensor]:
+    """Birds of random looks from both worlds, every part for itself, and the looks (B, parts, 3).
+
+    The zoo seldom leaves a part out, a generative model often: so some birds here lack parts, and some scenes a bird.
+    """
     generator = torch_generator(seed, "oracle", step)
     values = (NUM_SHAPES, len(COLORS), len(TEXTURES))
     columns = [torch.randint(count, (batch_size, NUM_PARTS), generator=generator) for count in values]
     looks = torch.stack(columns, dim=2)
     pose = torch.rand(batch_size, POSE_SIZE, generator=generator)
-    return draw(BIRD_PLAN, looks, pose, SIZE), looks
+    left_out = torch.rand(batch_size, NUM_PARTS, generator=generator) < missing
+    left_out |= torch.rand(batch_size, 1, generator=generator) < missing / 3
+    shapes = torch.where(left_out, NUM_SHAPES, looks[:, :, 0])
+    drawn = torch.cat([shapes[:, :, None], looks[:, :, 1:]], dim=2)
+    return draw(_plan_with_nothing(), drawn, pose, SIZE), looks
+
+
+@functools.cache
+def _plan_with_nothing() -> BodyPlan:
+    """The bird's plan with one more shape of every part: none."""
+    plan = BIRD_PLAN
+    nothing = torch.tensor([0.0, 0.0, -9.0, 0.0, 0.0, -9.0])  # a capsule of negative radius covers no place
+    none = nothing.expand(NUM_PARTS, 1, plan.capsules.shape[2], -1)
+    return replace(
+        plan,
+        capsules=torch.cat([plan.capsules, none], dim=1),
+        joints=torch.cat([plan.joints, plan.joints[:1]]),
+        eye=torch.cat([plan.eye, plan.eye[:1]]),
+        beak=torch.cat([plan.beak, nothing[None]]),
+    )
 
 
 def degrade(pixel_values: Tensor, generator: torch.Generator) -> Tensor:
@@ -123,14 +152,30 @@ def oracle_loss(output: NetworkOutput, drawing: Drawing, looks: Tensor) -> tuple
     return loss, numbers
 
 
-def train_oracle(settings: LoopSettings, folder: Path, log: Log, seed: int = 0) -> LookNetwork:
-    """Trains on fresh renders, each seen once; resumes from ``folder``."""
+def train_oracle(
+    settings: LoopSettings,
+    folder: Path,
+    log: Log,
+    seed: int = 0,
+    missing: float = MISSING,
+    start: Path | None = None,
+) -> LookNetwork:
+    """Trains on fresh renders.
+
+    Args:
+        settings: of the loop.
+        folder: where checkpoint and curve go; an earlier checkpoint there is resumed.
+        log: where a line for people goes.
+        seed: decides the pictures and, without ``start``, the first weights.
+        missing: share of parts that are left out.
+        start: weights to start from.
+    """
     torch.manual_seed(seed)
-    network = LookNetwork()
+    network = LookNetwork() if start is None else load_network(start).train().requires_grad_(True)
     device = torch.device(settings.device)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        drawing, looks = oracle_batch(seed, step, settings.batch_size)
+        drawing, looks = oracle_batch(seed, step, settings.batch_size, missing)
         pixels = degrade(to_unit(drawing.images), torch_generator(seed, "oracle degradation", step))
         drawing = Drawing(drawing.images, drawing.label_maps.to(device))
         pixels = pixels.to(device, memory_format=torch.channels_last)  # a fifth faster on a CPU
@@ -151,12 +196,14 @@ def save_oracle(network: LookNetwork, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m partcraft_lit.pretrain.oracle", description="Trains the oracle.")
     parser.add_argument("folder", type=Path, help="where checkpoint and curve go")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=3400)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--missing", type=float, default=MISSING, help="share of parts that are left out")
+    parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
     parser.add_argument("--out", type=Path, default=packaged_oracle())
     given = parser.parse_args(arguments)
     settings = LoopSettings(
@@ -169,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
         device=given.device,
         precision=given.precision,
     )
-    network = train_oracle(settings, given.folder, _say, given.seed)
+    network = train_oracle(settings, given.folder, _say, given.seed, given.missing, given.start)
     save_oracle(network, given.out)
 
 
