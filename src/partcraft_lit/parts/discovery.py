@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.images import clamp_aspect
 from partcraft_lit.parts.dictionary import PartDictionary, check_names
 from partcraft_lit.parts.foreground import ForegroundChoice, PatchPlaces, choose_foreground
 from partcraft_lit.parts.kmeans import cosine_kmeans, nearest
@@ -34,9 +35,9 @@ logger = logging.getLogger(__name__)
 #: (stage, done, of how many)
 Progress = Callable[[str, int, int], None]
 #: Tried in this order where the number of foreground clusters is left open.
-FOREGROUND_TRIALS = (2, 4, 8, 16)
-#: A larger number has to raise the confidence by this factor, since finer clusters fit any rule better.
-FOREGROUND_GAIN = 1.1
+FOREGROUND_TRIALS = (2, 4, 8, 16, 32)
+#: A larger number has to raise the separation by this factor, since finer clusters fit any rule better.
+FOREGROUND_GAIN = 1.05
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class DiscoverySettings:
         max_patches: how many patches, over all images, tiers 1 and 2 are fitted on.
         nredo, niter: runs of each k-means and steps of each run.
         foreground_clusters: clusters of tier 1, which are then merged into object and background; "auto" tries several
-            and keeps the most confident.
+            and keeps the one that separates best.
         center: subtract the mean feature of the sample before everything else.
         smallest_speck, min_cells: see :class:`Segmenter`.
         on_too_few: what to do where K or M cannot be had: "lower" it and say so, or "stop".
@@ -355,7 +356,8 @@ class _Run:
             generator = torch_generator(self.settings.seed, "patches", index)
             kept = torch.randperm(grid.shape[0] * grid.shape[1], generator=generator)[:quota].sort().values
             parts.append(grid.flatten(0, 1)[kept].float())
-            places.append(PatchPlaces.of_grid(grid.shape[0], grid.shape[1], index).select(kept))
+            pixels = clamp_aspect(self.source.image(index))
+            places.append(PatchPlaces.of_grid(grid.shape[0], grid.shape[1], index, pixels).select(kept))
             self.progress("sample patches", done, len(chosen))
         sample = _Sample(torch.cat(parts), PatchPlaces.concatenate(places))
         if not bool(torch.isfinite(sample.features).all()):
@@ -372,7 +374,7 @@ class _Run:
     def _fit_segmenter(self, sample: _Sample) -> tuple[Segmenter, ForegroundChoice]:
         dim = sample.features.shape[1]
         offset = sample.features.mean(dim=0) if self.settings.center else torch.zeros(dim)
-        directions = F.normalize(sample.features - offset, dim=1)
+        directions = F.normalize(_kinds(sample.features - offset, self.features), dim=1)
         if not bool((directions.norm(dim=1) > 0.5).any()):
             raise UserError("All patches of all images look the same, so there are no parts to find.")
         centroids, choice = self._fit_foreground(directions, sample.places)
@@ -392,9 +394,10 @@ class _Run:
         wanted = self.settings.foreground_clusters
         best: tuple[Tensor, ForegroundChoice] | None = None
         for number in FOREGROUND_TRIALS if wanted == "auto" else (wanted,):
-            centroids, labels = self._kmeans(directions, number, f"foreground{number}")
+            # of many clusters a few poor ones do no harm
+            centroids, labels = self._kmeans(directions, number, f"foreground{number}", nredo=1 if number > 8 else None)
             choice = choose_foreground(labels, places, len(centroids))
-            if best is None or choice.confidence > FOREGROUND_GAIN * best[1].confidence:
+            if best is None or choice.separation > FOREGROUND_GAIN * best[1].separation:
                 best = centroids, choice
         assert best is not None
         if best[1].is_foreground.all():
@@ -406,10 +409,14 @@ class _Run:
             )
         return best
 
-    def _kmeans(self, x: Tensor, k: int, purpose: str) -> tuple[Tensor, Tensor]:
-        seed = derive_seed(self.settings.seed, "discovery", purpose)
+    def _kmeans(self, x: Tensor, k: int, purpose: str, nredo: int | None = None) -> tuple[Tensor, Tensor]:
         return cosine_kmeans(
-            x, k, nredo=self.settings.nredo, niter=self.settings.niter, seed=seed, max_points=self.settings.max_patches
+            x,
+            k,
+            nredo=nredo or self.settings.nredo,
+            niter=self.settings.niter,
+            seed=derive_seed(self.settings.seed, "discovery", purpose),
+            max_points=self.settings.max_patches,
         )
 
     # --- pass 2 -------------------------------------------------------------------------------------------------
@@ -512,6 +519,15 @@ class _Run:
         result = work()
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
         return result
+
+
+def _kinds(vectors: Tensor, features: PatchFeatures) -> Tensor:
+    """Features that know which of their numbers say what a place is, and not how it looks, name these in ``kind_dims``:
+    foreground and parts are found by them alone. A centroid of zeros elsewhere ignores the rest."""
+    kind_dims = getattr(features, "kind_dims", None)
+    if kind_dims is None:
+        return vectors
+    return torch.cat([vectors[:, :kind_dims], torch.zeros_like(vectors[:, kind_dims:])], dim=1)
 
 
 def _features_of(
