@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.pictures import grid, save_png, upscale
+from partcraft_lit.run.assembly import vocabulary_of
 from partcraft_lit.run.scoring import load_trained
 from partcraft_lit.run.stages import Stages
 from partcraft_lit.settings import GenerateSettings, TrainSettings
+from partcraft_lit.tokens.grammar import parse
 from partcraft_lit.types import Backbone
 
 _SHOWN_SIDE = 192
@@ -28,13 +31,14 @@ def generate(
         The pictures' paths, the sheet last.
 
     Raises:
-        UserError: for a prompt with unknown parts, before the backbone is asked to draw.
+        UserError: for a prompt with unknown parts, before the backbone is loaded, or one that is too long.
     """
     stages = Stages()
+    parse(settings.prompt, vocabulary_of(PartDictionary.load(run_folder / "parts")))
     with stages.stage("load"):
         module, _ = load_trained(trained, run_folder, load_backbone(), class_noun="")
     prompts = [settings.prompt] * settings.num_images
-    module.method.tokenize(prompts[:1])  # mistakes in the prompt are told before anything is drawn
+    module.method.tokenize(prompts[:1])  # a prompt that is too long is told before anything is drawn
     seeds = [settings.seed + index for index in range(settings.num_images)]
     module.use_sampling(settings.sample)
     with stages.stage("draw"):

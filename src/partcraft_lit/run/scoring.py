@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.pictures import save_png
 from partcraft_lit.run.assembly import build_module
 from partcraft_lit.run.stages import Stages
+from partcraft_lit.run.truth import TruthScorer, as_numbers
 from partcraft_lit.settings import EvalSettings, TrainSettings
 from partcraft_lit.store import Store
 from partcraft_lit.types import Backbone, ImageSource, PatchFeatures
@@ -71,6 +73,7 @@ class Scorer:
         codes: (N, M + 1) codes of the real images.
         labels: (N,) classes of the real images, or None.
         folder: where pictures are kept, each with its recipe.
+        truth: reads the pictures against the truth, where it is known.
     """
 
     settings: EvalSettings
@@ -78,6 +81,7 @@ class Scorer:
     codes: Tensor
     labels: Tensor | None
     folder: Path
+    truth: TruthScorer | None = None
 
     def protocols(self) -> dict[str, Targets]:
         """What is asked for, by protocol."""
@@ -96,11 +100,12 @@ class Scorer:
         module: PersonalizationModule,
         targets: Targets,
         protocol: str,
-        on_images: Callable[[Tensor, slice], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> PartScores:
-        """Generates, keeps and scores the pictures of one protocol."""
+    ) -> tuple[PartScores, dict[str, float]]:
+        """Generates, keeps and scores the pictures of one protocol; with what the truth says, where it is known."""
         done = 0
+        accuracy = self.truth.accuracy() if self.truth else None
+        species = self.truth.species_of(targets) if self.truth else None
 
         def generate(codes: Tensor, seeds: Sequence[int]) -> Tensor:
             nonlocal done
@@ -110,13 +115,14 @@ class Scorer:
                 recipe = {"prompt": prompt, "seed": seed, "protocol": protocol}
                 save_png(self.folder / protocol.replace(" ", "_") / f"{done:05d}.png", image, recipe)
                 done += 1
-            if on_images is not None:
-                on_images(images, slice(done - len(images), done))
+            if accuracy is not None and species is not None:
+                accuracy.update(images, species[done - len(images) : done])
             return images
 
         names = self.predictor.dictionary.names
         on_batch = None if progress is None else (lambda count: progress(count, len(targets)))
-        return score_targets(targets, generate, self.predictor, names, on_batch=on_batch)
+        scores = score_targets(targets, generate, self.predictor, names, on_batch=on_batch)
+        return scores, {} if accuracy is None else as_numbers(accuracy)
 
 
 def measure_ceiling(scorer: Scorer, source: ImageSource, backbone: Backbone) -> dict[str, PartScores]:
@@ -185,25 +191,39 @@ def evaluate(
     with stages.stage("read parts") as counter:
         store = Store(settings.paths.store)
         _, codes, _ = read_parts(source, features, dictionary, store=store, progress=counter.part)
-    scorer = Scorer(settings.eval, predictor, codes, labels_of(source), folder)
-    scores = score_all(scorer, module, source, backbone, stages)
+    facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
+    truth = TruthScorer.of(source, facts)
+    scorer = Scorer(settings.eval, predictor, codes, labels_of(source), folder, truth)
+    scores = Scores()
+    with stages.stage("measure ceilings"):
+        scores.ceilings = measure_ceiling(scorer, source, backbone)
+    score_trained(scorer, module, scores, stages)
     numbers = write_scores(scores, folder)
     say_scores(scores, stages)
     stages.say(f"Scores: {folder / 'scores.json'}")
     return numbers
 
 
-def score_all(
-    scorer: Scorer, module: PersonalizationModule, source: ImageSource, backbone: Backbone, stages: Stages
-) -> Scores:
-    """Ceilings and all protocols of the trained model."""
-    scores = Scores()
-    with stages.stage("measure ceilings"):
-        scores.ceilings = measure_ceiling(scorer, source, backbone)
+def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
+    """All protocols of the trained model."""
     for protocol, targets in scorer.protocols().items():
-        with stages.stage(f"score {protocol}") as counter:
-            scores.protocols[protocol] = scorer.score(module, targets, protocol, progress=counter.count)
-    return scores
+        with stages.stage("score") as counter:
+            progress = functools.partial(counter.part, protocol)
+            scores.protocols[protocol], truth = scorer.score(module, targets, protocol, progress)
+        if truth:
+            scores.truth[protocol] = truth
+
+
+def score_untrained(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
+    """The same protocols before training, on the first few targets of each."""
+    few = scorer.settings.untrained
+    below = replace(scorer, folder=scorer.folder / "untrained")
+    for protocol, targets in scorer.protocols().items() if few else ():
+        with stages.stage("score untrained") as counter:
+            progress = functools.partial(counter.part, protocol)
+            scores.untrained[protocol], truth = below.score(module, targets[:few], protocol, progress)
+        if truth:
+            scores.truth[f"untrained {protocol}"] = truth
 
 
 def say_scores(scores: Scores, stages: Stages) -> None:

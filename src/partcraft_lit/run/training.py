@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,19 @@ from partcraft_lit.parts.discovery import Discovery
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.run.assembly import build_module
 from partcraft_lit.run.discovering import discover_parts, write_discovery, write_rejected
-from partcraft_lit.run.scoring import Scorer, Scores, labels_of, measure_ceiling, say_scores, write_scores
+from partcraft_lit.run.scoring import (
+    Scorer,
+    Scores,
+    labels_of,
+    measure_ceiling,
+    say_scores,
+    score_trained,
+    score_untrained,
+    write_scores,
+)
 from partcraft_lit.run.showing import write_run_report
 from partcraft_lit.run.stages import Stages
+from partcraft_lit.run.truth import TruthScorer
 from partcraft_lit.settings import TrainSettings
 from partcraft_lit.store import Store
 from partcraft_lit.types import Backbone, ImageSource, PatchFeatures, TrainingBatch
@@ -88,10 +99,13 @@ def train(
         )
     module = build_module(settings, discovery.dictionary, backbone, source.class_noun)
     predictor = KMeansPartPredictor(discovery.dictionary, features)
-    scorer = Scorer(settings.eval, predictor, discovery.codes, labels_of(source), folder / "evaluation")
+    truth = TruthScorer.of(source, facts)
+    scorer = Scorer(settings.eval, predictor, discovery.codes, labels_of(source), folder / "evaluation", truth)
     scores = Scores()
     if settings.eval.enabled:
-        _score_before(scorer, module, source, backbone, scores, stages)
+        with stages.stage("measure ceilings"):
+            scores.ceilings = measure_ceiling(scorer, source, backbone)
+        score_untrained(scorer, module, scores, stages)
     probe = probe_batch(settings, module, discovery, latents, backbone)
     fit(
         settings,
@@ -106,7 +120,7 @@ def train(
     )
     module.to(next(backbone.unet.parameters()).device).eval()
     if settings.eval.enabled:
-        _score_after(scorer, module, scores, stages)
+        score_trained(scorer, module, scores, stages)
         say_scores(scores, stages)
     numbers = write_scores(scores, folder)
     if numbers:
@@ -153,7 +167,10 @@ def fit(
         stages.say(f"Continuing from {resume_from}")
     trained = {name: sum(p.numel() for p in group) for name, group in module.trainable_groups().items()}
     stages.say("  trainable parameters: " + ", ".join(f"{name} {number:,}" for name, number in trained.items()))
-    with stages.stage("train"):
+    with stages.stage("train"), warnings.catch_warnings():
+        # Frozen networks are in evaluation mode on purpose; the other is about Lightning's own code.
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
 
 
@@ -241,32 +258,6 @@ def _make_callbacks(
     if make_attention_loss is not None:
         made.append(make_attention_loss(num_parts=len(names) - 1))
     return made
-
-
-def _score_before(
-    scorer: Scorer,
-    module: PersonalizationModule,
-    source: ImageSource,
-    backbone: Backbone,
-    scores: Scores,
-    stages: Stages,
-) -> None:
-    """Between what the scores will lie: real images above, the untrained model below."""
-    with stages.stage("measure ceilings"):
-        scores.ceilings = measure_ceiling(scorer, source, backbone)
-    if scorer.settings.untrained == 0:
-        return
-    below = replace(scorer, folder=scorer.folder / "untrained")
-    for protocol, targets in scorer.protocols().items():
-        with stages.stage("score untrained") as counter:
-            few = targets[: scorer.settings.untrained]
-            scores.untrained[protocol] = below.score(module, few, protocol, progress=counter.count)
-
-
-def _score_after(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
-    for protocol, targets in scorer.protocols().items():
-        with stages.stage("score") as counter:
-            scores.protocols[protocol] = scorer.score(module, targets, protocol, progress=counter.count)
 
 
 def _last_step(folder: Path) -> int:

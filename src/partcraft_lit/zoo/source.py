@@ -44,7 +44,8 @@ class Creatures:
                 raise UserError(f"dataset.{name} must be at least {least}, got {value}.")
         self._family = family_of(family)
         self._plan = PLANS[family]
-        self._looks = torch.from_numpy(species_table(species, seed))  # (species, parts, 3)
+        #: (species, parts, 3) look of every part of every species.
+        self.looks = torch.from_numpy(species_table(species, seed))
         self._images_per_species = images_per_species
         self._size = image_size
         self._seed = seed
@@ -90,7 +91,7 @@ class Creatures:
         Returns:
             The pictures that a perfect composer would make, with masks.
         """
-        looks = self._looks[species, torch.arange(species.shape[1])]
+        looks = self.looks[species, torch.arange(species.shape[1])]
         pose = torch.stack([pose_of(self._seed, *self._key(index)) for index in indices])
         return draw(self._plan, looks, pose, self._size)
 

@@ -1,0 +1,71 @@
+"""Scores that need the truth: does the generated wing have the look of the species that was asked for?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.metrics.composition import Targets
+from partcraft_lit.metrics.oracle import PartAccuracy, SpeciesOracle
+from partcraft_lit.types import ABSENT, ImageSource
+from partcraft_lit.zoo.looks import BIRD
+
+
+@runtime_checkable
+class KnownLooks(Protocol):
+    """A source of drawn species.
+
+    Attributes:
+        part_names: the true parts.
+        looks: (species, parts, 3) look of every part of every species.
+    """
+
+    part_names: Sequence[str]
+    looks: Tensor
+
+
+class TruthScorer:
+    """Reads generated pictures with an oracle that knows ground truth only, not the part predictor.
+
+    Args:
+        source: drawn species; a picture's class is its species.
+        match: true part name -> discovered part, as discovery's quality gives it; None for a part without a match.
+    """
+
+    def __init__(self, source: KnownLooks, match: Mapping[str, int | None]) -> None:
+        self._labels = cast(ImageSource, source)
+        self._match = [match.get(name) for name in source.part_names]
+        self._oracle = SpeciesOracle(looks=source.looks)
+
+    @classmethod
+    def of(cls, source: ImageSource, facts: Mapping[str, Any]) -> TruthScorer | None:
+        """For sources whose truth the oracle can read: birds of the zoo; None for all others."""
+        if not isinstance(source, KnownLooks) or tuple(source.part_names) != BIRD.part_names:
+            return None
+        return cls(source, facts["quality"]["match"])
+
+    def accuracy(self) -> PartAccuracy:
+        """A new metric."""
+        return PartAccuracy(self._oracle)
+
+    def species_of(self, targets: Targets) -> Tensor:
+        """(I, true parts) species that each part was asked to come from, ``ABSENT`` where none was."""
+        wanted = torch.full((len(targets), len(self._match)), ABSENT, dtype=torch.long)
+        for column, part in enumerate(self._match):
+            if part is None:
+                continue
+            for row in range(len(targets)):
+                if targets.codes[row, part] != ABSENT:
+                    label = self._labels.label(int(targets.sources[row, part]))
+                    wanted[row, column] = ABSENT if label is None else label
+        return wanted
+
+
+def as_numbers(metric: PartAccuracy) -> dict[str, float]:
+    """``part_accuracy`` over all parts, one per part, and ``color_accuracy``."""
+    values = {key: float(value) for key, value in metric.compute().items()}
+    per_part = {f"part_accuracy_{key.removeprefix('part/')}": v for key, v in values.items() if key.startswith("part/")}
+    return {"part_accuracy": values["all"], "color_accuracy": values["color"], "visible": values["seen"], **per_part}
