@@ -186,6 +186,20 @@ def test_a_sweep_keeps_jobs_apart_and_goes_on_after_a_failure(start, fake_run):
     assert not (first.folder / rundir.FINISHED).exists() and (second.folder / rundir.FINISHED).exists()
 
 
+def test_the_flag_of_a_sweep_may_stand_anywhere(start, fake_run):
+    result = start("train", "seed=1", "--multirun", "loss.lambda_attn=0.1,0.01", "seed=2")
+    assert result.code == 0, result.err
+    assert [call.settings.loss.lambda_attn for call in fake_run.calls] == [0.1, 0.01]
+    assert fake_run.calls[0].argv == [
+        "partcraft",
+        "train",
+        "seed=1",
+        "--multirun",
+        "loss.lambda_attn=0.1,0.01",
+        "seed=2",
+    ]
+
+
 def test_generate_and_evaluate_read_the_run(start, fake_run):
     start("train", "parts.M=3")
     run_folder = fake_run.calls[0].folder

@@ -79,6 +79,28 @@ def test_a_folder_is_held_by_one_process_until_it_dies(tmp_path):
         pass
 
 
+def test_a_forked_child_does_not_inherit_the_folder(tmp_path):
+    """Loader workers outlive a killed process by seconds; a run must be continued at once all the same."""
+    script = (
+        "import os, sys, time; from pathlib import Path; from partcraft_lit import rundir\n"
+        "with rundir.held(Path(sys.argv[1])):\n"
+        "    child = os.fork()\n"
+        "    print(child, flush=True) if child else None\n"
+        "    time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    try:
+        assert rundir.in_use(tmp_path)
+        process.kill()
+        process.wait()
+        assert not rundir.in_use(tmp_path)
+        os.kill(child, 0)  # it is still there
+    finally:
+        process.kill()
+        os.kill(child, signal.SIGKILL)
+
+
 def test_find_run(tmp_path):
     old = make(tmp_path / "2030-01-01_00-00-00-aa")
     new = make(tmp_path / "2030-01-02_00-00-00-bb")

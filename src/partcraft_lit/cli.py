@@ -84,6 +84,8 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
 
     from partcraft_lit import config
 
+    # Its parser takes options before overrides or after them, not between.
+    given = sorted(given, key=lambda text: text not in ("-m", "--multirun"))
     args = get_args_parser().parse_args(given)
     written = {text: config.as_written(text, args.multirun) for text in args.overrides}
     overrides = list(written.values())

@@ -2,18 +2,19 @@
 
 A folder is ``<date_time>-<hash>``; the hash is that of the settings which decide what is trained. A run that was
 interrupted is found again by it. A process that works in a folder holds a lock, which dies with the process, even by
-kill -9.
+kill -9; its forked children (loader workers outlive it by seconds) do not inherit it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from partcraft_lit.errors import UserError
 from partcraft_lit.files import atomic_write
@@ -129,7 +130,26 @@ def held(folder: Path) -> Iterator[None]:
                 raise UserError(
                     f"Another process is working in {folder}. Wait for it, or start a new run with ckpt_path=null."
                 ) from error
-        yield
+        _held.append(file)
+        try:
+            yield
+        finally:
+            _held.remove(file)
+
+
+#: Locks of this process.
+_held: list[IO[str]] = []
+
+
+def _let_go() -> None:
+    """In a forked child: the lock lasts until the last copy of the file is closed, so this copy is."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def saved_so_far(folder: Path) -> str:
