@@ -1,0 +1,98 @@
+"""Pictures and scores from a run that has ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from PIL import Image
+
+from partcraft_lit import config
+from partcraft_lit.errors import UserError
+from partcraft_lit.images import read_image
+from partcraft_lit.run import generate
+from partcraft_lit.settings import GenerateSettings, TrainSettings
+from partcraft_lit.verbs import wiring
+
+
+@pytest.fixture
+def settings(tmp_path):
+    values = config.plain(config.compose("generate", ["prompt=x", "num_images=2", "sample.steps=2"]))
+    kept = {key: value for key, value in values.items() if key != "paths"}
+    return wiring.settings_of(GenerateSettings, kept)
+
+
+def trained(run) -> TrainSettings:
+    return wiring.settings_of(TrainSettings, wiring.values_of_run(run))
+
+
+def test_a_picture_can_be_made_again_alone(tiny_run, workshop, tmp_path):
+    prompt = "prompt=a photo of a <part1:1>, <part2:0> bird"  # commas and all, without quotes
+    some = ("trainer=cpu", "sample.steps=2", f"run={tiny_run.name}")
+    ended = workshop("generate", prompt, "num_images=3", f"output_dir={tmp_path / 'three'}", *some)
+    assert ended.code == 0, ended.out
+    names = sorted(path.name for path in (tmp_path / "three").glob("*.png"))
+    assert names == ["000000.png", "000001.png", "000002.png", "sheet.png"]
+    assert workshop("generate", prompt, "num_images=1", "seed=2", f"output_dir={tmp_path / 'one'}", *some).code == 0
+    one, three = (read_image(tmp_path / name / "000002.png").int() for name in ("one", "three"))
+    assert (one - three).abs().max() <= 1  # the batch size may change the last bit
+    with Image.open(tmp_path / "one" / "000002.png") as image:
+        assert image.info["prompt"] == "a photo of a <part1:1>, <part2:0> bird"
+        assert (image.info["seed"], image.info["run"], image.info["steps"]) == ("2", tiny_run.name, "2")
+
+
+def test_the_trained_weights_draw(tiny_run, workshop, settings, tmp_path):
+    """Other codes give other pictures, and the run's own samples can be drawn again."""
+    with Image.open(tiny_run / "evaluation" / "reconstruction" / "00000.png") as image:
+        recipe = dict(image.info)
+    again = (f"prompt={recipe['prompt']}", "num_images=1", f"seed={recipe['seed']}", "sample.steps=1")
+    assert workshop("generate", *again, f"output_dir={tmp_path}", f"run={tiny_run}").code == 0
+    drawn = read_image(tmp_path / f"{int(recipe['seed']):06d}.png").int()
+    original = read_image(tiny_run / "evaluation" / "reconstruction" / "00000.png").int()
+    assert (drawn - original).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ("a <hed:0> bird", r"hed.*Known: background, part1, part2"),
+        ("a <part1:99> bird", r"part1.*99"),
+        ("a <part1:x> bird", r"part1:x"),
+    ],
+)
+def test_a_mistake_in_the_prompt_is_told_before_a_model_is_loaded(tiny_run, settings, tmp_path, prompt, message):
+    def load():
+        raise AssertionError("the backbone was loaded")
+
+    wrong = dataclasses.replace(settings, prompt=prompt)
+    with pytest.raises(UserError, match=message):
+        generate(wrong, tmp_path / "out", run_folder=tiny_run, trained=trained(tiny_run), load_backbone=load)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_it_without_a_traceback(tiny_run, workshop):
+    ended = workshop("generate", "prompt=a <part7:0> bird")
+    assert ended.code == 2 and "part7" in ended.out and "Did you mean" in ended.out and "Traceback" not in ended.out
+
+
+def test_evaluating_gives_the_scores_of_the_run_again(tiny_run, workshop):
+    counts = ("eval.reconstructions=2", "eval.compositions=2", "eval.species=[1,2]", "eval.ceiling_images=2")
+    ended = workshop("evaluate", *counts, "sample.steps=1", f"run={tiny_run}")
+    assert ended.code == 0, ended.out
+    (folder,) = (path for path in (tiny_run / "evaluation").glob("2*-*") if path.is_dir())
+    found = json.loads((folder / "scores.json").read_text())
+    expected = json.loads((tiny_run / "scores.json").read_text())
+    assert found == pytest.approx({k: v for k, v in expected.items() if not k.startswith("untrained/")}, nan_ok=True)
+
+
+def test_a_run_without_checkpoint(new_workshop, tiny_run):
+    import shutil
+
+    workshop = new_workshop()
+    folder = workshop.root / "logs" / "train" / "runs" / tiny_run.name
+    shutil.copytree(tiny_run, folder)
+    shutil.rmtree(folder / "checkpoints")
+    for verb, more in (("generate", ("prompt=<part1:0>",)), ("evaluate", ())):
+        ended = workshop(verb, *more)
+        assert ended.code == 2 and "has no checkpoint that can be read" in ended.out, ended.out

@@ -1,0 +1,154 @@
+"""A whole run: what it leaves behind, and that its pieces agree with each other."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from partcraft_lit.callbacks.checkpoint import newest_good
+from partcraft_lit.callbacks.metrics_log import read_numbers
+from partcraft_lit.parts.dictionary import PartDictionary
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".hydra/config.yaml",
+        "environment.json",
+        "parts/atlas.png",
+        "parts/masks.png",
+        "parts/discovery.json",
+        "samples/step_000000.png",
+        "samples/step_000004.png",
+        "attention/step_000000.png",
+        "attention/step_000004.png",
+        "metrics.jsonl",
+        "scores.json",
+        "report.html",
+        "finished.json",
+    ],
+)
+def test_every_product_is_there(tiny_run, name):
+    path = tiny_run / name
+    assert path.stat().st_size > 0
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            assert min(image.convert("RGB").size) > 30
+
+
+def test_nothing_half_written_is_left(tiny_run):
+    assert not [path for path in tiny_run.rglob("*") if "tmp" in path.name]
+
+
+def test_dictionary(tiny_run):
+    dictionary = PartDictionary.load(tiny_run / "parts")
+    assert dictionary.num_parts == 2 and len(dictionary.names) == 3
+    assert max(dictionary.codes_per_part) <= 3
+
+
+def test_unreadable_files_are_listed_and_the_run_goes_on(tiny_run, pictures):
+    with (tiny_run / "rejected.csv").open() as file:
+        rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    assert rows.keys() == {"species 0/truncated.png", "species 1/dot.png"}
+    assert "truncated" in rows["species 0/truncated.png"] and "1 x 1" in rows["species 1/dot.png"]
+    assert "2 files could not be read" in (tiny_run / "report.html").read_text()
+    assert (pictures / "species 0" / "truncated.png").exists()
+
+
+def test_checkpoints_are_small_and_plain(tiny_run):
+    names = sorted(path.name for path in (tiny_run / "checkpoints").glob("*.ckpt"))
+    assert names == ["last.ckpt", "step=000002.ckpt", "step=000004.ckpt"]
+    newest = newest_good(tiny_run / "checkpoints")
+    assert newest is not None and newest.name == "step=000004.ckpt"
+    content = torch.load(newest, weights_only=True)
+    assert all("lora_" in name or name.startswith("method.mapper.") for name in content["state_dict"])
+    assert newest.stat().st_size < 1_000_000
+
+
+def test_metrics_have_every_step_and_add_up(tiny_run):
+    curves = read_numbers(tiny_run / "metrics.jsonl")
+    weight = yaml.safe_load((tiny_run / ".hydra/config.yaml").read_text())["loss"]["lambda_attn"]
+    assert [step for step, _ in curves["train/loss"]] == [0, 1, 2, 3]
+    for (_, total), (_, diffusion), (_, attention) in zip(
+        curves["train/loss"], curves["train/loss_diffusion"], curves["train/loss_attn"], strict=True
+    ):
+        assert total == pytest.approx(diffusion + weight * attention, rel=1e-5)
+
+
+def test_scores_have_ceilings_and_the_untrained_model(tiny_run):
+    scores = json.loads((tiny_run / "scores.json").read_text())
+    for protocol in ("reconstruction", "1_species", "2_species"):
+        for kind in ("eval", "untrained"):
+            assert 0 <= scores[f"{kind}/emr@{protocol}"] <= 1
+            assert -1 <= scores[f"{kind}/cosim@{protocol}"] <= 1
+    for ceiling in ("vae_round_trip", "mirrored", "recropped"):
+        assert 0 <= scores[f"ceiling/emr@{ceiling}"] <= 1
+    logged = read_numbers(tiny_run / "metrics.jsonl")
+    for name, value in scores.items():
+        assert value is None or logged[name] == [(3, value)], name
+
+
+def test_scored_pictures_are_kept_with_their_recipes(tiny_run):
+    found = sorted(str(path.relative_to(tiny_run)) for path in (tiny_run / "evaluation").rglob("*.png"))
+    assert [name for name in found if "untrained" not in name] == [
+        f"evaluation/{protocol}/0000{number}.png"
+        for protocol in ("1_species", "2_species", "reconstruction")
+        for number in range(2)
+    ]
+    with Image.open(tiny_run / "evaluation" / "2_species" / "00000.png") as image:
+        assert image.size == (32, 32)
+        assert "<" in image.info["prompt"] and image.info["protocol"] == "2 species"
+
+
+def test_the_report_needs_no_network_and_shows_the_pictures(tiny_run):
+    page = (tiny_run / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["']https?:""", page)
+    assert page.count("data:image/") > 20
+    for word in ("Reconstruction", "2 species", "part1", "train/loss", "lambda_attn"):
+        assert word in page, word
+
+
+def test_more_steps_of_a_finished_run(tiny_run, new_workshop, plain):
+    """Named as ckpt_path, a finished run is continued from its last step, in its own folder."""
+    copied = new_workshop()
+    folder = copied.root / "logs" / "train" / "runs" / tiny_run.name
+    shutil.copytree(tiny_run, folder)
+    ended = copied("train", *plain, f"ckpt_path={folder}", "trainer.max_steps=6")
+    assert ended.code == 0, ended.out
+    assert "Continuing from" in ended.out and copied.runs == [folder]
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert [step for step, _ in read_numbers(folder / "metrics.jsonl")["train/loss"]] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tiny_run, new_workshop, plain):
+    newest = tiny_run / "checkpoints" / "step=000004.ckpt"
+    workshop = new_workshop()
+    ended = workshop("train", *plain, f"ckpt_path={newest}", "trainer.max_steps=6", "lora.rank=2")
+    assert ended.code == 2
+    assert "The checkpoint does not fit this run" in ended.out and "Traceback" not in ended.out
+
+
+def test_a_sweep_keeps_its_runs_apart(new_workshop, plain):
+    workshop = new_workshop()
+    ended = workshop("train", *plain, "-m", "loss.lambda_attn=0.1,0.01", "trainer.max_steps=2")
+    assert ended.code == 0, ended.out
+    (sweep,) = (workshop.root / "logs" / "train" / "multiruns").iterdir()
+    first, second = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert first.name.startswith("0-") and second.name.startswith("1-")
+    weights = [
+        yaml.safe_load((run / ".hydra/config.yaml").read_text())["loss"]["lambda_attn"] for run in (first, second)
+    ]
+    assert weights == [0.1, 0.01]
+    losses = [read_numbers(run / "metrics.jsonl") for run in (first, second)]
+    assert losses[0]["train/loss_diffusion"][0] == losses[1]["train/loss_diffusion"][0]  # same batch, same start
+    assert losses[0]["train/loss"][0] != losses[1]["train/loss"][0]
+    states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (first, second)]
+    assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert all((run / "report.html").is_file() for run in (first, second))
