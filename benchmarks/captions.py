@@ -1,0 +1,88 @@
+"""Whether the embedded base model follows captions: ``python benchmarks/captions.py [--path FOLDER] [--images 96]``.
+
+Every caption describes the five parts of a bird whose looks are all of the held-out world: the base model has never
+seen one of them. The oracle says how many described parts have the colour (texture, shape) that was asked for. Beside
+it: the same pictures against captions dealt out anew, which is chance, and birds of which only the noun was said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.backbones.sampling import sample
+from partcraft_lit.backbones.stable_diffusion import load_mini
+from partcraft_lit.backbones.text import plain_tokens
+from partcraft_lit.metrics.oracle import LookAccuracy, LookOracle
+from partcraft_lit.pictures import grid, label, save_png, upscale
+from partcraft_lit.randomness import numpy_generator
+from partcraft_lit.zoo.captions import describe_look, join
+from partcraft_lit.zoo.looks import BIRD, NUM_PARTS, look_table
+
+
+def described_birds(count: int, seed: int = 0) -> tuple[list[str], Tensor]:
+    """Captions that describe all parts, and the looks that they describe, (count, parts, 3)."""
+    table = look_table("held_out")
+    captions, looks = [], []
+    for index in range(count):
+        rng = numpy_generator(seed, "described bird", index)
+        chosen = table[rng.integers(len(table), size=NUM_PARTS)]
+        order = rng.permutation(NUM_PARTS)
+        parts = [describe_look(BIRD, int(p), tuple(int(v) for v in chosen[p]), with_shape=True) for p in order]
+        captions.append("a photo of a " + join(BIRD.noun, parts))
+        looks.append(torch.from_numpy(chosen))
+    return captions, torch.stack(looks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path", default=None, help="folder in diffusers' format; the packaged model by default")
+    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[5.0])
+    parser.add_argument("--sheet", default=None, help="PNG to write some of the pictures to")
+    arguments = parser.parse_args()
+    backbone, oracle = load_mini(arguments.path), LookOracle()
+    captions, looks = described_birds(arguments.images)
+    seeds = list(range(arguments.images))
+    print(f"{arguments.images} captions, {arguments.steps} steps")
+    print(f"{'':24}colour  texture  shape   colour of head  body  wing  tail  legs")
+    for guidance in arguments.guidance:
+        started = time.monotonic()
+        tokens = plain_tokens(backbone.tokenizers, captions)
+        settings = {"seeds": seeds, "steps": arguments.steps, "guidance_scale": guidance, "batch_size": 32}
+        images = sample(backbone, tokens, None, **settings)
+        _print(f"guidance {guidance:g}", oracle, images, looks)
+        _print("  captions dealt anew", oracle, images, looks.roll(1, dims=0))
+        print(f"  {len(images) / (time.monotonic() - started):.1f} images/s")
+    nouns = sample(backbone, plain_tokens(backbone.tokenizers, ["a photo of a bird"] * len(seeds)), None, **settings)
+    colors = oracle.read(nouns).looks()[:, :, 1]
+    entropy = [_entropy(colors[:, part]) for part in range(NUM_PARTS)]
+    print(
+        "only the noun said: entropy of colours by part, in bits of 3.32:", " ".join(f"{bits:.2f}" for bits in entropy)
+    )
+    if arguments.sheet:
+        shown = [label(upscale(image, 128), text, "below", 9) for image, text in zip(images, captions, strict=True)]
+        save_png(arguments.sheet, grid(shown[:24], columns=8, pad=4))
+
+
+def _print(name: str, oracle: LookOracle, images: Tensor, looks: Tensor) -> None:
+    metric = LookAccuracy(oracle)
+    metric.update(images, looks)
+    values = metric.compute()
+    parts = "  ".join(f"{float(values[f'color/{part}']):.2f}" for part in BIRD.part_names)
+    aspects = "   ".join(f"{float(values[aspect]):.3f}" for aspect in ("color", "texture", "shape"))
+    print(f"{name:24}{aspects}             {parts}")
+
+
+def _entropy(values: Tensor) -> float:
+    shares = torch.bincount(values) / len(values)
+    shares = shares[shares > 0]
+    return float(-(shares * shares.log2()).sum())
+
+
+if __name__ == "__main__":
+    main()
