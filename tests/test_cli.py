@@ -30,7 +30,7 @@ def fake_run(monkeypatch):
 
         return call
 
-    for name in ("train", "discover", "generate", "evaluate"):
+    for name in ("train", "discover", "generate", "evaluate", "pretrain"):
         setattr(module, name, record(name))
     monkeypatch.setitem(sys.modules, "partcraft_lit.run", module)
     monkeypatch.setattr(partcraft_lit, "run", module, raising=False)
@@ -41,7 +41,10 @@ def fake_run(monkeypatch):
 def real_signatures():
     from partcraft_lit import run
 
-    return {name: inspect.signature(getattr(run, name)) for name in ("train", "discover", "generate", "evaluate")}
+    return {
+        name: inspect.signature(getattr(run, name))
+        for name in ("train", "discover", "generate", "evaluate", "pretrain")
+    }
 
 
 @pytest.fixture
@@ -245,7 +248,7 @@ def test_train_py_is_the_verb_train(tmp_path):
     assert done.returncode == 0 and "lambda_attn" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["discover", "train", "generate", "evaluate"])
+@pytest.mark.parametrize("name", ["discover", "train", "generate", "evaluate", "pretrain"])
 def test_the_verbs_call_run_as_it_wants_to_be_called(name, real_signatures, start, fake_run):
     start("train")
     if name != "train":

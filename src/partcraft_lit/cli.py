@@ -25,6 +25,7 @@ VERBS = {
     "train": "discover if needed, train, sample, score, write the report",
     "generate": "images from a run and a prompt with part tokens",
     "evaluate": "the scores of a run",
+    "pretrain": "the embedded model, features or oracle, from nothing",
 }
 USAGE = """\
 partcraft {version} - part-level personalisation of text-to-image models

@@ -35,6 +35,7 @@ NOT_HASHED = (
     "sample",
     "eval",
     "ckpt_path",
+    "output_dir",
     "debug",
     "data.num_workers",
     "data.encode_batch_size",
@@ -154,7 +155,8 @@ if hasattr(os, "register_at_fork"):
 
 def saved_so_far(folder: Path) -> str:
     """One sentence on what an interrupted run left behind."""
-    checkpoints = sorted((folder / "checkpoints").glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime)
+    found = [path for pattern in ("step=*.ckpt", "**/*.pt") for path in (folder / "checkpoints").glob(pattern)]
+    checkpoints = sorted(found, key=lambda path: path.stat().st_mtime)
     if not checkpoints:
         return f"No checkpoint was written yet; what was computed so far is kept in the store. Folder: {folder}"
     return f"Newest checkpoint: {checkpoints[-1]}. The same command continues from it."

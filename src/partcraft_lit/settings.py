@@ -263,3 +263,41 @@ class GenerateSettings:
     seed: int
     sample: SampleSettings
     output_dir: Path | None
+
+
+@dataclass(frozen=True)
+class LoopLength:
+    """How long and how fast an embedded network trains; see ``pretrain.loop.LoopSettings``."""
+
+    steps: Positive
+    batch_size: Positive
+    lr: Rate
+    warmup: Count
+    ema_decay: Share
+    precision: Literal["fp32", "bf16"]
+    save_every_s: NonNegative
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """``partcraft pretrain``.
+
+    Attributes:
+        stage: which network: the text-to-image "model", the patch "features" or the "oracle" of the scores.
+        seed: of pictures and first weights.
+        output_dir: folder that the weights replace; None leaves them in the run folder.
+        autoencoder, denoiser: of the model, one after the other.
+        features: of the patch features.
+        oracle, oracle_missing: of the oracle, on whole creatures and then with parts missing.
+        paths: where run folders are.
+    """
+
+    stage: Literal["model", "features", "oracle"]
+    seed: int
+    output_dir: Path | None
+    autoencoder: LoopLength
+    denoiser: LoopLength
+    features: LoopLength
+    oracle: LoopLength
+    oracle_missing: LoopLength
+    paths: PathSettings

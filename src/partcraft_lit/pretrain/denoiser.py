@@ -39,6 +39,7 @@ def build_scheduler() -> DDPMScheduler:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         clip_sample=False,
+        steps_offset=1,
         prediction_type="v_prediction",
     )
 

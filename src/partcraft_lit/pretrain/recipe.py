@@ -70,9 +70,15 @@ def package(
     numbers = {"psnr_db": round_trip_psnr(vae, seed), "parameters": float(count_parameters(pipeline))}
     save_png(work / "samples.png", sample_sheet(pipeline, 4, 20), {"captions": json.dumps(SHEET_CAPTIONS)})
     pipeline.to(dtype=torch.float16).save_pretrained(output, safe_serialization=True)
+    _load_as_float32(output / "text_encoder" / "config.json")
     atomic_write(output / "pretraining.json", json.dumps(numbers, indent=1) + "\n")
     log(f"{output}: " + ", ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
     return numbers
+
+
+def _load_as_float32(config: Path) -> None:
+    """Transformers loads a model in the type that its config names, diffusers in float32: both must be one."""
+    atomic_write(config, json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
 def as_pipeline(vae: AutoencoderKL, model: TextAndDenoiser, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
