@@ -1,8 +1,8 @@
 """How well parts are found without labels: ``python benchmarks/features.py [--images 30] [--species 20]``.
 
 Creatures of the held-out world, whose truth is known: the embedded features beside plain colours, at the default
-settings of discovery. ``--world pretraining`` takes other species, for choosing settings without looking at the held-out ones;
-``--folder`` also writes atlas and masks of each.
+settings of discovery. ``--world pretraining`` takes other species, for choosing settings without looking at held-out
+ones; ``--folder`` also writes atlas and masks of each.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from partcraft_lit.parts.foreground import PatchPlaces, choose_foreground
+from partcraft_lit.parts.foreground import PatchPlaces, choose_foreground, inwardness
 
 
 def grids(*maps: list[list[int]]) -> tuple[torch.Tensor, PatchPlaces]:
@@ -89,3 +89,47 @@ def test_compactness_decides_between_clusters_that_are_equally_central():
     compact = choose_foreground(*grids(blob), 2).evidence[1].compactness
     scattered = choose_foreground(*grids(board), 2).evidence[1].compactness
     assert compact > 0.2 > scattered
+
+
+def test_inwardness_by_hand():
+    # On white, a grey frame with a white court: to the court one has to step down and up again.
+    pixels = torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    pixels[:, 6:26, 6:26] = 102
+    pixels[:, 12:20, 12:20] = 255
+    found = inwardness(pixels, 32, 32)
+    assert float(found[0, 0]) == float(found[4, 16]) == 0
+    assert float(found[8, 8]) == pytest.approx(0.5, abs=1e-5)
+    assert float(found[16, 16]) == pytest.approx(1.0)
+    assert inwardness(pixels, 16, 16).shape == (16, 16)
+
+
+def test_a_slow_gradient_is_near_the_border_and_a_plain_picture_is_all_border():
+    ramp = torch.linspace(0, 250, 64).to(torch.uint8).expand(3, 64, 64).clone()
+    ramp[:, 28:36, 28:36] = torch.tensor([250, 0, 0], dtype=torch.uint8)[:, None, None]
+    found = inwardness(ramp, 64, 64)
+    assert float(found[20, 20]) < 0.25 < 0.9 < float(found[32, 32])
+    assert float(inwardness(torch.full((3, 20, 50), 7, dtype=torch.uint8), 8, 20).max()) == 0
+
+
+def test_many_clusters_are_split_by_inwardness_where_it_is_known():
+    # cluster 2 is background in the middle: only the way to the border tells
+    pixels = torch.full((3, 32, 32), 200, dtype=torch.uint8)
+    pixels[:, 8:24, 8:16] = 0
+    labels = torch.zeros(32, 32, dtype=torch.long)
+    labels[8:24, 8:16] = 1
+    labels[8:24, 16:24] = 2
+    choice = choose_foreground(labels.flatten(), PatchPlaces.of_grid(32, 32, 0, pixels), 3)
+    assert choice.is_foreground.tolist() == [False, True, False]
+    assert choice.separation > 0.8
+    unknown = choose_foreground(labels.flatten(), PatchPlaces.of_grid(32, 32, 0), 3)
+    assert unknown.is_foreground.tolist() == [False, True, True]
+    assert unknown.separation != unknown.separation
+
+
+def test_places_keep_what_is_known():
+    pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    known, unknown = PatchPlaces.of_grid(4, 4, 0, pixels), PatchPlaces.of_grid(4, 4, 1)
+    both = PatchPlaces.concatenate([known, known]).select(torch.tensor([3, 20]))
+    assert both.inwardness is not None
+    assert both.inwardness.shape == (2,)
+    assert PatchPlaces.concatenate([known, unknown]).inwardness is None

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from partcraft_lit.parts.kmeans import cosine_kmeans, nearest
+from partcraft_lit.parts.kmeans import cosine_kmeans, mutual_information, nearest
 
 
 def blobs(per_blob: int = 60, dim: int = 8, count: int = 4, spread: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,3 +126,30 @@ def test_nearest_passes_over_zero_rows():
 def test_bad_input_is_named(x, k, message):
     with pytest.raises(ValueError, match=message):
         cosine_kmeans(x, k)
+
+
+def test_mutual_information_by_hand():
+    labels = torch.tensor([0, 0, 1, 1])
+    assert mutual_information(labels, labels) == pytest.approx(0.693147, abs=1e-6)
+    assert mutual_information(labels, torch.tensor([5, 9, 5, 9])) == pytest.approx(0, abs=1e-12)
+
+
+def test_groups_ask_for_clusters_that_every_group_shows():
+    # Two kinds of image, 40 degrees apart, each with two parts 36 degrees apart: the kinds are the tighter clusters.
+    def directions(degrees: list[float]) -> torch.Tensor:
+        angle = torch.tensor(degrees).deg2rad()
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+    # x and y hold the kind of image, z and w the part
+    kind, part = directions([0.0, 40.0]), directions([0.0, 36.0])
+    rows, groups, parts = [], [], []
+    for image in range(20):
+        for which in (0, 1):
+            rows += [torch.cat([kind[image % 2], part[which]])] * 10
+            groups += [image] * 10
+            parts += [which] * 10
+    x, group, truth = torch.stack(rows), torch.tensor(groups), torch.tensor(parts)
+    _, plain = cosine_kmeans(x, 2, seed=1)
+    _, grouped = cosine_kmeans(x, 2, seed=1, groups=group)
+    assert mutual_information(plain, group % 2) == pytest.approx(0.693147, abs=1e-5)
+    assert mutual_information(grouped, truth) == pytest.approx(0.693147, abs=1e-5)

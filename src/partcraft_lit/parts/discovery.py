@@ -36,8 +36,10 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 #: Tried in this order where the number of foreground clusters is left open.
 FOREGROUND_TRIALS = (2, 4, 8, 16, 32)
+#: Patches that these trials are fitted on at most.
+FOREGROUND_PATCHES = 50_000
 #: A larger number has to raise the separation by this factor, since finer clusters fit any rule better.
-FOREGROUND_GAIN = 1.05
+FOREGROUND_GAIN = 1.02
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,7 @@ class _Run:
         settings = {name: value for name, value in asdict(self.settings).items() if name not in ("names", "on_too_few")}
         images = [self.source.content_hash(index) for index in range(len(self.source))]
         labels = [self.source.label(index) for index in range(len(images))] if self.settings.codes == "class" else []
-        return stable_hash("dictionary", 1, settings, self.features.hash, images, labels)
+        return stable_hash("dictionary", 2, settings, self.features.hash, images, labels)
 
     def _recall(self) -> PartDictionary | None:
         entry = self.store.get("dictionary", self._key()) if self.store is not None else None
@@ -379,7 +381,8 @@ class _Run:
             raise UserError("All patches of all images look the same, so there are no parts to find.")
         centroids, choice = self._fit_foreground(directions, sample.places)
         foreground = choice.is_foreground[nearest(directions, centroids)]
-        parts, labels = self._kmeans(directions[foreground], self.settings.num_parts, "parts")
+        images = sample.places.image[foreground]
+        parts, labels = self._kmeans(directions[foreground], self.settings.num_parts, "parts", groups=images)
         if len(parts) < self.settings.num_parts:
             self._too_few_parts(len(parts), f"the foreground has {len(parts)} distinct kinds of patches only")
         rows = sample.places.rows[foreground]
@@ -394,8 +397,8 @@ class _Run:
         wanted = self.settings.foreground_clusters
         best: tuple[Tensor, ForegroundChoice] | None = None
         for number in FOREGROUND_TRIALS if wanted == "auto" else (wanted,):
-            # of many clusters a few poor ones do no harm
-            centroids, labels = self._kmeans(directions, number, f"foreground{number}", nredo=1 if number > 8 else None)
+            nredo = 1 if number > 8 else None  # of many clusters a few poor ones do no harm
+            centroids, labels = self._kmeans(directions, number, f"foreground{number}", nredo, FOREGROUND_PATCHES)
             choice = choose_foreground(labels, places, len(centroids))
             if best is None or choice.separation > FOREGROUND_GAIN * best[1].separation:
                 best = centroids, choice
@@ -409,14 +412,23 @@ class _Run:
             )
         return best
 
-    def _kmeans(self, x: Tensor, k: int, purpose: str, nredo: int | None = None) -> tuple[Tensor, Tensor]:
+    def _kmeans(
+        self,
+        x: Tensor,
+        k: int,
+        purpose: str,
+        nredo: int | None = None,
+        max_points: int | None = None,
+        groups: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         return cosine_kmeans(
             x,
             k,
             nredo=nredo or self.settings.nredo,
             niter=self.settings.niter,
             seed=derive_seed(self.settings.seed, "discovery", purpose),
-            max_points=self.settings.max_patches,
+            max_points=max_points or self.settings.max_patches,
+            groups=groups,
         )
 
     # --- pass 2 -------------------------------------------------------------------------------------------------

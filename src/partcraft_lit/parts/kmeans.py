@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -12,10 +13,19 @@ from partcraft_lit.randomness import numpy_generator, torch_generator
 
 #: Two directions nearer than this (1 - cosine) are one: below it, float32 products are noise.
 SAME = 1e-6
+#: What a nat of mutual information between cluster and group costs, in mean cosine.
+GROUP_COST = 0.1
 
 
 def cosine_kmeans(
-    x: Tensor, k: int, *, nredo: int = 5, niter: int = 30, seed: int = 0, max_points: int = 200_000
+    x: Tensor,
+    k: int,
+    *,
+    nredo: int = 5,
+    niter: int = 30,
+    seed: int = 0,
+    max_points: int = 200_000,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clusters directions: unit centroids, assignment by largest cosine, best of ``nredo`` runs.
 
@@ -28,6 +38,10 @@ def cosine_kmeans(
         niter: steps of each run.
         seed: everything random depends on it alone.
         max_points: at most so many rows, drawn evenly, are fitted; all are labelled.
+        groups: (N,) int64, for instance the image of each row: clusters are wanted that every group shows, as parts of
+            an object are. Then as many runs again start from rows of one group each, and the run is kept whose mean
+            cosine less ``GROUP_COST`` times the mutual information of cluster and group is largest. Without it, two
+            kinds of group may be told apart at the price of two clusters that every group shows.
 
     Returns:
         centroids (k', D) of length 1 with k' <= k, every one with at least one member, and labels (N,) int64, which are
@@ -41,17 +55,19 @@ def cosine_kmeans(
     """
     _check(x, k)
     unit = F.normalize(x.detach().float().cpu(), dim=1)
-    points = _subsample(unit[unit.norm(dim=1) > 0.5], max_points, seed)
+    kept = _subsample((unit.norm(dim=1) > 0.5).nonzero()[:, 0], max_points, seed)
+    points = unit[kept]
     if len(points) == 0:
         raise ValueError("x holds only zero vectors, which have no direction to cluster by.")
     best: Tensor | None = None
-    best_similarity = -math.inf
-    for redo in range(nredo):
-        start = _plus_plus(points, k, seed, redo)
+    best_value = -math.inf
+    for start in _starts(points, k, nredo, seed, None if groups is None else groups[kept]):
         centroids = F.normalize(_lloyd(points, start, niter), dim=1)
-        similarity = float(_similarity(points, centroids).double().mean())
-        if similarity > best_similarity:
-            best, best_similarity = centroids, similarity
+        value = float(_similarity(points, centroids).double().mean())
+        if groups is not None:
+            value -= GROUP_COST * mutual_information(nearest(points, centroids), groups[kept])
+        if value > best_value:
+            best, best_value = centroids, value
     assert best is not None
     return _drop_dead(unit, best)
 
@@ -80,6 +96,30 @@ def _subsample(points: Tensor, most: int, seed: int) -> Tensor:
         return points
     kept = torch.randperm(len(points), generator=torch_generator(seed, "kmeans", "subsample"))[:most]
     return points[kept.sort().values]
+
+
+def _starts(points: Tensor, k: int, nredo: int, seed: int, groups: Tensor | None) -> Iterator[Tensor]:
+    for redo in range(nredo):
+        yield _plus_plus(points, k, seed, redo)
+    if groups is None:
+        return
+    names, sizes = groups.unique(return_counts=True)
+    large = names[sizes >= 4 * k]
+    if len(large) == 0:
+        return
+    for redo in range(nredo):
+        chosen = large[int(numpy_generator(seed, "kmeans", "group", redo).integers(len(large)))]
+        yield _plus_plus(points[groups == chosen], k, seed, nredo + redo)
+
+
+def mutual_information(first: Tensor, second: Tensor) -> float:
+    """Of two labellings (N,) int64, in nats."""
+    (_, rows), (_, columns) = (labels.unique(return_inverse=True) for labels in (first, second))
+    width = int(columns.max()) + 1
+    joint = torch.bincount(rows * width + columns, minlength=(int(rows.max()) + 1) * width).double()
+    joint = joint.view(-1, width) / len(first)
+    entropy = [float(torch.special.entr(table).sum()) for table in (joint.sum(dim=1), joint.sum(dim=0), joint)]
+    return max(entropy[0] + entropy[1] - entropy[2], 0.0)
 
 
 def _plus_plus(points: Tensor, k: int, seed: int, redo: int) -> Tensor:

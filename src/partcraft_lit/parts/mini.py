@@ -44,9 +44,9 @@ class MiniSettings:
 
     stride: int = 1
     appearance: float = 2.0
-    reach: int = 6
-    color_reach: float = 0.08
-    rounds: int = 1
+    reach: int = 8
+    color_reach: float = 0.06
+    rounds: int = 2
 
 
 class MiniFeatures:
@@ -118,10 +118,11 @@ def share_along_surfaces(maps: Tensor, colors: Tensor, reach: int, color_reach: 
     Args:
         maps: (B, C, H, W).
         colors: (B, 3, H, W) in 0...1.
-        reach: pixels in each direction, every other one is looked at.
+        reach: pixels in each direction; five places of each line across are looked at.
         color_reach: standard deviation of the weight's fall over colour.
     """
-    steps = range(-reach, reach + 1, 2) if reach > 1 else range(-reach, reach + 1)
+    spacing = max(reach // 2, 1)
+    steps = range(-(reach // spacing) * spacing, reach + 1, spacing)
     padded_maps, padded_colors = (F.pad(item, (reach,) * 4, mode="replicate") for item in (maps, colors))
     height, width = maps.shape[-2:]
     total = torch.zeros_like(maps)
