@@ -63,7 +63,10 @@ class PatchPlaces:
     def concatenate(places: list[PatchPlaces]) -> PatchPlaces:
         known = [place.inwardness for place in places if place.inwardness is not None]
         return PatchPlaces(
-            *(torch.cat([getattr(place, name) for place in places]) for name in ("image", "rows", "cols", "border")),
+            image=torch.cat([place.image for place in places]),
+            rows=torch.cat([place.rows for place in places]),
+            cols=torch.cat([place.cols for place in places]),
+            border=torch.cat([place.border for place in places]),
             inwardness=torch.cat(known) if len(known) == len(places) else None,
         )
 

@@ -160,7 +160,9 @@ def view_loss(
         if contrast == 0:
             return total, {"used": used}
         like, near = surface_likeness(images, places, recipe.color_reach, recipe.place_reach)
-        apart = surface_contrast(*embedded, like.to(device), near.to(device), valid, recipe.contrast_temperature)
+        apart = surface_contrast(
+            embedded[0], embedded[1], like.to(device), near.to(device), valid, recipe.contrast_temperature
+        )
     return total + contrast * apart, {"used": used, "contrast": float(apart.detach())}
 
 
