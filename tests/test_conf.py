@@ -154,7 +154,7 @@ def test_a_value_that_has_to_be_given_is_named():
 
 
 def test_arguments_of_objects_are_checked_against_their_annotations():
-    values = config.plain(config.compose("train", ["features.color.grid=x"]))
+    values = config.plain(config.compose("train", ["parts.features=color", "features.color.grid=x"]))
     with pytest.raises(UserError, match=r"features\.color\.grid='x': wanted a whole number"):
         wiring.features_loader(values)
     with pytest.raises(UserError, match=r"Unknown key 'dataset\.specis'\. Did you mean 'species'"):

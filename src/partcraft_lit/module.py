@@ -210,9 +210,9 @@ class PersonalizationModule(LightningModule):
         frozen = checkpoint.get("frozen", {})
         if frozen and frozen.get("hash") != self.backbone.hash:
             raise UserError(
-                f"The checkpoint was trained on weights {frozen.get('hash', '')[:12]} of {frozen.get('backbone')!r}, but "
-                f"the backbone here is {self.backbone.name!r} with weights {self.backbone.hash[:12]}. Load the same "
-                "backbone, or start a new run with ckpt_path=null."
+                f"The checkpoint was trained on weights {frozen.get('hash', '')[:12]} of {frozen.get('backbone')!r}, "
+                f"but the backbone here is {self.backbone.name!r} with weights {self.backbone.hash[:12]}. Load the "
+                "same backbone, or start a new run with ckpt_path=null."
             )
 
     def _trainable_names(self) -> dict[str, nn.Parameter]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ SMALL = (
     "backbone=sd15",
     "backbone.resolution=32",
     "dataset=folder",
+    "parts.features=color",
     "features.color.grid=8",
     "parts.M=2",
     "parts.K=3",
@@ -95,6 +97,14 @@ class Workshop:
         ):
             cli.main(self.command(verb, *overrides))
         return Ended(int(ended.value.code or 0), written.getvalue())
+
+    def copy(self, run: Path, finished: bool = True) -> Path:
+        """A copy of a run of another workshop, which a test may change; told that it is not finished if wanted."""
+        folder = self.root / "logs" / "train" / "runs" / run.name
+        shutil.copytree(run, folder)
+        if not finished:
+            (folder / "finished.json").unlink()
+        return folder
 
     def train(self, *overrides: str) -> Path:
         """Trains, and returns the run folder that is new or newly finished."""

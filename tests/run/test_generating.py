@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -76,23 +77,21 @@ def test_the_command_says_it_without_a_traceback(tiny_run, workshop):
     assert ended.code == 2 and "part7" in ended.out and "Did you mean" in ended.out and "Traceback" not in ended.out
 
 
-def test_evaluating_gives_the_scores_of_the_run_again(tiny_run, workshop):
+def test_evaluating_gives_the_scores_of_the_run_again(tiny_run, new_workshop):
+    workshop = new_workshop()
+    run = workshop.copy(tiny_run)
     counts = ("eval.reconstructions=2", "eval.compositions=2", "eval.species=[1,2]", "eval.ceiling_images=2")
-    ended = workshop("evaluate", *counts, "sample.steps=1", f"run={tiny_run}")
+    ended = workshop("evaluate", *counts, "sample.steps=1", f"run={run}")
     assert ended.code == 0, ended.out
-    (folder,) = (path for path in (tiny_run / "evaluation").glob("2*-*") if path.is_dir())
+    (folder,) = (path for path in (run / "evaluation").glob("2*-*") if path.is_dir())
     found = json.loads((folder / "scores.json").read_text())
     expected = json.loads((tiny_run / "scores.json").read_text())
     assert found == pytest.approx({k: v for k, v in expected.items() if not k.startswith("untrained/")}, nan_ok=True)
 
 
 def test_a_run_without_checkpoint(new_workshop, tiny_run):
-    import shutil
-
     workshop = new_workshop()
-    folder = workshop.root / "logs" / "train" / "runs" / tiny_run.name
-    shutil.copytree(tiny_run, folder)
-    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(workshop.copy(tiny_run) / "checkpoints")
     for verb, more in (("generate", ("prompt=<part1:0>",)), ("evaluate", ())):
         ended = workshop(verb, *more)
         assert ended.code == 2 and "has no checkpoint that can be read" in ended.out, ended.out

@@ -111,46 +111,50 @@ def newest(folder: Path) -> Path:
     return folder / "checkpoints" / "step=000004.ckpt"
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_said(tiny_run, another, plain):
-    folder = another(tiny_run)
+def test_a_damaged_checkpoint_is_passed_over_and_said(tiny_run, new_workshop, plain):
+    workshop = new_workshop()
+    folder = workshop.copy(tiny_run, finished=False)
     content = bytearray(newest(folder).read_bytes())
     content[len(content) // 2] ^= 1
     newest(folder).write_bytes(content)
-    ended = another.workshop("train", *plain)
+    ended = workshop("train", *plain)
     assert ended.code == 0, ended.out
     assert "step=000004.ckpt is passed over: its bytes are not those that were written" in ended.out
     assert f"Continuing from {folder / 'checkpoints' / 'step=000002.ckpt'}" in ended.out
     assert state(folder) == state(tiny_run)
 
 
-def test_with_no_checkpoint_left_it_says_so_and_starts_again(tiny_run, another, plain):
-    folder = another(tiny_run)
+def test_with_no_checkpoint_left_it_says_so_and_starts_again(tiny_run, new_workshop, plain):
+    workshop = new_workshop()
+    folder = workshop.copy(tiny_run, finished=False)
     for path in (folder / "checkpoints").glob("*.ckpt"):
         path.write_bytes(b"")
-    ended = another.workshop("train", *plain)
+    ended = workshop("train", *plain)
     assert ended.code == 0, ended.out
     assert "can be read" in ended.out and "Continuing from" not in ended.out
     assert state(folder) == state(tiny_run)
     assert [step for step, _ in losses(folder)] == [0, 1, 2, 3]
 
 
-def test_a_run_that_was_trained_but_not_scored_is_scored(tiny_run, another):
+def test_a_run_that_was_trained_but_not_scored_is_scored(tiny_run, new_workshop):
     """Killed while it scored or wrote its report: no step is left, everything after the steps is."""
-    folder = another(tiny_run)
+    workshop = new_workshop()
+    folder = workshop.copy(tiny_run, finished=False)
     before = (folder / "scores.json").read_bytes()
     for name in ("scores.json", "report.html"):
         (folder / name).unlink()
-    ended = another.workshop("train")
+    ended = workshop("train")
     assert ended.code == 0, ended.out
     assert (folder / "scores.json").read_bytes() == before
     assert (folder / "report.html").exists() and state(folder) == state(tiny_run)
     assert losses(folder) == losses(tiny_run)
 
 
-def test_a_finished_run_is_left_alone(tiny_run, another, plain):
-    another(tiny_run, finished=True)
-    assert another.workshop("train", *plain, "trainer.max_steps=1").code == 0
-    assert len(another.workshop.runs) == 2
+def test_a_finished_run_is_left_alone(tiny_run, new_workshop, plain):
+    workshop = new_workshop()
+    workshop.copy(tiny_run)
+    assert workshop("train", *plain, "trainer.max_steps=1").code == 0
+    assert len(workshop.runs) == 2
 
 
 def state(folder: Path) -> dict[str, bytes]:
@@ -158,18 +162,3 @@ def state(folder: Path) -> dict[str, bytes]:
         name: value.numpy().tobytes()
         for name, value in torch.load(newest(folder), weights_only=True)["state_dict"].items()
     }
-
-
-@pytest.fixture
-def another(new_workshop):
-    """Copies a run into a workshop of its own, unfinished unless told otherwise."""
-
-    def copied(run: Path, finished: bool = False) -> Path:
-        folder = copied.workshop.root / "logs" / "train" / "runs" / run.name
-        shutil.copytree(run, folder)
-        if not finished:
-            (folder / "finished.json").unlink()
-        return folder
-
-    copied.workshop = new_workshop()
-    return copied

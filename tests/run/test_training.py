@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -117,12 +116,11 @@ def test_the_report_needs_no_network_and_shows_the_pictures(tiny_run):
 
 def test_more_steps_of_a_finished_run(tiny_run, new_workshop, plain):
     """Named as ckpt_path, a finished run is continued from its last step, in its own folder."""
-    copied = new_workshop()
-    folder = copied.root / "logs" / "train" / "runs" / tiny_run.name
-    shutil.copytree(tiny_run, folder)
-    ended = copied("train", *plain, f"ckpt_path={folder}", "trainer.max_steps=6")
+    workshop = new_workshop()
+    folder = workshop.copy(tiny_run)
+    ended = workshop("train", *plain, f"ckpt_path={folder}", "trainer.max_steps=6")
     assert ended.code == 0, ended.out
-    assert "Continuing from" in ended.out and copied.runs == [folder]
+    assert "Continuing from" in ended.out and workshop.runs == [folder]
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
     assert [step for step, _ in read_numbers(folder / "metrics.jsonl")["train/loss"]] == [0, 1, 2, 3, 4, 5]
 
