@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from partcraft_lit.files import atomic_write
-from partcraft_lit.pictures import grid, label, save_png, upscale
+from partcraft_lit.pictures import grid, label, save_png, stack, upscale
 from partcraft_lit.pretrain.autoencoder import to_unit, train_autoencoder
 from partcraft_lit.pretrain.denoiser import TextAndDenoiser, build_scheduler, train_denoiser
 from partcraft_lit.pretrain.loop import Log, LoopSettings
@@ -68,7 +68,7 @@ def package(
     """Writes the folder in half precision, and the sample sheet; returns the measured quality."""
     pipeline = as_pipeline(vae, model, tokenizer)
     numbers = {"psnr_db": round_trip_psnr(vae, seed), "parameters": float(count_parameters(pipeline))}
-    save_png(work / "samples.png", sample_sheet(pipeline, 4, 20), {"captions": json.dumps(SHEET_CAPTIONS)})
+    save_png(work / "samples.png", sample_sheet(pipeline), {"captions": json.dumps(SHEET_CAPTIONS)})
     pipeline.to(dtype=torch.float16).save_pretrained(output, safe_serialization=True)
     _load_as_float32(output / "text_encoder" / "config.json")
     atomic_write(output / "pretraining.json", json.dumps(numbers, indent=1) + "\n")
@@ -111,17 +111,16 @@ def sample_sheet(pipeline: StableDiffusionPipeline, per_caption: int = 6, steps:
     pipeline = pipeline.to("cpu", torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    cells = []
+    rows = []
     for row, text in enumerate(SHEET_CAPTIONS):
         generators = [torch.Generator().manual_seed(100 * row + column) for column in range(per_caption)]
         pictures = pipeline(
             [text] * per_caption, num_inference_steps=steps, guidance_scale=5.0, generator=generators, output_type="pt"
         ).images
-        for column, picture in enumerate((pictures * 255).round().to(torch.uint8)):
-            large = upscale(picture, 128)
-            cells.append(label(large, text if column == 0 else "", "above", 11))
+        cells = [upscale(picture, 128) for picture in (pictures * 255).round().to(torch.uint8)]
+        rows.append(label(grid(cells, columns=per_caption, pad=4), text, "above", 11))
     pipeline.scheduler = build_scheduler()
-    return grid(cells, columns=per_caption, pad=4, border=4)
+    return stack(rows, pad=4, border=4)
 
 
 def count_parameters(pipeline: StableDiffusionPipeline) -> int:
