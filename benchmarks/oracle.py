@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from partcraft_lit.metrics.oracle import LookAccuracy, PartAccuracy, SpeciesOracle, packaged_oracle, to_unit
+from partcraft_lit.images import to_unit
+from partcraft_lit.metrics.oracle import LookAccuracy, PartAccuracy, SpeciesOracle, packaged_oracle
 from partcraft_lit.pretrain.oracle import oracle_batch
 from partcraft_lit.types import ABSENT
 from partcraft_lit.zoo.draw import Drawing

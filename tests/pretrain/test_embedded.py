@@ -7,8 +7,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch.testing import assert_close
 
+from partcraft_lit.images import to_unit
 from partcraft_lit.pretrain import autoencoder as autoencoder_module
-from partcraft_lit.pretrain.autoencoder import build_autoencoder, to_unit, train_autoencoder
+from partcraft_lit.pretrain.autoencoder import build_autoencoder, train_autoencoder
 from partcraft_lit.pretrain.denoiser import (
     TextAndDenoiser,
     build_scheduler,

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from partcraft_lit.errors import UserError
-from partcraft_lit.images import resize
+from partcraft_lit.images import resize, to_unit
 from partcraft_lit.types import ABSENT
 from partcraft_lit.zoo.looks import BIRD, COLORS, NUM_PARTS, NUM_SHAPES, TEXTURES
 
@@ -338,11 +338,6 @@ class LookAccuracy(Metric):
             for name, share in zip(self.oracle.part_names, right / asked, strict=True):
                 result[f"{aspect}/{name}"] = share
         return result
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """uint8 -> -1...1."""
-    return images.float() / 127.5 - 1
 
 
 def packaged_oracle() -> Path:

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from partcraft_lit.images import to_unit
 from partcraft_lit.pretrain.loop import Log, LoopSettings, train_loop
 from partcraft_lit.zoo.scenes import PretrainingScenes
 
@@ -33,11 +34,6 @@ def build_autoencoder() -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """uint8 -> -1...1."""
-    return images.float() / 127.5 - 1
 
 
 def train_autoencoder(scenes: PretrainingScenes, settings: LoopSettings, folder: Path, log: Log) -> AutoencoderKL:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from partcraft_lit.backbones.attention import AttentionCapture, cross_attention_sides
+from partcraft_lit.images import to_unit
 from partcraft_lit.losses.attention import entropy_attention_loss
 from partcraft_lit.losses.diffusion import diffusion_loss, diffusion_target
-from partcraft_lit.pretrain.autoencoder import to_unit
 from partcraft_lit.pretrain.loop import Log, LoopSettings, train_loop
 from partcraft_lit.randomness import torch_generator
 from partcraft_lit.zoo.captions import parts_of_words

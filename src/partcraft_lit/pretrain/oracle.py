@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from partcraft_lit.files import atomic_path
-from partcraft_lit.metrics.oracle import SIZE, LookNetwork, NetworkOutput, load_network, packaged_oracle, to_unit
+from partcraft_lit.images import to_unit
+from partcraft_lit.metrics.oracle import SIZE, LookNetwork, NetworkOutput, load_network, packaged_oracle
 from partcraft_lit.pretrain.loop import Log, LoopSettings, train_loop
 from partcraft_lit.randomness import torch_generator
 from partcraft_lit.zoo.draw import POSE_SIZE, Drawing, draw
