@@ -10,10 +10,9 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from partcraft_lit.losses.attention import (
-    EntropyAttentionLoss,
     entropy_attention_loss,
+    labels_at_centres,
     part_attention_maps,
-    resize_labels,
 )
 
 NUM_PARTS = 3
@@ -324,14 +323,14 @@ def test_part_maps_and_who_is_prompted():
 def test_labels_are_resized_to_the_nearest_centre(old, new):
     labels = torch.randint(0, 9, (2, *old), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     expected = functional.interpolate(labels[:, None].float(), new, mode="nearest-exact")[:, 0]
-    resized = resize_labels(labels, *new)
+    resized = labels_at_centres(labels, *new)
     assert resized.dtype == torch.uint8
     assert torch.equal(resized.float(), expected)
 
 
 def test_resizing_by_whole_numbers_and_back_changes_nothing():
     labels = make_case()[2]
-    assert torch.equal(resize_labels(resize_labels(labels, 18, 30), 6, 6), labels)
+    assert torch.equal(labels_at_centres(labels_at_centres(labels, 18, 30), 6, 6), labels)
 
 
 def test_maps_and_masks_of_unlike_sizes_meet_at_the_maps():
@@ -343,14 +342,6 @@ def test_maps_and_masks_of_unlike_sizes_meet_at_the_maps():
     )
 
 
-def test_the_module_is_the_function():
-    case = make_case()
-    for unprompted in ("ignore", "released"):
-        module = EntropyAttentionLoss(NUM_PARTS, unprompted=unprompted)
-        assert torch.equal(module(*case), entropy_attention_loss(*case, NUM_PARTS, unprompted=unprompted))
-        assert not list(module.parameters())
-
-
 def test_errors():
     maps, part_ids, labels = make_case()
     with pytest.raises(ValueError, match=r"one part id per token, got \(4, 5, 6, 6\) and part_ids \(4, 4\)"):
@@ -360,4 +351,4 @@ def test_errors():
     with pytest.raises(ValueError, match=r"normalizer must be one of .*got 'max'"):
         entropy_attention_loss(maps, part_ids, labels, NUM_PARTS, normalizer="max")
     with pytest.raises(ValueError, match=r"unprompted must be one of .*got 'skip'"):
-        EntropyAttentionLoss(NUM_PARTS, unprompted="skip")
+        entropy_attention_loss(maps, part_ids, labels, NUM_PARTS, unprompted="skip")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 #: What a part's map is divided by: "parts", the sum over the part tokens of the prompt, or "softmax", nothing more than
 #: the softmax over all text positions, which the maps have passed already.
@@ -43,7 +43,7 @@ def part_attention_maps(attention_maps: Tensor, part_ids: Tensor, num_parts: int
     return maps, belongs.any(dim=1)
 
 
-def resize_labels(label_map: Tensor, height: int, width: int) -> Tensor:
+def labels_at_centres(label_map: Tensor, height: int, width: int) -> Tensor:
     """(B, H, W) labels -> (B, height, width): each cell takes the label under its centre."""
     rows = _centres(label_map.shape[-2], height, label_map.device)
     columns = _centres(label_map.shape[-1], width, label_map.device)
@@ -91,7 +91,7 @@ def entropy_attention_loss(
         maps = attention_maps if attention_maps.dtype == torch.float64 else attention_maps.float()
         maps, prompted = part_attention_maps(maps, part_ids, num_parts)
         share, rest = _shares(maps, normalizer, eps)
-        labels = resize_labels(label_map, *maps.shape[-2:])
+        labels = labels_at_centres(label_map, *maps.shape[-2:])
         parts = torch.arange(num_parts + 1, device=labels.device)
         inside = labels[:, None] == parts[:, None, None]  # (B, M + 1, h, w)
         nats = -torch.where(inside, _log(share), _log(rest))
@@ -100,30 +100,6 @@ def entropy_attention_loss(
         places = (inside & prompted[:, :, None, None]).any(dim=1)
         scored = prompted[:, :, None, None] & places[:, None]
         return nats.masked_fill(~scored, 0.0).sum(dim=(1, 2, 3)) / scored.sum(dim=(1, 2, 3)).clamp_min(1)
-
-
-class EntropyAttentionLoss(nn.Module):
-    """``entropy_attention_loss`` with its settings filled in."""
-
-    def __init__(
-        self,
-        num_parts: int,
-        normalizer: Normalizer = "parts",
-        unprompted: Unprompted = "ignore",
-        eps: float = 1e-6,
-    ) -> None:
-        """Takes the settings; see ``entropy_attention_loss``."""
-        super().__init__()
-        _check_options(normalizer, unprompted)
-        self.num_parts, self.eps = num_parts, eps
-        self.normalizer: Normalizer = normalizer
-        self.unprompted: Unprompted = unprompted
-
-    def forward(self, attention_maps: Tensor, part_ids: Tensor, label_map: Tensor) -> Tensor:
-        """(B,) in nats."""
-        return entropy_attention_loss(
-            attention_maps, part_ids, label_map, self.num_parts, self.normalizer, self.unprompted, self.eps
-        )
 
 
 def _shares(maps: Tensor, normalizer: Normalizer, eps: float) -> tuple[Tensor, Tensor]:
