@@ -77,7 +77,7 @@ class Pose:
 
     @property
     def shift(self) -> Tensor:
-        """(B, 2) of the whole creature; one in ten stands so far aside that a part leaves the picture."""
+        """(B, 2) of the whole creature; one in ten stands well aside, where now and then a part leaves the picture."""
         near = torch.stack([self.between(3, -0.05, 0.05), self.between(4, -0.05, 0.05)], dim=1)
         direction = 2 * math.pi * self.uniform[:, 5]
         aside = 0.24 * torch.stack([direction.cos(), direction.sin()], dim=1)
