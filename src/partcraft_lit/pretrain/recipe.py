@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from partcraft_lit.files import atomic_write
+from partcraft_lit.images import to_unit
 from partcraft_lit.pictures import grid, label, save_png, stack, upscale
-from partcraft_lit.pretrain.autoencoder import to_unit, train_autoencoder
+from partcraft_lit.pretrain.autoencoder import train_autoencoder
 from partcraft_lit.pretrain.denoiser import TextAndDenoiser, build_scheduler, train_denoiser
 from partcraft_lit.pretrain.loop import Log, LoopSettings
 from partcraft_lit.pretrain.tokenizer import build_tokenizer
@@ -70,15 +71,23 @@ def package(
     numbers = {"psnr_db": round_trip_psnr(vae, seed), "parameters": float(count_parameters(pipeline))}
     save_png(work / "samples.png", sample_sheet(pipeline), {"captions": json.dumps(SHEET_CAPTIONS)})
     pipeline.to(dtype=torch.float16).save_pretrained(output, safe_serialization=True)
-    _load_as_float32(output / "text_encoder" / "config.json")
+    for config in output.glob("*/config.json"):
+        _tidy(config)
     atomic_write(output / "pretraining.json", json.dumps(numbers, indent=1) + "\n")
     log(f"{output}: " + ", ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
     return numbers
 
 
-def _load_as_float32(config: Path) -> None:
-    """Transformers loads a model in the type that its config names, diffusers in float32: both must be one."""
-    atomic_write(config, json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+def _tidy(config: Path) -> None:
+    """Takes out where a network was loaded from, and names float32 where a type is named.
+
+    Transformers loads a model in the type that its config names, diffusers in float32: both must be one.
+    """
+    values = json.loads(config.read_text())
+    values.pop("_name_or_path", None)
+    if "dtype" in values:
+        values["dtype"] = "float32"
+    atomic_write(config, json.dumps(values, indent=2) + "\n")
 
 
 def as_pipeline(vae: AutoencoderKL, model: TextAndDenoiser, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
