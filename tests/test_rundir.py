@@ -84,8 +84,8 @@ def test_a_forked_child_does_not_inherit_the_folder(tmp_path):
     script = (
         "import os, sys, time; from pathlib import Path; from partcraft_lit import rundir\n"
         "with rundir.held(Path(sys.argv[1])):\n"
-        "    child = os.fork()\n"
-        "    print(child, flush=True) if child else None\n"
+        "    parent = os.fork()\n"
+        "    print(os.getpid(), flush=True) if not parent else None\n"  # the child, when it is ready
         "    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
