@@ -91,7 +91,7 @@ def write_run_report(
         stages=[Stage(name, seconds) for name, seconds in stages.seconds.items()],
         settings=config,
         environment=environment.describe(),
-        command=" ".join(map(shlex.quote, ["partcraft", "train", *sys.argv[1:]])),
+        command=_command(sys.argv[1:]),
         notes=[*notes, *facts.get("notes", [])],
         created=datetime.now().strftime("%d %B %Y, %H:%M"),
     )
@@ -209,6 +209,12 @@ def _attention(module: PersonalizationModule, probe: TrainingBatch, num_parts: i
     with torch.no_grad():
         images = to_uint8(module.backbone.decode_latents(batch.latents)).cpu()
     return attention_rows(images, probe.label_map, maps, probe.tokens.part_ids, probe.prompts, num_parts)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """How the run was started; ``train.py`` gets overrides alone, the command line the verb before them."""
+    overrides = arguments[1:] if arguments[:1] == ["train"] else arguments
+    return shlex.join(["partcraft", "train", *overrides])
 
 
 def _sample_plates(folder: Path) -> list[Plate]:
