@@ -15,19 +15,22 @@ from partcraft_lit.images import to_unit
 from partcraft_lit.losses.attention import entropy_attention_loss
 from partcraft_lit.losses.diffusion import diffusion_loss, diffusion_target
 from partcraft_lit.pretrain.loop import Log, LoopSettings, train_loop
+from partcraft_lit.pretrain.readout import Features, LookReadout
 from partcraft_lit.randomness import torch_generator
 from partcraft_lit.zoo.captions import parts_of_words
-from partcraft_lit.zoo.looks import NUM_PARTS, Family
+from partcraft_lit.zoo.looks import FAMILIES, NUM_PARTS, Family
 from partcraft_lit.zoo.scenes import PretrainingScenes
 
 #: Share of captions left empty, for classifier-free guidance.
 EMPTY_CAPTIONS = 0.1
 #: Timesteps are drawn as 1000 * u ** TILT: what a caption decides is decided where there is much noise. For the same
 #: reason the velocity loss is not weighted; min-SNR weights (arXiv 2303.09556) all but silence those steps.
-TILT = 0.6
+TILT = 0.75
 #: Weight of the grounding loss: the words that describe a part look at that part. Their parts are known here, and
 #: on two cores a base that has to find this out by itself does not follow captions in hours.
 GROUNDING = 0.1
+#: Weight of each of the cross-entropies by which the looks of parts are read from the denoiser.
+READOUT = 0.05
 TEXT_WIDTH = 128
 
 
@@ -85,6 +88,7 @@ class TextAndDenoiser(nn.Module):
         super().__init__()
         self.text_encoder = text_encoder
         self.unet = unet
+        self.readout = LookReadout(int(unet.config.block_out_channels[0]))
 
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, input_ids: Tensor) -> Tensor:
         """(B, C, 16, 16), (B,), (B, 77) -> (B, C, 16, 16)."""
@@ -109,11 +113,12 @@ def train_denoiser(
     alphas_cumprod = scheduler.alphas_cumprod.to(device)
     latent_size = int(model.unet.config.sample_size)
     layers = [name for name, side in cross_attention_sides(model.unet, latent_size).items() if side == latent_size]
-    capture = AttentionCapture(model.unet, layers)
+    capture, features = AttentionCapture(model.unet, layers), Features(model.unet)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = settings.batch_size
-        drawing, captions = scenes.batch(range(step * batch, (step + 1) * batch))
+        indices = range(step * batch, (step + 1) * batch)
+        drawing, captions = scenes.batch(indices)
         generator = torch_generator(scenes.seed, "denoiser", step)
         empty = torch.rand(batch, generator=generator) < EMPTY_CAPTIONS
         captions = ["" if blank else text for text, blank in zip(captions, empty.tolist(), strict=True)]
@@ -124,20 +129,25 @@ def train_denoiser(
         slices = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         timesteps = (slices**TILT * len(alphas_cumprod)).long().clamp_max(len(alphas_cumprod) - 1).to(device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        families = [scenes.family(index) for index in range(step * batch, (step + 1) * batch)]
+        families = [scenes.family(index) for index in indices]
         places, parts = (tensor.to(device) for tensor in words_of_parts(families, captions))
         with capture.armed(places):
             predicted = model(noisy, timesteps, ids).float()
         cells = drawing.label_maps[:, 2::4, 2::4].to(device)  # the middle of each cell of 4 x 4 pixels
         grounding = entropy_attention_loss(capture.maps(), parts, cells, NUM_PARTS).mean()
         capture.clear()
+        names = [list(FAMILIES.values()).index(family) for family in families]
+        looks = scenes.looks(indices).to(device)
+        readout = model.readout(features.take(), cells, looks, torch.tensor(names, device=device))
         target = diffusion_target(latents, noise, timesteps, alphas_cumprod, "v_prediction")
         diffusion = diffusion_loss(predicted, target).mean()
-        numbers = {"diffusion": float(diffusion.detach()), "grounding": float(grounding.detach())}
-        return diffusion + GROUNDING * grounding, numbers
+        parts_of_loss = {"diffusion": diffusion, "grounding": grounding, **readout}
+        numbers = {name: float(value.detach()) for name, value in parts_of_loss.items()}
+        return diffusion + GROUNDING * grounding + READOUT * sum(readout.values()), numbers
 
     averaged = train_loop(model, loss, settings, folder / "denoiser.pt", log)
     capture.remove()
+    features.remove()
     assert isinstance(averaged, TextAndDenoiser)
     return averaged
 

@@ -49,6 +49,10 @@ class PretrainingScenes:
                 label_maps[mine] = drawings[family].label_maps
         return Drawing(images, label_maps), [row[3] for row in rows]
 
+    def looks(self, indices: range) -> Tensor:
+        """(B, parts, 3) shape, colour and texture of every part."""
+        return torch.from_numpy(np.stack([self._one(index)[1] for index in indices]))
+
     def family(self, index: int) -> Family:
         """Which family a picture shows."""
         return FAMILIES[self._family(numpy_generator(self.seed, "pretraining", index))]
