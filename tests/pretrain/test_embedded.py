@@ -16,9 +16,12 @@ from partcraft_lit.pretrain.denoiser import (
     build_text_encoder,
     build_unet,
     train_denoiser,
+    words_of_parts,
 )
 from partcraft_lit.pretrain.loop import LoopSettings
 from partcraft_lit.pretrain.tokenizer import build_tokenizer
+from partcraft_lit.zoo.captions import COLOR_WORDS, SPECIES_NAMES
+from partcraft_lit.zoo.looks import BEAST, BIRD, NUM_PARTS, TEXTURES
 from partcraft_lit.zoo.scenes import PretrainingScenes
 
 SCENES = PretrainingScenes(seed=2)
@@ -96,3 +99,30 @@ def test_denoiser_trains_text_and_unet_and_leaves_the_autoencoder(vae, tmp_path)
     moved = [name for name, value in first.state_dict().items() if not torch.equal(value, start[name])]
     assert any(name.startswith("text_encoder.") for name in moved)
     assert any(name.startswith("unet.") and "attn2" in name for name in moved)
+
+
+def test_words_of_both_creatures_are_known():
+    ids, labels = words_of_parts(
+        [(BIRD, BEAST), (BIRD,)],
+        ["a photo of a bird with red striped head and a beast with blue tail", "a photo of a bird with pink legs"],
+    )
+    # start, a photo of a bird with red striped head and a beast with blue tail
+    assert ids.tolist() == [[7, 8, 9, 14, 15], [7, 8, -1, -1, -1]]
+    assert labels.tolist() == [[1, 1, 1, 10, 10], [5, 5, -1, -1, -1]]
+
+
+def test_words_of_parts_stand_where_the_tokenizer_puts_them():
+    tokenizer = build_tokenizer()
+    scenes = PretrainingScenes(seed=6, pair_share=0.5)
+    _, captions = scenes.batch(range(40))
+    families = [scenes.families(index) for index in range(40)]
+    places, labels = words_of_parts(families, captions)
+    for row, text in enumerate(captions):
+        tokens = tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
+        for place, label in zip(places[row].tolist(), labels[row].tolist(), strict=True):
+            if place >= 0:
+                word = tokens[place].removesuffix("</w>")
+                creature, part = divmod(label - 1, NUM_PARTS)
+                family = families[row][creature]
+                known = {*COLOR_WORDS, *TEXTURES, *SPECIES_NAMES[family.noun], *family.shapes[part]}
+                assert word in known | {family.part_names[part]}, (text, word)

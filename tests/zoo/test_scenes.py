@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from partcraft_lit.zoo.captions import COLOR_WORDS, SPECIES_NAMES, TEMPLATES, PartWords, caption, describe_look, join
+from partcraft_lit.zoo.captions import (
+    AND_A,
+    COLOR_WORDS,
+    SPECIES_NAMES,
+    TEMPLATES,
+    PartWords,
+    caption,
+    describe_look,
+    join,
+)
 from partcraft_lit.zoo.looks import BIRD, FAMILIES, NUM_PARTS, TEXTURES, Family, look_table
+from partcraft_lit.zoo.pairs import creature_masks
 from partcraft_lit.zoo.scenes import PretrainingScenes, named_looks, pose_of
 
 
@@ -38,15 +48,39 @@ def test_size_is_free():
 @pytest.mark.parametrize("share, noun", [(0.0, "bird"), (1.0, "beast")])
 def test_share_of_beasts(share, noun):
     scenes = PretrainingScenes(beast_share=share)
-    assert {scenes._one(index)[0] for index in range(50)} == {noun}
+    assert {scenes._one(index).family for index in range(50)} == {noun}
 
 
 def test_no_scene_shows_a_held_out_look():
     held_out = {tuple(row) for row in look_table("held_out").tolist()}
     scenes = PretrainingScenes(seed=7, beast_share=0.5)
-    shown = {tuple(row) for index in range(400) for row in scenes._one(index)[1].tolist()}
+    shown = {tuple(row) for index in range(400) for row in scenes._one(index).looks.tolist()}
     assert not shown & held_out
     assert len(shown) == 80  # all of the pretraining world
+
+
+def test_pairs_show_both_families_and_say_so():
+    scenes = PretrainingScenes(seed=2, pair_share=1.0)
+    drawing, captions = scenes.batch(range(24))
+    for index, text in enumerate(captions):
+        left, right = scenes.families(index)
+        assert {left.noun, right.noun} == set(FAMILIES)
+        first, second = text.split(AND_A)
+        looks = scenes.looks(range(index, index + 1))[0].numpy()
+        check_caption(first, left, looks[:NUM_PARTS], named_looks(left.noun))
+        check_caption("a photo of a " + second, right, looks[NUM_PARTS:], named_looks(right.noun))
+        assert {1, 2} <= set(creature_masks(drawing.label_maps[index : index + 1]).unique().tolist())
+
+
+def test_a_second_creature_changes_nothing_of_the_first():
+    alone, paired = (PretrainingScenes(seed=4, pair_share=share) for share in (0.0, 1.0))
+    for index in range(8):
+        assert paired._one(index).caption == alone._one(index).caption
+        assert torch.equal(
+            paired.looks(range(index, index + 1))[0, :NUM_PARTS], alone.looks(range(index, index + 1))[0, :NUM_PARTS]
+        )
+    shares = [len(PretrainingScenes(seed=4).families(index)) - 1 for index in range(2000)]
+    assert 0.05 < sum(shares) / len(shares) < 0.11
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,8 +115,8 @@ def test_captions_say_true_things_only(beast_share):
 
 
 def facts(scenes: PretrainingScenes, index: int) -> tuple[str, Family, np.ndarray, np.ndarray]:
-    family, looks, _, text = scenes._one(index)
-    return text, FAMILIES[family], looks, named_looks(family)
+    scene = scenes._one(index)
+    return scene.caption, FAMILIES[scene.family], scene.looks, named_looks(scene.family)
 
 
 def check_caption(text: str, family: Family, looks: np.ndarray, named: np.ndarray) -> int | str:

@@ -17,7 +17,7 @@ from partcraft_lit.losses.diffusion import diffusion_loss, diffusion_target
 from partcraft_lit.pretrain.loop import Log, LoopSettings, train_loop
 from partcraft_lit.pretrain.readout import Features, LookReadout
 from partcraft_lit.randomness import torch_generator
-from partcraft_lit.zoo.captions import parts_of_words
+from partcraft_lit.zoo.captions import AND_A, parts_of_words
 from partcraft_lit.zoo.looks import FAMILIES, NUM_PARTS, Family
 from partcraft_lit.zoo.scenes import PretrainingScenes
 
@@ -129,16 +129,16 @@ def train_denoiser(
         slices = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         timesteps = (slices**TILT * len(alphas_cumprod)).long().clamp_max(len(alphas_cumprod) - 1).to(device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        families = [scenes.family(index) for index in indices]
+        families = [scenes.families(index) for index in indices]
         places, parts = (tensor.to(device) for tensor in words_of_parts(families, captions))
         with capture.armed(places):
             predicted = model(noisy, timesteps, ids).float()
         cells = drawing.label_maps[:, 2::4, 2::4].to(device)  # the middle of each cell of 4 x 4 pixels
-        grounding = entropy_attention_loss(capture.maps(), parts, cells, NUM_PARTS).mean()
+        grounding = entropy_attention_loss(capture.maps(), parts, cells, 2 * NUM_PARTS).mean()
         capture.clear()
-        names = [list(FAMILIES.values()).index(family) for family in families]
+        kinds = [[list(FAMILIES.values()).index(one) for one in (shown[0], shown[-1])] for shown in families]
         looks = scenes.looks(indices).to(device)
-        readout = model.readout(features.take(), cells, looks, torch.tensor(names, device=device))
+        readout = model.readout(features.take(), cells, looks, torch.tensor(kinds, device=device))
         target = diffusion_target(latents, noise, timesteps, alphas_cumprod, "v_prediction")
         diffusion = diffusion_loss(predicted, target).mean()
         parts_of_loss = {"diffusion": diffusion, "grounding": grounding, **readout}
@@ -152,19 +152,32 @@ def train_denoiser(
     return averaged
 
 
-def words_of_parts(families: Sequence[Family], captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Places of the words that describe parts, and which part (1 + index) each describes.
+def words_of_parts(families: Sequence[tuple[Family, ...]], captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Places of the words that describe parts, and the label of the part that each describes.
+
+    Args:
+        families: of the creatures in each picture, one or two.
+        captions: of each picture.
 
     Returns:
         Two (B, T) tensors, -1 where a caption has fewer than T such words.
     """
-    rows = [
-        [(place + 1, part + 1) for place, part in enumerate(parts_of_words(family, text)) if part is not None]
-        for family, text in zip(families, captions, strict=True)
-    ]  # the first place is the start of the text
+    rows = []
+    for shown, text in zip(families, captions, strict=True):
+        spoken = [
+            label
+            for creature, (family, half) in enumerate(zip(shown, text.split(AND_A), strict=False))
+            for label in [*([None, None] if creature else []), *_labels(family, half, creature * NUM_PARTS)]
+        ]  # the two empty words are those of AND_A
+        # the first place is the start of the text
+        rows.append([(place + 1, label) for place, label in enumerate(spoken) if label is not None])
     most = max(1, max(map(len, rows)))
     padded = torch.tensor([row + [(-1, -1)] * (most - len(row)) for row in rows])
     return padded[..., 0], padded[..., 1]
+
+
+def _labels(family: Family, text: str, offset: int) -> list[int | None]:
+    return [None if part is None else part + 1 + offset for part in parts_of_words(family, text)]
 
 
 @torch.no_grad()

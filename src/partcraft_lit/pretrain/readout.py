@@ -36,9 +36,10 @@ class LookReadout(nn.Module):
 
         Args:
             features: (B, channels, h, w).
-            label_maps: (B, h, w), 0 background, 1 + part elsewhere.
-            looks: (B, parts, 3) shape, colour, texture.
-            families: (B,) place of the picture's family among all families.
+            label_maps: (B, h, w), 0 background, 1 + part elsewhere; parts of a second creature follow those of the
+                first.
+            looks: (B, 2 * parts, 3) shape, colour, texture.
+            families: (B, 2) place of each creature's family among all families.
 
         Returns:
             Scalars by name: ``shape`` (which part, and of which shape; background is a class), ``color``, ``texture``.
@@ -49,7 +50,8 @@ class LookReadout(nn.Module):
         part = (labels - 1).clamp_min(0)
         row = torch.arange(len(looks), device=looks.device).repeat_interleave(label_maps[0].numel())
         shape, color, texture = looks[row, part].unbind(dim=1)
-        kind = (families[row] * NUM_PARTS + part) * NUM_SHAPES + shape + 1
+        family = families[row, part // NUM_PARTS]
+        kind = (family * NUM_PARTS + part % NUM_PARTS) * NUM_SHAPES + shape + 1
         outside = torch.where(inside, 0, -100)  # cross_entropy's "no answer"
         return {
             "shape": F.cross_entropy(places[0], torch.where(inside, kind, 0)),

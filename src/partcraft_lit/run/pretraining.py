@@ -62,7 +62,7 @@ def _model(settings: PretrainSettings, device: str, work: Path, made: Path, stag
 
 
 def _features(settings: PretrainSettings, device: str, work: Path, made: Path, stages: Stages) -> None:
-    scenes = PretrainingScenes(settings.seed)
+    scenes = PretrainingScenes(settings.seed, pair_share=0.0)
     network = train_patch_features(scenes, _loop(settings.features, device), work, stages.say)
     save_patch_network(network, made, MiniSettings(), {**asdict(settings.features), "scenes_seed": settings.seed})
 

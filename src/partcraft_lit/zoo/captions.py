@@ -28,6 +28,8 @@ TEMPLATES: tuple[str, ...] = (
     "a close-up photo of the {}",
     "a good photo of the {}",
 )
+#: Between the captions of two creatures in one picture; it stands in no caption of one.
+AND_A = " and a "
 COLOR_WORDS: tuple[str, ...] = tuple(COLORS)
 
 
@@ -58,11 +60,12 @@ def join(noun: str, described: list[str]) -> str:
     return f"{noun} with {', '.join(first)} and {last}" if first else f"{noun} with {last}"
 
 
-def caption(family: Family, parts: list[PartWords], rng: np.random.Generator) -> str:
+def caption(family: Family, parts: list[PartWords], rng: np.random.Generator, in_a_sentence: bool = True) -> str:
     """A random true caption: in half of them every part is described, in the rest any number from none to all.
 
     Parts come in any order. Of a named part the species is said two times in three, else its look. One caption in seven
-    is a bare list of parts without template and noun, as prompts of bare part tokens are.
+    is a bare list of parts without template and noun, as prompts of bare part tokens are. With ``in_a_sentence``
+    off there is neither template nor bare list: what follows "and a".
     """
     names = SPECIES_NAMES[family.noun]
     whole = {part.species for part in parts}
@@ -77,6 +80,8 @@ def caption(family: Family, parts: list[PartWords], rng: np.random.Generator) ->
             described.append(f"{names[part.species]} {family.part_names[index]}")
         else:
             described.append(describe_look(family, int(index), part.look, with_shape=bool(rng.random() < 0.6)))
+    if not in_a_sentence:
+        return join(noun, described)
     if described and rng.random() < 1 / 7:
         return " ".join(described)
     return TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(join(noun, described))

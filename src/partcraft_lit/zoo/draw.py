@@ -110,6 +110,19 @@ class Pose:
         return self.uniform[:, 28] < 0.08
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where in the picture a creature's own frame lies, for scenes of several.
+
+    Attributes:
+        shift: (B, 2) of the frame's middle, in sides of the picture.
+        scale: (B,) of the frame.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+
 def draw(plan: BodyPlan, looks: Tensor, pose: Tensor, size: int = 64) -> Drawing:
     """Draws a batch.
 
@@ -123,10 +136,45 @@ def draw(plan: BodyPlan, looks: Tensor, pose: Tensor, size: int = 64) -> Drawing
         Pictures and label maps; equal arguments give equal bytes.
     """
     view = Pose(pose)
-    pixel = 1.0 / size
-    places = _creature_frame(view, _pixel_grid(size))  # (B, 2, H, W)
+    picture, label_map = blank(view, size)
+    paint(plan, looks, view, picture, label_map)
+    return finish(view, picture, label_map)
+
+
+def blank(view: Pose, size: int) -> tuple[Tensor, Tensor]:
+    """A background (B, 3, size, size) in 0...1 and an empty label map (B, size, size)."""
     picture = _background(view, size)
-    label_map = torch.zeros(len(looks), size, size, dtype=torch.uint8)
+    return picture, torch.zeros(len(picture), size, size, dtype=torch.uint8)
+
+
+def paint(
+    plan: BodyPlan,
+    looks: Tensor,
+    view: Pose,
+    picture: Tensor,
+    label_map: Tensor,
+    placement: Placement | None = None,
+    first_label: int = 1,
+) -> None:
+    """Paints one creature into each picture and its label map, in place, over what is there.
+
+    Args:
+        plan: the family's geometry.
+        looks: (B, parts, 3) integer shape, colour and texture of each part.
+        view: pose of each.
+        picture: (B, 3, size, size) in 0...1.
+        label_map: (B, size, size) uint8.
+        placement: None for the whole picture.
+        first_label: label of the first part.
+    """
+    size = picture.shape[-1]
+    grid = _pixel_grid(size)[None].expand(len(picture), -1, -1, -1)
+    pixel: float | Tensor = 1.0 / size
+    if placement is not None:
+        scale = placement.scale[:, None, None]
+        grid = (grid - placement.shift[:, :, None, None]) / scale[:, None]
+        pixel = 1.0 / (size * scale)
+    places = _creature_frame(view, grid)  # (B, 2, H, W)
     for part in plan.order:
         local = _part_frame(plan, view, looks, part, places)
         capsules = plan.capsules[part][looks[:, part, 0]] * view.part_scale()[:, part, None, None]
@@ -136,8 +184,12 @@ def draw(plan: BodyPlan, looks: Tensor, pose: Tensor, size: int = 64) -> Drawing
             color, distance = _face(plan, looks[:, part, 0], local, color, distance, pixel)
         cover = (0.5 - distance / pixel).clamp(0, 1)[:, None]
         picture += (color - picture).mul_(cover)  # in place, here and below: new pages cost as much as the sums
-        label_map[cover[:, 0] >= 0.5] = part + 1
-    picture, label_map = _occlude(view, picture, label_map, size)
+        label_map[cover[:, 0] >= 0.5] = part + first_label
+
+
+def finish(view: Pose, picture: Tensor, label_map: Tensor) -> Drawing:
+    """What lies before the creature, the light, and eight bits."""
+    picture, label_map = _occlude(view, picture, label_map, picture.shape[-1])
     picture *= view.light[:, None, None, None]
     return Drawing(picture.clamp_(0, 1).mul_(255).round_().to(torch.uint8), label_map)
 
@@ -157,7 +209,7 @@ def _rotate(places: Tensor, angle: Tensor) -> Tensor:
 
 
 def _creature_frame(view: Pose, grid: Tensor) -> Tensor:
-    places = grid[None] - view.shift[:, :, None, None]
+    places = grid - view.shift[:, :, None, None]
     places = places * torch.stack([view.mirror / view.stretch, torch.ones_like(view.mirror)], dim=1)[:, :, None, None]
     return _rotate(places, view.angle) / view.scale[:, None, None, None]
 
@@ -218,7 +270,7 @@ def _texture(local: Tensor, texture: Tensor, period: Tensor, phase: Tensor) -> T
 
 
 def _face(
-    plan: BodyPlan, shape: Tensor, local: Tensor, color: Tensor, distance: Tensor, pixel: float
+    plan: BodyPlan, shape: Tensor, local: Tensor, color: Tensor, distance: Tensor, pixel: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Adds eye and beak (or nose) to the face; both belong to its mask."""
     beak = _distance(local, plan.beak[shape][:, None])
