@@ -215,7 +215,7 @@ def test_generate_and_evaluate_read_the_run(start, fake_run):
     assert result.code == 0, result.err
     call = fake_run.calls[-1]
     assert call.settings.eval.compositions == 3 and call.settings.parts.M == 3
-    assert call.folder.parent == run_folder / "evaluation"
+    assert call.folder.parent == run_folder / "evaluation"  # other settings than those of the run
 
 
 def test_discover(start, fake_run):

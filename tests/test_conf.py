@@ -71,6 +71,14 @@ def test_every_verb_has_a_configuration_and_a_module(verb, tmp_path):
         module.check(values)
 
 
+def test_evaluate_can_override_whatever_decides_the_scores_of_a_run():
+    values, trained = (config.plain(config.compose(verb)) for verb in ("evaluate", "train"))
+    elsewhere = {"enabled", "untrained", "hybrids"}  # of the training run alone
+    for group in ("eval", "sample"):
+        assert values[group].keys() == trained[group].keys() - elsewhere
+        assert set(values[group].values()) == {None}
+
+
 def test_what_callbacks_and_loggers_still_wait_for_is_given_at_run_time():
     values = config.plain(config.compose("train"))
     for name, make in wiring.callback_makers(values).items():

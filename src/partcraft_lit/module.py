@@ -145,6 +145,11 @@ class PersonalizationModule(LightningModule):
     def _new_capture(self) -> AttentionCapture:
         return AttentionCapture(self.backbone.unet, self.backbone.attention_layers, self.backbone.attention_size)
 
+    @property
+    def sampling(self) -> SampleSettings:
+        """How ``generate`` draws."""
+        return self._sampling
+
     def use_sampling(self, sampling: SampleSettings) -> None:
         """Other settings for ``generate`` from now on."""
         self._sampling = sampling

@@ -12,7 +12,9 @@ from PIL import Image
 from partcraft_lit import config
 from partcraft_lit.errors import UserError
 from partcraft_lit.images import read_image
+from partcraft_lit.pictures import save_png
 from partcraft_lit.run import generate
+from partcraft_lit.run.image_scores import read_rows, write_rows
 from partcraft_lit.settings import GenerateSettings, TrainSettings
 from partcraft_lit.verbs import wiring
 
@@ -77,16 +79,67 @@ def test_the_command_says_it_without_a_traceback(tiny_run, workshop):
     assert ended.code == 2 and "part7" in ended.out and "Did you mean" in ended.out and "Traceback" not in ended.out
 
 
-def test_evaluating_gives_the_scores_of_the_run_again(tiny_run, new_workshop):
+def test_evaluating_with_other_settings_has_a_folder_of_its_own(tiny_run, new_workshop):
     workshop = new_workshop()
     run = workshop.copy(tiny_run)
-    counts = ("eval.reconstructions=2", "eval.compositions=2", "eval.species=[1,2]", "eval.ceiling_images=2")
-    ended = workshop("evaluate", *counts, "sample.steps=1", f"run={run}")
+    before = (run / "evaluation" / "scores.csv").read_bytes()
+    ended = workshop("evaluate", "eval.species=[2]", f"run={run}")
     assert ended.code == 0, ended.out
-    (folder,) = (path for path in (run / "evaluation").glob("2*-*") if path.is_dir())
-    found = json.loads((folder / "scores.json").read_text())
-    expected = json.loads((tiny_run / "scores.json").read_text())
-    assert found == pytest.approx({k: v for k, v in expected.items() if not k.startswith("untrained/")}, nan_ok=True)
+    (folder,) = (path.parent for path in (run / "evaluation").glob("*/scores.csv"))
+    assert {row["protocol"] for row in read_rows(folder / "scores.csv")} == {"reconstruction", "2 species"}
+    assert (run / "evaluation" / "scores.csv").read_bytes() == before
+    found, expected = (json.loads((path / "scores.json").read_text()) for path in (folder, tiny_run))
+    kept = {key: value for key, value in expected.items() if not key.startswith("untrained") and "1_spec" not in key}
+    assert found == pytest.approx(kept, nan_ok=True)
+
+
+def test_evaluating_draws_only_what_is_missing(tiny_run, new_workshop, monkeypatch):
+    workshop = new_workshop()
+    run = workshop.copy(tiny_run)
+    pictures = sorted((run / "evaluation").glob("[r2]*/*.png"))
+    times = {path: path.stat().st_mtime_ns for path in pictures}
+    table = (run / "evaluation" / "scores.csv").read_bytes()
+    gone, half, other = pictures[:3]
+    gone.unlink()
+    half.write_bytes(half.read_bytes()[:-40])
+    save_png(other, read_image(other), {"recipe": "{}"})
+    (run / "evaluation" / "scores.csv").unlink()
+    ended = workshop("evaluate", f"run={run}")
+    assert ended.code == 0, ended.out
+    drawn = {path for path in pictures if path.stat().st_mtime_ns != times[path]}
+    assert drawn == {gone, half, other}
+    assert (run / "evaluation" / "scores.csv").read_bytes() == table
+
+
+def test_verifying_recomputes_the_table_from_the_pictures(tiny_run, new_workshop):
+    workshop = new_workshop()
+    run = workshop.copy(tiny_run)
+    ended = workshop("evaluate", "verify=true", f"run={run}")
+    assert ended.code == 0 and "6 pictures read again: every number" in ended.out, ended.out
+    table = run / "evaluation" / "scores.csv"
+    rows = read_rows(table)
+    rows[0]["emr/all"] += 0.25
+    write_rows(table, rows)
+    ended = workshop("evaluate", "verify=true", f"run={run}")
+    assert ended.code == 2 and "1 numbers of" in ended.out, ended.out
+    assert "reconstruction, picture 0: emr/all is" in ended.out
+    (run / "evaluation" / rows[1]["image"]).unlink()
+    ended = workshop("evaluate", "verify=true", f"run={run}")
+    assert ended.code == 2 and "1 pictures of" in ended.out and "draws them again" in ended.out
+    table.unlink()
+    ended = workshop("evaluate", "verify=true", f"run={run}")
+    assert ended.code == 2 and "score the run first" in ended.out
+
+
+def test_scores_of_pictures_average_to_the_scores_of_the_run(tiny_run):
+    rows = read_rows(tiny_run / "evaluation" / "scores.csv")
+    numbers = json.loads((tiny_run / "scores.json").read_text())
+    of_two = [row for row in rows if row["protocol"] == "2 species"]
+    assert len(of_two) == 2
+    for key, name in (("emr/all", "emr"), ("emr/part1", "emr_part/part1"), ("cosim/without_background", None)):
+        name = name or "cosim_without_background"
+        mean = sum(row[key] for row in of_two) / len(of_two)
+        assert mean == pytest.approx(numbers[f"eval/{name}@2_species"], abs=1e-5)
 
 
 def test_a_run_without_checkpoint(new_workshop, tiny_run):

@@ -60,6 +60,15 @@ class PartMetric(Metric, ABC):
         Raises:
             ValueError: if shapes do not fit.
         """
+        scores = self.image_scores(images, target_codes)
+        self.part_sums += scores.sum(dim=0)
+        self.num_images += len(scores)
+
+    def image_scores(self, images: Sequence[Tensor] | Tensor | PartPrediction, target_codes: Tensor) -> Tensor:
+        """(B, M + 1) float64 score of each part of each image, of which :meth:`compute` gives the means.
+
+        Arguments and errors as in :meth:`update`; the metric's state is left alone.
+        """
         read = images if isinstance(images, PartPrediction) else self.predictor.predict(list(images))
         expected = (len(target_codes), len(self.part_names))
         for name, codes in (("found codes", read.codes), ("target_codes", target_codes)):
@@ -68,9 +77,7 @@ class PartMetric(Metric, ABC):
                 raise ValueError(f"{name} must be integers of shape {expected}, one row per image; got {found_shape}.")
         found, asked = read.codes.to(self.part_sums.device), target_codes.to(self.part_sums.device)
         absent = (found == ABSENT).long() + (asked == ABSENT).long()  # 0, 1 or 2 of the two
-        scores = torch.where(absent == 0, self.similarity(found, asked).double(), (absent == 2).double())
-        self.part_sums += scores.sum(dim=0)
-        self.num_images += len(asked)
+        return torch.where(absent == 0, self.similarity(found, asked).double(), (absent == 2).double())
 
     @abstractmethod
     def similarity(self, predicted_codes: Tensor, target_codes: Tensor) -> Tensor:

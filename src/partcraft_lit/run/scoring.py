@@ -15,25 +15,32 @@ from torch import Tensor
 from partcraft_lit.callbacks.checkpoint import newest_good
 from partcraft_lit.errors import UserError
 from partcraft_lit.files import atomic_write
+from partcraft_lit.images import read_image
 from partcraft_lit.metrics.composition import (
     PartScores,
     Targets,
     ceiling,
     composition_targets,
     reconstruction_targets,
-    score_targets,
 )
+from partcraft_lit.metrics.cosim import CosineSimilarity
+from partcraft_lit.metrics.emr import ExactMatchingRate
+from partcraft_lit.metrics.parts import PartMetric
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import read_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
-from partcraft_lit.pictures import save_png
 from partcraft_lit.run.assembly import build_module
+from partcraft_lit.run.drawing import draw_missing, is_first_process
+from partcraft_lit.run.image_scores import FILE_NAME, Row, differences, read_rows, write_rows
 from partcraft_lit.run.stages import Stages
-from partcraft_lit.run.truth import TruthScorer, as_numbers
+from partcraft_lit.run.truth import TruthScorer, as_numbers, image_rows
 from partcraft_lit.settings import EvalSettings, TrainSettings
 from partcraft_lit.store import Store
-from partcraft_lit.types import Backbone, ImageSource, PatchFeatures
+from partcraft_lit.types import BACKGROUND, Backbone, ImageSource, PartPrediction, PatchFeatures
+
+#: Pictures in memory at once while scores are computed.
+_READ_AT_ONCE = 16
 
 
 @dataclass
@@ -45,12 +52,14 @@ class Scores:
         untrained: the same for the model before training, for protocols where it was measured.
         ceilings: real images read twice: "vae_round_trip", "mirrored", "recropped".
         truth: numbers that need the truth, by protocol; empty where it is not known.
+        rows: one per picture of the trained model.
     """
 
     protocols: dict[str, PartScores] = field(default_factory=dict)
     untrained: dict[str, PartScores] = field(default_factory=dict)
     ceilings: dict[str, PartScores] = field(default_factory=dict)
     truth: dict[str, dict[str, float]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
 
     def flat(self) -> dict[str, float]:
         """One number per key, for logs and files."""
@@ -61,6 +70,21 @@ class Scores:
         for protocol, values in self.truth.items():
             numbers.update({f"truth/{key}@{protocol.replace(' ', '_')}": value for key, value in values.items()})
         return numbers
+
+
+@dataclass(frozen=True)
+class ProtocolScores:
+    """What one protocol gave.
+
+    Attributes:
+        scores: means over pictures.
+        truth: numbers that need the truth; empty where it is not known.
+        rows: one per picture, see ``image_scores``.
+    """
+
+    scores: PartScores
+    truth: dict[str, float]
+    rows: list[Row]
 
 
 @dataclass(frozen=True)
@@ -101,28 +125,71 @@ class Scorer:
         targets: Targets,
         protocol: str,
         progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[PartScores, dict[str, float]]:
-        """Generates, keeps and scores the pictures of one protocol; with what the truth says, where it is known."""
-        done = 0
+    ) -> ProtocolScores:
+        """Draws the pictures of one protocol, as far as they are missing, and scores them."""
+        prompts = [module.method.plain_caption(row) for row in targets.codes]
+        paths = draw_missing(module, prompts, targets.seeds, self.picture_folder(protocol), protocol, progress)
+        return self.read(targets, protocol, paths, prompts)
+
+    def picture_folder(self, protocol: str) -> Path:
+        return self.folder / protocol.replace(" ", "_")
+
+    def read(self, targets: Targets, protocol: str, paths: Sequence[Path], prompts: Sequence[str]) -> ProtocolScores:
+        """Scores pictures that stand.
+
+        Raises:
+            UserError: if one cannot be read.
+        """
+        names = self.predictor.dictionary.names
+        metrics = {"emr": ExactMatchingRate(self.predictor, names), "cosim": CosineSimilarity(self.predictor, names)}
         accuracy = self.truth.accuracy() if self.truth else None
         species = self.truth.species_of(targets) if self.truth else None
-
-        def generate(codes: Tensor, seeds: Sequence[int]) -> Tensor:
-            nonlocal done
-            prompts = [module.method.plain_caption(row) for row in codes]
-            images = module.generate(prompts, seeds)
-            for image, prompt, seed in zip(images, prompts, seeds, strict=True):
-                recipe = {"prompt": prompt, "seed": seed, "protocol": protocol}
-                save_png(self.folder / protocol.replace(" ", "_") / f"{done:05d}.png", image, recipe)
-                done += 1
+        rows: list[Row] = []
+        for start in range(0, len(targets), _READ_AT_ONCE):
+            batch = targets[start : start + _READ_AT_ONCE]
+            images = [read_image(path) for path in paths[start : start + _READ_AT_ONCE]]
+            found = self.predictor.predict(images)
+            numbers = [_per_part(metrics, found, batch.codes, names, row) for row in range(len(batch))]
+            for metric in metrics.values():
+                metric.update(found, batch.codes)
             if accuracy is not None and species is not None:
-                accuracy.update(images, species[done - len(images) : done])
-            return images
+                truths = image_rows(accuracy, torch.stack(images), species[start : start + _READ_AT_ONCE])
+                numbers = [{**of_parts, **of_truth} for of_parts, of_truth in zip(numbers, truths, strict=True)]
+            for row, scored in enumerate(numbers):
+                index = start + row
+                facts = {
+                    "protocol": protocol,
+                    "index": index,
+                    "seed": batch.seeds[row],
+                    "prompt": prompts[index],
+                    "image": str(paths[index].relative_to(self.folder)),
+                    "asked": _text(batch.codes[row]),
+                    "found": _text(found.codes[row]),
+                }
+                rows.append({**facts, **scored})
+        emr, cosim = ({key: float(v) for key, v in metric.compute().items()} for metric in metrics.values())
+        scores = PartScores(emr=emr, cosim=cosim, num_images=len(targets))
+        return ProtocolScores(scores, {} if accuracy is None else as_numbers(accuracy), rows)
 
-        names = self.predictor.dictionary.names
-        on_batch = None if progress is None else (lambda count: progress(count, len(targets)))
-        scores = score_targets(targets, generate, self.predictor, names, on_batch=on_batch)
-        return scores, {} if accuracy is None else as_numbers(accuracy)
+
+def _per_part(
+    metrics: Mapping[str, PartMetric], found: PartPrediction, asked: Tensor, names: Sequence[str], row: int
+) -> dict[str, float]:
+    """Scores of one picture: over all parts, without the background, and per part."""
+    one = PartPrediction(
+        found.codes[row : row + 1], found.label_maps[row : row + 1], found.part_features[row : row + 1]
+    )
+    numbers: dict[str, float] = {}
+    for key, metric in metrics.items():
+        scores = metric.image_scores(one, asked[row : row + 1])[0]  # (M + 1,)
+        numbers[f"{key}/all"] = float(scores.mean())
+        numbers[f"{key}/without_background"] = float(scores[BACKGROUND + 1 :].mean())
+        numbers.update({f"{key}/{name}": float(value) for name, value in zip(names, scores, strict=True)})
+    return numbers
+
+
+def _text(codes: Tensor) -> str:
+    return " ".join(str(int(code)) for code in codes)
 
 
 def measure_ceiling(scorer: Scorer, source: ImageSource, backbone: Backbone) -> dict[str, PartScores]:
@@ -186,32 +253,95 @@ def evaluate(
     stages = Stages()
     backbone = load_backbone()
     module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
-    features = load_features()
-    predictor = KMeansPartPredictor(dictionary, features)
-    with stages.stage("read parts") as counter:
-        store = Store(settings.paths.store)
-        _, codes, _ = read_parts(source, features, dictionary, store=store, progress=counter.part)
-    facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
-    truth = TruthScorer.of(source, facts)
-    scorer = Scorer(settings.eval, predictor, codes, labels_of(source), folder, truth)
+    scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
     scores = Scores()
     with stages.stage("measure ceilings"):
         scores.ceilings = measure_ceiling(scorer, source, backbone)
     score_trained(scorer, module, scores, stages)
     numbers = write_scores(scores, folder)
     say_scores(scores, stages)
-    stages.say(f"Scores: {folder / 'scores.json'}")
+    stages.say(f"Scores: {folder / 'scores.json'}, of each picture: {folder / FILE_NAME}")
     return numbers
 
 
+def verify(
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    run_folder: Path,
+    source: ImageSource,
+    load_features: Callable[[], PatchFeatures],
+) -> int:
+    """``partcraft evaluate verify=true``: computes every score of ``scores.csv`` again from the stored pictures.
+
+    Returns:
+        Number of pictures that were read.
+
+    Raises:
+        UserError: if a picture is missing, or a number is another one; it names them.
+    """
+    stages = Stages()
+    stored = read_rows(folder / FILE_NAME)
+    gone = [row["image"] for row in stored if not (folder / row["image"]).is_file()]
+    if gone:
+        raise UserError(
+            f"{len(gone)} pictures of {folder} are gone, for instance {gone[0]}. partcraft evaluate "
+            f"run={run_folder} draws them again."
+        )
+    dictionary = PartDictionary.load(run_folder / "parts")
+    scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
+    computed: list[Row] = []
+    with stages.stage("verify"):
+        for protocol, targets in scorer.protocols().items():
+            of_protocol = [row for row in stored if row["protocol"] == protocol][: len(targets)]
+            some = targets[: len(of_protocol)]
+            paths, prompts = [folder / row["image"] for row in of_protocol], [row["prompt"] for row in of_protocol]
+            computed += scorer.read(some, protocol, paths, prompts).rows
+    found = differences(stored, computed)
+    if found:
+        raise UserError(_differences_in_words(found, folder))
+    stages.say(f"{len(computed)} pictures read again: every number of {folder / FILE_NAME} is the same.")
+    return len(computed)
+
+
+def _differences_in_words(found: Sequence[str], folder: Path, most: int = 10) -> str:
+    more = f"\n  and {len(found) - most} more" if len(found) > most else ""
+    return f"{len(found)} numbers of {folder / FILE_NAME} differ:\n  " + "\n  ".join(found[:most]) + more
+
+
+def scorer_of_run(
+    settings: TrainSettings,
+    folder: Path,
+    run_folder: Path,
+    source: ImageSource,
+    features: PatchFeatures,
+    dictionary: PartDictionary,
+    stages: Stages,
+) -> Scorer:
+    """The scorer of a run that has ended, from its dictionary and the store."""
+    predictor = KMeansPartPredictor(dictionary, features)
+    with stages.stage("read parts") as counter:
+        store = Store(settings.paths.store)
+        _, codes, _ = read_parts(source, features, dictionary, store=store, progress=counter.part)
+    facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
+    return Scorer(settings.eval, predictor, codes, labels_of(source), folder, TruthScorer.of(source, facts))
+
+
 def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
-    """All protocols of the trained model."""
+    """All protocols of the trained model, with ``scores.csv``."""
     for protocol, targets in scorer.protocols().items():
         with stages.stage("score") as counter:
             progress = functools.partial(counter.part, protocol)
-            scores.protocols[protocol], truth = scorer.score(module, targets, protocol, progress)
-        if truth:
-            scores.truth[protocol] = truth
+            _add(scores, protocol, scorer.score(module, targets, protocol, progress))
+    if is_first_process():
+        write_rows(scorer.folder / FILE_NAME, scores.rows)
+
+
+def _add(scores: Scores, protocol: str, of_protocol: ProtocolScores) -> None:
+    scores.protocols[protocol] = of_protocol.scores
+    scores.rows += of_protocol.rows
+    if of_protocol.truth:
+        scores.truth[protocol] = of_protocol.truth
 
 
 def score_untrained(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
@@ -221,9 +351,10 @@ def score_untrained(scorer: Scorer, module: PersonalizationModule, scores: Score
     for protocol, targets in scorer.protocols().items() if few else ():
         with stages.stage("score untrained") as counter:
             progress = functools.partial(counter.part, protocol)
-            scores.untrained[protocol], truth = below.score(module, targets[:few], protocol, progress)
-        if truth:
-            scores.truth[f"untrained {protocol}"] = truth
+            found = below.score(module, targets[:few], protocol, progress)
+        scores.untrained[protocol] = found.scores
+        if found.truth:
+            scores.truth[f"untrained {protocol}"] = found.truth
 
 
 def say_scores(scores: Scores, stages: Stages) -> None:

@@ -64,6 +64,27 @@ class TruthScorer:
         return wanted
 
 
+def image_rows(metric: PartAccuracy, images: Tensor, species: Tensor) -> list[dict[str, float]]:
+    """Adds pictures to the metric, and gives the shares of right parts of each of them.
+
+    Args:
+        metric: reads the pictures.
+        images: (B, 3, height, width) uint8.
+        species: (B, true parts) species asked for, ``ABSENT`` where none was.
+
+    Returns:
+        "part_accuracy/all" and one key per true part: 1, 0, or NaN where nothing was asked for.
+    """
+    reading = metric.oracle.read(images)
+    metric.update(reading, species)
+    right = torch.where(species == ABSENT, torch.nan, (reading.species == species).double())  # (B, true parts)
+    names = metric.oracle.part_names
+    return [
+        {"part_accuracy/all": float(row.nanmean()), **{f"part_accuracy/{n}": float(v) for n, v in zip(names, row)}}
+        for row in right
+    ]
+
+
 def as_numbers(metric: PartAccuracy) -> dict[str, float]:
     """``part_accuracy`` over all parts, one per part, and ``color_accuracy``."""
     values = {key: float(value) for key, value in metric.compute().items()}

@@ -2,44 +2,71 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from partcraft_lit import rundir
-from partcraft_lit.settings import EvalSettings, SampleSettings, TrainSettings
-from partcraft_lit.strict import build
+from partcraft_lit.settings import TrainSettings
+from partcraft_lit.strict import coerce
 from partcraft_lit.verbs import wiring
 
+#: What does not change the numbers of the trained model.
+_NOT_HASHED = ("eval.enabled", "eval.untrained", "eval.hybrids", "sample.batch_size")
 
-def check(values: Mapping[str, Any]) -> tuple[EvalSettings, SampleSettings]:
-    _run_of(values)
-    return build(EvalSettings, values["eval"], "eval"), build(SampleSettings, values["sample"], "sample")
+
+def check(values: Mapping[str, Any]) -> TrainSettings:
+    coerce(values["verify"], bool, "verify")
+    return wiring.settings_of(TrainSettings, _values_of(values))
 
 
 def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
-    folder = _run_of(values) / "evaluation" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = evaluation_folder(_run_of(values), values)
     return folder, f"Scores go to {folder}"
 
 
 def main(values: Mapping[str, Any], folder: Path) -> Any:
-    evaluation, sample = check(values)
-    run_folder = _run_of(values)
-    trained = {**wiring.values_of_run(run_folder), "trainer": values["trainer"]}
-    settings = dataclasses.replace(wiring.settings_of(TrainSettings, trained), eval=evaluation, sample=sample)
+    settings = check(values)
+    trained = _values_of(values)
 
+    given: dict[str, Any] = {
+        "run_folder": _run_of(values),
+        "source": wiring.make_source(trained),
+        "load_features": wiring.features_loader(trained),
+    }
+    if values["verify"]:
+        from partcraft_lit.run import verify
+
+        return verify(settings, folder, **given)
     from partcraft_lit.run import evaluate
 
-    return evaluate(
-        settings,
-        folder,
-        run_folder=run_folder,
-        source=wiring.make_source(trained),
-        load_backbone=wiring.backbone_loader(trained),
-        load_features=wiring.features_loader(trained),
+    return evaluate(settings, folder, load_backbone=wiring.backbone_loader(trained), **given)
+
+
+def evaluation_folder(run_folder: Path, chosen: Mapping[str, Any]) -> Path:
+    """``evaluation`` of the run for its own settings, a folder inside it for others: both can stand.
+
+    Args:
+        run_folder: of the run.
+        chosen: has ``eval`` and ``sample``, where null is as in the run.
+    """
+    own = wiring.values_of_run(run_folder)
+    digest, own_digest = (
+        rundir.settings_hash({key: values[key] for key in ("eval", "sample")}, _NOT_HASHED)
+        for values in (_merged(own, chosen), own)
     )
+    return run_folder / "evaluation" if digest == own_digest else run_folder / "evaluation" / digest
+
+
+def _values_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's own values, with what was chosen here in their place."""
+    own = wiring.values_of_run(_run_of(values))
+    return {**_merged(own, values), "trainer": values["trainer"]}
+
+
+def _merged(own: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    given = {key: {k: v for k, v in chosen[key].items() if v is not None} for key in ("eval", "sample")}
+    return {**own, **{key: {**own[key], **given[key]} for key in given}}
 
 
 def _run_of(values: Mapping[str, Any]) -> Path:
