@@ -99,7 +99,7 @@ class LossSettings:
     """
 
     lambda_attn: NonNegative
-    attention: Literal["entropy", "none"]
+    attention: Literal["entropy", "mse", "dice", "iou", "kl", "none"]
     snr_gamma: Rate | None
     unprompted: Literal["ignore", "released"]
     normalizer: Literal["parts", "softmax"]

@@ -43,6 +43,36 @@ def part_attention_maps(attention_maps: Tensor, part_ids: Tensor, num_parts: int
     return maps, belongs.any(dim=1)
 
 
+def parts_and_masks(
+    attention_maps: Tensor, part_ids: Tensor, label_map: Tensor, num_parts: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What attention losses compare; call it outside autocast.
+
+    Args:
+        attention_maps: (B, T, h, w) probability of each part token.
+        part_ids: (B, T) part of each token, -1 where there is none.
+        label_map: (B, H, W) part of each place, of any size; values outside 0...M are no part.
+        num_parts: foreground parts (M).
+
+    Returns:
+        (B, M + 1, h, w) maps of the parts, float32 (float64 for float64 maps); (B, M + 1) booleans, which parts are in
+        the prompt; and (B, M + 1, h, w) booleans, where each part is.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    if label_map.ndim != 3 or label_map.shape[0] != attention_maps.shape[0]:
+        raise ValueError(
+            f"label_map must be (batch, height, width) for the batch of attention_maps {tuple(attention_maps.shape)}, "
+            f"got {tuple(label_map.shape)}."
+        )
+    maps = attention_maps if attention_maps.dtype == torch.float64 else attention_maps.float()
+    maps, prompted = part_attention_maps(maps, part_ids, num_parts)
+    labels = labels_at_centres(label_map, *maps.shape[-2:])
+    parts = torch.arange(num_parts + 1, device=labels.device)
+    return maps, prompted, labels[:, None] == parts[:, None, None]
+
+
 def labels_at_centres(label_map: Tensor, height: int, width: int) -> Tensor:
     """(B, H, W) labels -> (B, height, width): each cell takes the label under its centre."""
     rows = _centres(label_map.shape[-2], height, label_map.device)
@@ -86,14 +116,10 @@ def entropy_attention_loss(
     which is ``normalizer="parts", unprompted="released"`` but for tokens that occur twice, an error there. Differs:
     "ignore"; the complement is summed from the other parts, so that it keeps its precision and its gradient near 0.
     """
-    _check(attention_maps, part_ids, label_map, normalizer, unprompted)
+    _check_options(normalizer, unprompted)
     with torch.autocast(attention_maps.device.type, enabled=False):
-        maps = attention_maps if attention_maps.dtype == torch.float64 else attention_maps.float()
-        maps, prompted = part_attention_maps(maps, part_ids, num_parts)
+        maps, prompted, inside = parts_and_masks(attention_maps, part_ids, label_map, num_parts)
         share, rest = _shares(maps, normalizer, eps)
-        labels = labels_at_centres(label_map, *maps.shape[-2:])
-        parts = torch.arange(num_parts + 1, device=labels.device)
-        inside = labels[:, None] == parts[:, None, None]  # (B, M + 1, h, w)
         nats = -torch.where(inside, _log(share), _log(rest))
         if unprompted == "released":
             return nats.mean(dim=(1, 2, 3))
@@ -125,15 +151,6 @@ def _log(values: Tensor) -> Tensor:
 def _centres(old: int, new: int, device: torch.device) -> Tensor:
     """(new,) index of the old cell under the centre of each new one, by integers alone."""
     return ((2 * torch.arange(new, device=device) + 1) * old).div(2 * new, rounding_mode="floor")
-
-
-def _check(attention_maps: Tensor, part_ids: Tensor, label_map: Tensor, normalizer: str, unprompted: str) -> None:
-    _check_options(normalizer, unprompted)
-    if label_map.ndim != 3 or label_map.shape[0] != attention_maps.shape[0]:
-        raise ValueError(
-            f"label_map must be (batch, height, width) for the batch of attention_maps {tuple(attention_maps.shape)}, "
-            f"got {tuple(label_map.shape)}."
-        )
 
 
 def _check_options(normalizer: str, unprompted: str) -> None:
