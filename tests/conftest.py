@@ -10,11 +10,13 @@ import copy
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # for miniatures: pytest's importlib mode adds no folder by itself
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of the hub's client: no test may reach for the network
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

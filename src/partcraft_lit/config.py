@@ -26,10 +26,25 @@ from partcraft_lit.strict import bind, join
 #: Free text: always taken as it is, with commas, brackets and all.
 TEXT_KEYS = ("prompt", "sample.negative_prompt")
 #: Paths: taken as they are, except in a sweep, where a comma separates values.
-PATH_KEYS = ("dataset.dir", "backbone.source", "run", "ckpt_path", "output_dir", "paths.logs", "paths.store")
+PATH_KEYS = (
+    "dataset.dir",
+    "dataset.masks",
+    "archive",
+    "paths.data",
+    "backbone.source",
+    "run",
+    "ckpt_path",
+    "output_dir",
+    "paths.logs",
+    "paths.store",
+)
 
 OmegaConf.register_new_resolver(
     "user_cache", lambda name: str(platformdirs.user_cache_path("partcraft_lit") / name), replace=True
+)
+# Names of a data set's parts, unless another number of parts is asked for.
+OmegaConf.register_new_resolver(
+    "names_for", lambda number, *names: list(names) if len(names) == number else [], replace=True
 )
 OmegaConf.register_new_resolver(
     "short_hash", lambda text: settings_hash({"overrides": sorted(str(text).split(","))}, ()), replace=True

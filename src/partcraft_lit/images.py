@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -83,6 +83,21 @@ def read_image(file: str | Path | BinaryIO) -> Tensor:
     """
     with decoding_rules():
         return decode_image(file).pixels
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of the pixels that `read_image` gives, from the file's header alone.
+
+    Raises:
+        UnreadableImage: if the header cannot be read.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=_readable_formats()) as image:
+            warnings.simplefilter("ignore")
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size if turned else (image.height, image.width)
+    except Exception as error:
+        raise UnreadableImage(_reason(error), path) from error
 
 
 @contextmanager

@@ -30,6 +30,7 @@ LOCK = "run.lock"
 #: with a longer training, other panels, another logger, more workers.
 NOT_HASHED = (
     "paths",
+    "download",
     "logger",
     "callbacks",
     "sample",

@@ -213,10 +213,12 @@ class PathSettings:
 
     Attributes:
         logs: root of run folders.
+        data: where published data sets are fetched to.
         store: root of what is computed once.
     """
 
     logs: Path
+    data: Path
     store: Path
 
 

@@ -190,6 +190,32 @@ class TruthfulSource(Protocol):
     def truth(self, index: int) -> GroundTruth: ...
 
 
+@dataclass(frozen=True)
+class Annotation:
+    """What people marked in an image, in its own pixels.
+
+    Attributes:
+        size: (height, width) of the image.
+        boxes: (boxes, 4) left, top, right, bottom of each object.
+        keypoints: (P, 2) x and y of each kind of keypoint; none where the source has no keypoints.
+        visible: (P,) bool, whether the keypoint can be seen.
+    """
+
+    size: tuple[int, int]
+    boxes: Tensor
+    keypoints: Tensor
+    visible: Tensor
+
+
+@runtime_checkable
+class AnnotatedSource(Protocol):
+    """An image source with boxes, and with keypoints where ``keypoint_names`` is not empty."""
+
+    keypoint_names: Sequence[str]
+
+    def annotation(self, index: int) -> Annotation: ...
+
+
 class PatchFeatures(Protocol):
     """A frozen network that describes patches."""
 

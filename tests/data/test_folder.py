@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-import partcraft_lit.data.folder as folder_module
-from partcraft_lit.data.folder import ImageFolder, Rejected
+import partcraft_lit.data.image_files as image_files
+from partcraft_lit.data.folder import ImageFolder
+from partcraft_lit.data.image_files import Rejected
 from partcraft_lit.errors import UserError
 from partcraft_lit.images import decode_image
 from partcraft_lit.store import Store
@@ -42,7 +43,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(file.name).name)  # type: ignore[attr-defined]
         return decode_image(file)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(folder_module, "decode_image", spy)
+    monkeypatch.setattr(image_files, "decode_image", spy)
     return names
 
 
@@ -172,8 +173,8 @@ def test_an_interruption_keeps_what_was_checked(
     images, store = tmp_path / "images", Store(tmp_path / "store")
     for number in range(5):
         picture(images / f"{number}.png", seed=number)
-    monkeypatch.setattr(folder_module, "_SAVE_EVERY", 2)
-    check = folder_module._check
+    monkeypatch.setattr(image_files, "_SAVE_EVERY", 2)
+    check = image_files._check
 
     def interrupted(path: Path, memory: object) -> object:
         if path.name == "4.png":
@@ -181,7 +182,7 @@ def test_an_interruption_keeps_what_was_checked(
         return check(path, memory)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "_check", interrupted)
+        patch.setattr(image_files, "_check", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ImageFolder(images, store=store)
     decoded.clear()

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
-import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor
-
+from partcraft_lit.data.image_files import ImageFiles, Rejected, existing_folder, printable
 from partcraft_lit.errors import UserError, did_you_mean
-from partcraft_lit.files import atomic_write
-from partcraft_lit.images import (
-    READER_VERSION,
-    UnreadableImage,
-    decode_image,
-    decoding_rules,
-    read_image,
-    readable_extensions,
-)
-from partcraft_lit.store import Store, stable_hash
-
-logger = logging.getLogger(__name__)
+from partcraft_lit.images import readable_extensions
+from partcraft_lit.store import Store
 
 #: Pictures that people have and that are not read here: worth a line in the list of rejected files.
 _UNREADABLE_PICTURES = frozenset(
@@ -39,37 +19,12 @@ _UNREADABLE_PICTURES = frozenset(
 )
 #: Folders that programs leave beside pictures, full of thumbnails and shadow files.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
-#: A file changed less than this before it was read may change again within the clock's resolution.
-_SETTLED_NS = 2_000_000_000
-_SAVE_EVERY = 500
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """A file that is left out: its path inside the folder, and why in a few words."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """What is known of a file after it was decoded once; ``reason`` is empty where it was readable."""
-
-    size: int
-    mtime_ns: int
-    sha256: str
-    reason: str
-    notes: tuple[str, ...]
-    settled: bool
-
-
-class ImageFolder:
+class ImageFolder(ImageFiles):
     """All readable images below a folder, sorted by path: an image source.
 
-    Each file is decoded once when the folder is opened, so that damage shows before any work is done; with a store the
-    verdicts are remembered, and a second start only looks at what changed. Nothing is ever moved or deleted. Hidden
-    files, and what is no picture by its ending, are passed over.
+    Hidden files, and what is no picture by its ending, are passed over; the rest is as in `ImageFiles`.
 
     Args:
         dir: the folder; ``~`` is understood.
@@ -77,10 +32,6 @@ class ImageFolder:
         labels: "folder" takes the first sub-folder on the way to an image as its class; "none" knows no classes; "auto"
             is "folder" where every image lies in a sub-folder and there are at least two of these, else "none".
         store: where verdicts are remembered, as a store or its folder; None checks everything at each start.
-
-    Attributes:
-        rejected: files that look like images and cannot be used, with reasons.
-        notes: (path, note) of images that were changed while reading, for instance an animation's first frame.
 
     Raises:
         UserError: if the folder is missing, a file, empty, without images, or none of them is readable; or if
@@ -96,110 +47,30 @@ class ImageFolder:
     ) -> None:
         if labels not in ("auto", "folder", "none"):
             raise UserError(f"dataset.labels is {labels!r}. {did_you_mean(str(labels), ('auto', 'folder', 'none'))}")
-        self.dir = _existing_folder(dir)
-        self.class_noun = class_noun
-        self.rejected: list[Rejected] = []
-        found = list(_walk(self.dir, self.rejected))
-        candidates = self._candidates(found)
-        checks = _check_files(self.dir, candidates, _as_store(store))
-        self._paths = [path for path in candidates if not checks[path].reason]
-        self._checks = [checks[path] for path in self._paths]
-        self.rejected += [Rejected(_printable(path), checks[path].reason) for path in candidates if checks[path].reason]
-        self.rejected.sort(key=lambda one: one.path)
-        self.notes = [(_printable(path), note) for path in self._paths for note in checks[path].notes]
-        if not self._paths:
-            raise UserError(_nothing_readable(self.dir, self.rejected))
+        folder = existing_folder(dir)
+        paths, rejected = list_images(folder)
+        super().__init__(folder, paths, class_noun=class_noun, store=store, rejected=rejected)
         self.class_names, self._labels = _classes(self.dir, self._paths, labels)
-        self._report()
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __repr__(self) -> str:
-        return f"ImageFolder({str(self.dir)!r}, {len(self)} images, {len(self.rejected)} rejected)"
-
-    def image(self, index: int) -> Tensor:
-        """See `ImageSource.image`.
-
-        Raises:
-            UserError: if the file was changed or removed since the folder was opened: stored results would be wrong.
-        """
-        path, check = self.dir / self._paths[index], self._checks[index]
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise UnreadableImage(f"it has become unreadable since the start: {error.strerror}", path) from error
-        if (stat.st_size, stat.st_mtime_ns) != (check.size, check.mtime_ns):
-            raise UserError(f"{path} was changed while the program was using it. Start again to take up the new file.")
-        return read_image(path)
-
-    def name(self, index: int) -> str:
-        """Path inside the folder, with forward slashes; bytes that are no text are escaped."""
-        return _printable(self._paths[index])
-
-    def content_hash(self, index: int) -> str:
-        """SHA-256 of the file's bytes."""
-        return self._checks[index].sha256
-
-    def label(self, index: int) -> int | None:
-        """Index into ``class_names``, or None where there are no classes."""
-        return self._labels[index] if self._labels else None
-
-    def write_rejected(self, path: str | Path) -> None:
-        """Writes the rejected files as a table with the columns path and reason; only the header if there are none."""
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(("path", "reason"))
-        table.writerows((one.path, one.reason) for one in self.rejected)
-        atomic_write(path, text.getvalue())
-
-    def _candidates(self, found: Sequence[str]) -> list[str]:
-        extensions = readable_extensions()
-        candidates = [path for path in found if _extension(path) in extensions]
-        unsupported = [path for path in found if _extension(path) in _UNREADABLE_PICTURES - extensions]
-        self.rejected += [
-            Rejected(_printable(path), f"{_extension(path)} files are not read: convert it to JPEG or PNG")
-            for path in unsupported
-        ]
-        if not candidates:
-            raise UserError(_nothing_found(self.dir, found))
-        return candidates
-
-    def _report(self) -> None:
-        logger.info("%s: %d images", self.dir, len(self))
-        if self.rejected:
-            first = "; ".join(f"{one.path}: {one.reason}" for one in self.rejected[:3])
-            more = f"; and {len(self.rejected) - 3} more" if len(self.rejected) > 3 else ""
-            logger.warning("%d files are left out: %s%s", len(self.rejected), first, more)
 
 
-def _as_store(store: Store | str | Path | None) -> Store | None:
-    return store if isinstance(store, Store) or store is None else Store(store)
+def list_images(folder: Path) -> tuple[list[str], list[Rejected]]:
+    """Paths of all visible files below a folder that are images by their ending, sorted, and pictures of other kinds.
 
-
-def _existing_folder(given: str | Path) -> Path:
-    if given is None or not str(given).strip():
-        raise UserError("dataset.dir is not set. Give the folder that holds the images: dataset.dir=/path/to/images")
-    folder = Path(given).expanduser().absolute()
-    if folder.is_dir():
-        if not os.access(folder, os.R_OK | os.X_OK):
-            raise UserError(f"dataset.dir: the folder {folder} may not be read. Change its permissions.")
-        return folder
-    if folder.exists():
-        raise UserError(f"dataset.dir: {folder} is a file. Give the folder that holds the images: {folder.parent}?")
-    raise UserError(f"dataset.dir: there is no folder {folder}. {_nearest_folders(folder)}".rstrip())
-
-
-def _nearest_folders(missing: Path) -> str:
-    """Names the first part of the path that does not exist, and what is there instead."""
-    child, parent = missing, missing.parent
-    while not parent.is_dir():
-        child, parent = parent, parent.parent
-    try:
-        siblings = [entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:
-        siblings = []
-    return f"{parent} exists and has no {child.name!r} in it. {did_you_mean(child.name, siblings)}"
+    Raises:
+        UserError: if there are none.
+    """
+    rejected: list[Rejected] = []
+    found = list(_walk(folder, rejected))
+    extensions = readable_extensions()
+    rejected += [
+        Rejected(printable(path), f"{_extension(path)} files are not read: convert it to JPEG or PNG")
+        for path in found
+        if _extension(path) in _UNREADABLE_PICTURES - extensions
+    ]
+    images = [path for path in found if _extension(path) in extensions]
+    if not images:
+        raise UserError(_nothing_found(folder, found))
+    return images, rejected
 
 
 def _walk(root: Path, rejected: list[Rejected]) -> Iterator[str]:
@@ -211,7 +82,7 @@ def _walk(root: Path, rejected: list[Rejected]) -> Iterator[str]:
             stat = folder.stat()
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            rejected.append(Rejected(_printable(prefix), f"the folder cannot be read: {error.strerror}"))
+            rejected.append(Rejected(printable(prefix), f"the folder cannot be read: {error.strerror}"))
             return
         if (stat.st_dev, stat.st_ino) in seen:  # a link that leads back
             return
@@ -231,106 +102,6 @@ def _extension(path: str) -> str:
     return os.path.splitext(path)[1].lower()  # noqa: PTH122 - once for every file of the folder
 
 
-def _printable(path: str) -> str:
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _check_files(root: Path, paths: Sequence[str], store: Store | None) -> dict[str, _Checked]:
-    """Decodes each file once, except those of which a verdict is remembered."""
-    memory = _Memory(store, root)
-    checks: dict[str, _Checked] = {}
-    pending: list[str] = []
-    for path in paths:
-        known = memory.recall(root, path)
-        if known is None:
-            pending.append(path)
-        else:
-            checks[path] = known
-    said = time.monotonic()
-    # Decoding leaves the interpreter's lock to others. The list of files is cut so that what waits stays small, and an
-    # interruption loses little.
-    with decoding_rules(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        for start in range(0, len(pending), _SAVE_EVERY):
-            batch = pending[start : start + _SAVE_EVERY]
-            for path, check in zip(batch, threads.map(lambda path: _check(root / path, memory), batch), strict=True):
-                checks[path] = check
-                if time.monotonic() - said > 5:
-                    said = time.monotonic()
-                    logger.info("Checked %d of %d images", len(checks), len(paths))
-            memory.save(checks)
-    return checks
-
-
-def _check(path: Path, memory: _Memory) -> _Checked:
-    size = mtime_ns = 0
-    sha256, settled = "", False
-    try:
-        with path.open("rb") as file:
-            stat = os.fstat(file.fileno())
-            size, mtime_ns = stat.st_size, stat.st_mtime_ns
-            settled = time.time_ns() - mtime_ns > _SETTLED_NS
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            reason, notes = memory.verdict(sha256) or _decode_once(file)
-    except OSError as error:
-        reason, notes = f"it cannot be opened: {error.strerror or error}", ()
-    return _Checked(size, mtime_ns, sha256, reason, notes, settled)
-
-
-def _decode_once(file: Any) -> tuple[str, tuple[str, ...]]:
-    file.seek(0)
-    try:
-        return "", decode_image(file).notes
-    except UnreadableImage as error:
-        return error.reason, ()
-
-
-class _Memory:
-    """What earlier starts found out about a folder; one entry of the store per folder.
-
-    A verdict is recalled for a file of equal path, size and time, or for equal bytes under another name. The entry is
-    no more than a shortcut: two processes that overwrite each other's cost time and nothing else.
-    """
-
-    KIND = "folder_checks"
-
-    def __init__(self, store: Store | None, root: Path) -> None:
-        self._store = store
-        self._key = stable_hash("folder checks", READER_VERSION, sorted(readable_extensions()), os.fsdecode(root))
-        self._known: dict[str, _Checked] = self._load()
-        self._verdicts = {one.sha256: (one.reason, one.notes) for one in self._known.values() if one.sha256}
-
-    def recall(self, root: Path, path: str) -> _Checked | None:
-        known = self._known.get(path)
-        if known is None or not known.settled:
-            return None
-        try:
-            stat = (root / path).stat()
-        except OSError:
-            return None
-        return known if (stat.st_size, stat.st_mtime_ns) == (known.size, known.mtime_ns) else None
-
-    def verdict(self, sha256: str) -> tuple[str, tuple[str, ...]] | None:
-        return self._verdicts.get(sha256)
-
-    def save(self, checks: dict[str, _Checked]) -> None:
-        if self._store is None:
-            return
-        # Files that could not be opened have no hash; the cause may be gone at the next start.
-        rows = [[path, *vars(one).values()] for path, one in checks.items() if one.sha256]
-        content = json.dumps(rows).encode()  # plain ASCII: paths that are no text survive as escapes
-        self._store.put(self.KIND, self._key, {"json": torch.frombuffer(bytearray(content), dtype=torch.uint8)})
-
-    def _load(self) -> dict[str, _Checked]:
-        entry = self._store.get(self.KIND, self._key) if self._store is not None else None
-        if entry is None:
-            return {}
-        rows = json.loads(entry["json"].numpy().tobytes())
-        return {
-            path: _Checked(size, mtime_ns, sha256, reason, tuple(notes), settled)
-            for path, size, mtime_ns, sha256, reason, notes, settled in rows
-        }
-
-
 def _classes(root: Path, paths: Sequence[str], labels: str) -> tuple[list[str], list[int]]:
     folders = [path.split("/", 1)[0] if "/" in path else None for path in paths]
     outside = [path for path, folder in zip(paths, folders) if folder is None]
@@ -338,13 +109,13 @@ def _classes(root: Path, paths: Sequence[str], labels: str) -> tuple[list[str], 
     if labels == "folder" and outside:
         raise UserError(
             f"dataset.labels=folder takes the sub-folder as the class, but {len(outside)} of {len(paths)} images lie "
-            f"in {root} itself, for instance {_printable(outside[0])}. Move them into a sub-folder, or set "
+            f"in {root} itself, for instance {printable(outside[0])}. Move them into a sub-folder, or set "
             f"dataset.labels=none."
         )
     if labels == "none" or outside or (labels == "auto" and len(names) < 2):
         return [], []
     index = {name: number for number, name in enumerate(names)}
-    return [_printable(name) for name in names], [index[folder] for folder in folders if folder is not None]
+    return [printable(name) for name in names], [index[folder] for folder in folders if folder is not None]
 
 
 def _nothing_found(root: Path, found: Sequence[str]) -> str:
@@ -360,13 +131,4 @@ def _nothing_found(root: Path, found: Sequence[str]) -> str:
     return (
         f"dataset.dir: the folder {root} holds no images, only {len(found)} other file{plural} ({what}).{advice} "
         f"Wanted: {formats}."
-    )
-
-
-def _nothing_readable(root: Path, rejected: Sequence[Rejected]) -> str:
-    first = "\n".join(f"  {one.path}: {one.reason}" for one in rejected[:5])
-    more = f"\n  and {len(rejected) - 5} more" if len(rejected) > 5 else ""
-    return (
-        f"dataset.dir: none of the {len(rejected)} images in {root} can be read:\n{first}{more}\n"
-        f"Give a folder with at least one readable image."
     )

@@ -26,6 +26,7 @@ _OTHER_KEYS = (
     "run",
     "ckpt_path",
     "dataset",
+    "download",
     "backbone",
     "features",
     "attention",

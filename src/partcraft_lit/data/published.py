@@ -1,0 +1,93 @@
+"""What the readers of published data sets share: finding the folder, reading tables, choosing a split and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from partcraft_lit.data.image_files import existing_folder
+from partcraft_lit.errors import UserError, did_you_mean
+
+Split = Literal["train", "test", "all"]
+SPLITS: tuple[Split, ...] = ("train", "test", "all")
+
+
+def find_root(given: str | Path, inner: Sequence[str], marks: Sequence[str], dataset: str) -> Path:
+    """The folder of a published data set: the one that was given, or one of ``inner`` inside it.
+
+    Args:
+        given: ``dataset.dir``.
+        inner: names of folders that the archive unpacks to.
+        marks: files and folders that the data set consists of; where the first is, the data set is.
+        dataset: its name in the configuration, for messages.
+
+    Raises:
+        UserError: if the folder is missing, holds something else, or is incomplete.
+    """
+    how = f"'partcraft fetch dataset={dataset}' gets it; a copy elsewhere is named by dataset.dir=/path/to/it."
+    if not Path(given).expanduser().exists():
+        raise UserError(f"dataset={dataset}: there is no folder {Path(given).expanduser()}. {how}")
+    folder = existing_folder(given)
+    root = next((place for place in (folder, *(folder / name for name in inner)) if (place / marks[0]).exists()), None)
+    if root is None:
+        here = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
+        raise UserError(f"dataset={dataset}: {folder} holds no {marks[0]}, but {here}. {how}")
+    missing = [mark for mark in marks if not (root / mark).exists()]
+    if missing:
+        raise UserError(
+            f"dataset={dataset}: {root} is incomplete: {', '.join(missing)} is missing. Unpack the archive again; {how}"
+        )
+    return root
+
+
+def read_table(path: Path, columns: int) -> Iterator[list[str]]:
+    """Rows of a text table with columns separated by blanks; the last column may hold blanks itself.
+
+    Raises:
+        UserError: for a row with fewer columns, naming it.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = line.split(maxsplit=columns - 1)
+        if len(row) != columns:
+            raise UserError(f"{path}, line {number}: wanted {columns} columns, got {line!r}. Unpack the archive again.")
+        yield row
+
+
+def check_listed(root: Path, paths: Sequence[str], listed_in: str) -> None:
+    """Raises a UserError if images that a list names are not there: an archive that was unpacked in part."""
+    missing = [path for path in paths if not (root / path).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(paths)} images that {listed_in} names are missing in {root}, for instance "
+            f"{missing[0]}. Unpack the archive again."
+        )
+
+
+def check_split(split: str) -> None:
+    """Raises a UserError for a split that does not exist."""
+    if split not in SPLITS:
+        raise UserError(f"dataset.split={split!r}: {did_you_mean(split, SPLITS)} Known: {', '.join(SPLITS)}.")
+
+
+def choose_classes(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Indices of the classes that were asked for, in the data set's order; all if nothing was.
+
+    Case, blanks, underscores and hyphens make no difference.
+
+    Raises:
+        UserError: for a class that does not exist, with the nearest names.
+    """
+    known = {_plain(name): index for index, name in enumerate(names)}
+    for name in wanted:
+        if _plain(name) not in known:
+            near = did_you_mean(_plain(name), known)
+            raise UserError(f"dataset.classes: there is no class {name!r}. {near}")
+    return sorted({known[_plain(name)] for name in wanted}) if wanted else list(range(len(names)))
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", " ").replace("-", " ").strip()

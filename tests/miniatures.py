@@ -1,0 +1,83 @@
+"""Published data sets in their true layout, with a few small pictures in them.
+
+The pictures are drawn birds and beasts, so that boxes and keypoints can be true ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.pictures import to_pil
+from partcraft_lit.zoo.source import Creatures
+
+#: CUB's 15 parts in its order, each with the part of a drawn bird that it lies on.
+CUB_PARTS = {
+    "back": "body",
+    "beak": "head",
+    "belly": "body",
+    "breast": "body",
+    "crown": "head",
+    "forehead": "head",
+    "left eye": "head",
+    "left leg": "legs",
+    "left wing": "wing",
+    "nape": "head",
+    "right eye": "head",
+    "right leg": "legs",
+    "right wing": "wing",
+    "tail": "tail",
+    "throat": "head",
+}
+CUB_SPECIES = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Blue_Jay")
+
+
+def write_cub(folder: Path, per_species: int = 4, size: int = 48) -> Path:
+    """``CUB_200_2011`` below ``folder``, with three species; every second image is for training."""
+    root = folder / "CUB_200_2011"
+    (root / "parts").mkdir(parents=True)
+    zoo = Creatures(species=len(CUB_SPECIES), images_per_species=per_species, image_size=size, seed=3)
+    tables: dict[str, list[str]] = {
+        "images.txt": [],
+        "image_class_labels.txt": [],
+        "train_test_split.txt": [],
+        "bounding_boxes.txt": [],
+        "parts/part_locs.txt": [],
+        "classes.txt": [f"{number} {name}" for number, name in enumerate(CUB_SPECIES, start=1)],
+        "parts/parts.txt": [f"{number} {name}" for number, name in enumerate(CUB_PARTS, start=1)],
+    }
+    for index in range(len(zoo)):
+        key, species = index + 1, zoo.label(index)
+        path = Path(CUB_SPECIES[species]) / f"{CUB_SPECIES[species][4:]}_{index:04d}_{796000 + index}.jpg"
+        (root / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+        to_pil(zoo.image(index)).save(root / "images" / path, quality=95)
+        label_map = zoo.truth(index).label_map
+        left, top, right, bottom = box_of(label_map > 0)
+        tables["images.txt"].append(f"{key} {path.as_posix()}")
+        tables["image_class_labels.txt"].append(f"{key} {species + 1}")
+        tables["train_test_split.txt"].append(f"{key} {index % 2}")
+        tables["bounding_boxes.txt"].append(f"{key} {left}.0 {top}.0 {right - left}.0 {bottom - top}.0")
+        for number, part in enumerate(CUB_PARTS.values(), start=1):
+            x, y, visible = _place(label_map == list(zoo.part_names).index(part) + 1)
+            tables["parts/part_locs.txt"].append(f"{key} {number} {x:.1f} {y:.1f} {visible}")
+    for name, lines in tables.items():
+        (root / name).write_text("\n".join(lines) + "\n")
+    return root
+
+
+def box_of(mask: Tensor) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the true pixels, the last two exclusive."""
+    rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _place(mask: Tensor) -> tuple[float, float, int]:
+    """The pixel of a mask that is nearest to its centre; zeros where it is empty, as in CUB."""
+    places = mask.nonzero().double()
+    if not len(places):
+        return 0.0, 0.0, 0
+    nearest = torch.cdist(places, places.mean(dim=0, keepdim=True)).argmin()
+    row, column = places[nearest].tolist()
+    return column + 0.5, row + 0.5, 1
