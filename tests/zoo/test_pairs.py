@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from partcraft_lit.errors import UserError
 from partcraft_lit.zoo.looks import NUM_PARTS, species_table
+from partcraft_lit.zoo.pair_source import CreaturesPair
 from partcraft_lit.zoo.pairs import PairMember, creature_masks, draw_pair
 from partcraft_lit.zoo.scenes import pose_of
 
@@ -47,3 +50,27 @@ def test_size_is_free_and_masks_count_creatures():
     assert drawing.images.shape == (COUNT, 3, 96, 96)
     labels = torch.tensor([[[0, 1, 5, 6, 10]]], dtype=torch.uint8)
     assert creature_masks(labels).tolist() == [[[0, 1, 1, 2, 2]]]
+
+
+def test_the_source_shows_the_same_two_in_every_picture():
+    source = CreaturesPair(bird=3, beast=4, images=3, seed=1)
+    assert len({source.content_hash(index) for index in range(3)}) == 3
+    assert len({source.image(index).sum().item() for index in range(3)}) == 3
+    for index in range(3):
+        truth = source.truth(index)
+        assert truth.part_names == ("bird", "beast")
+        assert truth.species == (3, 4)
+        assert set(truth.label_map.unique().tolist()) == {0, 1, 2}
+        assert source.alone(index, 1).shape == (3, 64, 64)
+    assert not torch.equal(CreaturesPair(bird=5, beast=4, seed=1).image(0), source.image(0))
+
+
+@pytest.mark.parametrize("wrong", [{"bird": 30}, {"beast": -1}, {"images": 0}, {"image_size": 8}])
+def test_numbers_out_of_range(wrong):
+    with pytest.raises(UserError, match=f"dataset.{next(iter(wrong))} must be between"):
+        CreaturesPair(**wrong)
+
+
+def test_pictures_that_are_not_there():
+    with pytest.raises(IndexError, match="There are 1 pictures"):
+        CreaturesPair().image(1)
