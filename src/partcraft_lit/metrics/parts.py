@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from partcraft_lit.metrics.features import Shared
 from partcraft_lit.types import ABSENT, BACKGROUND, PartPrediction, PartPredictor
 
 
@@ -40,7 +41,7 @@ class PartMetric(Metric, ABC):
         names = [str(index) for index in range(parts)] if part_names is None else list(part_names)
         if len(names) != parts:
             raise ValueError(f"part_names must name all {parts} parts, background first; got {len(names)}: {names}.")
-        self._predictor = _Shared(predictor)
+        self._predictor = Shared(predictor)
         self.part_names = names
         self.add_state("part_sums", torch.zeros(parts, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num_images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
@@ -94,13 +95,3 @@ class PartMetric(Metric, ABC):
         foreground = torch.arange(len(per_part), device=per_part.device) != BACKGROUND
         result = {"all": per_part.mean(), "without_background": per_part[foreground].mean()}
         return result | {f"part/{name}": value for name, value in zip(self.part_names, per_part, strict=True)}
-
-
-class _Shared:
-    """Holds a heavy object that deep copies of the holder go on sharing."""
-
-    def __init__(self, value: PartPredictor) -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self

@@ -1,0 +1,1 @@
+"""Frozen networks that metrics look through."""

@@ -1,0 +1,71 @@
+"""A stand-in network for features, and two processes that score together."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+TwoProcesses = Callable[[Callable[[int], Any]], list[Any]]
+
+
+class TinyFeatures:
+    """Means and deviations of the colours of a picture: six numbers."""
+
+    id = "tiny"
+    dim = 6
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        pixels = images.float().flatten(2) / 255
+        return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)
+
+
+@pytest.fixture
+def tiny_features() -> TinyFeatures:
+    return TinyFeatures()
+
+
+@pytest.fixture
+def pictures() -> Callable[..., Tensor]:
+    """``pictures(count, seed)``: uint8 (count, 3, 6, 5), each of its own brightness and contrast."""
+
+    def make(count: int, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        scale = 40 + 160 * torch.rand(count, 3, 1, 1, generator=generator)
+        return (scale * torch.rand(count, 3, 6, 5, generator=generator)).to(torch.uint8)
+
+    return make
+
+
+@pytest.fixture
+def two_processes(tmp_path: Path) -> TwoProcesses:
+    """``two_processes(work)`` runs ``work(rank)`` in two processes of one gloo group; what each returned, by rank."""
+
+    def run(work: Callable[[int], Any]) -> list[Any]:
+        mp.start_processes(_rank, args=(work, tmp_path), nprocs=2, start_method="fork")
+        return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+    return run
+
+
+def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:
+    torch.set_num_threads(1)  # a forked child hangs in a pool of threads that only its parent has
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    try:
+        torch.save(work(rank), folder / f"{rank}.pt")
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        dist.destroy_process_group()
