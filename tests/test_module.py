@@ -18,18 +18,27 @@ from partcraft_lit.backbones.stable_diffusion import StableDiffusion
 from partcraft_lit.callbacks.attention_loss import AttentionLoss
 from partcraft_lit.callbacks.checkpoint import Checkpoints
 from partcraft_lit.data.datamodule import Collate
-from partcraft_lit.data.training_set import TrainingExample
 from partcraft_lit.errors import UserError
 from partcraft_lit.losses.attention import entropy_attention_loss
-from partcraft_lit.methods.partcraft import PartCraft
+from partcraft_lit.methods.part_tokens import PartTokens
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.settings import OptimSettings, SampleSettings
 from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper
-from partcraft_lit.types import StepOutput, TrainingBatch
+from partcraft_lit.types import StepOutput, TrainingBatch, TrainingExample
 
-OPTIM = OptimSettings(lora_lr=1e-2, mapper_lr=2e-2, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, warmup_steps=0)
+OPTIM = OptimSettings(
+    lora_lr=1e-2,
+    mapper_lr=2e-2,
+    unet_lr=1e-3,
+    text_encoder_lr=1e-3,
+    weight_decay=0.01,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    warmup_steps=0,
+    phases=(),
+)
 SAMPLING = SampleSettings(steps=2, guidance_scale=3.0, scheduler="dpm++", negative_prompt="", batch_size=2)
 
 
@@ -50,7 +59,7 @@ def build(
     captions = CaptionBuilder(
         vocabulary=vocabulary, template_prob=0.5, shuffle=True, class_noun="", drop_prob=0.0, background=True
     )
-    method = PartCraft(vocabulary, mapper, captions, backbone.tokenizers)
+    method = PartTokens(vocabulary, mapper, captions, backbone.tokenizers)
     return PersonalizationModule(backbone, method, optim, snr_gamma, SAMPLING)
 
 

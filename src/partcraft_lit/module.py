@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 
 from partcraft_lit.backbones.attention import AttentionCapture
 from partcraft_lit.backbones.sampling import sample
+from partcraft_lit.backbones.trainable import trainable_groups
 from partcraft_lit.errors import UserError
 from partcraft_lit.losses.diffusion import (
+    RegionMean,
     add_noise,
     diffusion_loss,
     diffusion_target,
     min_snr_weight,
     signal_to_noise_ratio,
 )
+from partcraft_lit.losses.region import prompted_region, region_of_batch
 from partcraft_lit.methods.method import Method
 from partcraft_lit.settings import OptimSettings, SampleSettings
 from partcraft_lit.types import Backbone, LossTerm, StepOutput, TrainingBatch
@@ -37,6 +41,9 @@ class PersonalizationModule(LightningModule):
         optim: AdamW's settings.
         snr_gamma: gamma of min-SNR weighting, or None.
         sampling: how ``generate`` draws.
+        region: where the diffusion loss counts: "all" places, or those of the "prompted" parts.
+        region_mean: what the error of a region is divided by, see ``diffusion_loss``.
+        prior_weight: of the diffusion loss of prior samples.
     """
 
     def __init__(
@@ -46,6 +53,10 @@ class PersonalizationModule(LightningModule):
         optim: OptimSettings,
         snr_gamma: float | None,
         sampling: SampleSettings,
+        *,
+        region: Literal["all", "prompted"] = "all",
+        region_mean: RegionMean = "latents",
+        prior_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks the names itself
@@ -54,6 +65,9 @@ class PersonalizationModule(LightningModule):
         self._optim = optim
         self._snr_gamma = snr_gamma
         self._sampling = sampling
+        self._region: Literal["all", "prompted"] = region
+        self._region_mean: RegionMean = region_mean
+        self._prior_weight = prior_weight
         self._terms: dict[str, LossTerm] = {}
         self._capture: AttentionCapture | None = None
         self._requests = 0
@@ -63,11 +77,16 @@ class PersonalizationModule(LightningModule):
         scheduler = self.backbone.noise_scheduler
         snr = signal_to_noise_ratio(scheduler.alphas_cumprod, batch.timesteps)
         weight = min_snr_weight(snr, self._snr_gamma, scheduler.config.prediction_type)
-        diffusion = diffusion_loss(step.model_pred, step.target, weight).mean()
+        errors = diffusion_loss(step.model_pred, step.target, weight, self._loss_region(batch), self._region_mean)
+        diffusion = _mean(errors, batch.prior)
         total = diffusion
         numbers = {"train/loss_diffusion": diffusion.detach()}
+        if batch.prior is not None:
+            prior = _mean(errors, ~batch.prior)
+            numbers["train/loss_prior"] = prior.detach()
+            total = total + self._prior_weight * prior
         for term in self._terms.values():
-            value = term(step).mean()
+            value = _mean(term(step), batch.prior)
             numbers[f"train/loss_{term.name}"] = value.detach()
             total = total + term.weight * value
         numbers["train/loss"] = total.detach()
@@ -83,36 +102,68 @@ class PersonalizationModule(LightningModule):
             batch.latents, batch.noise, batch.timesteps, scheduler.alphas_cumprod, scheduler.config.prediction_type
         )
         capture = self._capture
-        with capture.armed(batch.tokens.part_positions) if capture else nullcontext():
+        with capture.armed(self._watched_positions(batch)) if capture else nullcontext():
             model_pred = self.backbone.denoise(noisy_latents, batch.timesteps, conditioning)
-        maps = capture.maps() if capture else None
-        if capture:
-            capture.clear()  # the maps live on in the graph; the capture must not keep them beyond the step
-        return StepOutput(batch, model_pred, target, maps)
+        maps, words = self._maps(capture, batch)
+        return StepOutput(batch, model_pred, target, maps, words)
+
+    def _watched_positions(self, batch: TrainingBatch) -> Tensor:
+        """(B, T) places of part tokens; (B, 2 T) with the places behind them, for methods that watch these too."""
+        positions = batch.tokens.part_positions
+        if not self.method.watches_words:
+            return positions
+        return torch.cat([positions, torch.where(positions < 0, positions, positions + 1)], dim=1)
+
+    def _maps(self, capture: AttentionCapture | None, batch: TrainingBatch) -> tuple[Tensor | None, Tensor | None]:
+        """Attention of part tokens, and of the words behind them."""
+        if capture is None:
+            return None, None
+        maps = capture.maps()
+        capture.clear()  # the maps live on in the graph; the capture must not keep them beyond the step
+        if not self.method.watches_words:
+            return maps, None
+        tokens = batch.tokens.part_positions.shape[1]
+        return maps[:, :tokens], maps[:, tokens:]
+
+    def _loss_region(self, batch: TrainingBatch) -> Tensor | None:
+        """(B, h, w) how much each latent counts, or None where all do."""
+        if self._region == "all":
+            return batch.loss_region
+        prompted = prompted_region(batch.label_map, batch.tokens.part_ids, *batch.latents.shape[-2:])
+        if batch.prior is not None:
+            prompted = torch.where(batch.prior[:, None, None], 1.0, prompted)  # no part is in their prompts
+        return region_of_batch(prompted, batch.loss_region)
 
     def part_vectors(self, batch: TrainingBatch) -> Tensor:
         return self.method.part_vectors(batch.tokens)
 
     def configure_optimizers(self) -> Any:
-        rates = {"lora": self._optim.lora_lr, "mapper": self._optim.mapper_lr}
         groups = [
-            {"params": parameters, "lr": rates[name], "name": name}
+            {"params": parameters, "lr": self._optim.rate(name), "name": name}
             for name, parameters in self.trainable_groups().items()
-            if parameters
         ]
         optimizer = torch.optim.AdamW(
             groups, betas=self._optim.betas, eps=self._optim.eps, weight_decay=self._optim.weight_decay
         )
-        warmup = self._optim.warmup_steps
-        if warmup == 0:
+        if not self._optim.warmup_steps and not self._optim.phases:
             return optimizer
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        factors: list[Callable[[int], float]] = [
+            functools.partial(self._optim.factor, str(group["name"])) for group in groups
+        ]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Groups that rest keep their state: AdamW passes by what has no gradient, and clipping does not see it."""
+        for group in optimizer.param_groups:
+            if not self._optim.trains(group["name"], self.global_step):
+                for parameter in group["params"]:
+                    parameter.grad = None
+
     def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters that train, by the name of their learning rate."""
-        lora = [p for p in self.backbone.unet.parameters() if p.requires_grad]
-        return {"lora": lora, **self.method.trainable_groups()}
+        """Parameters that train, by the name of their learning rate; groups of nothing are left out."""
+        groups = {**trainable_groups(self.backbone), **self.method.trainable_groups()}
+        return {name: parameters for name, parameters in groups.items() if parameters}
 
     # What callbacks use.
 
@@ -222,6 +273,13 @@ class PersonalizationModule(LightningModule):
 
     def _trainable_names(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def _mean(values: Tensor, left_out: Tensor | None) -> Tensor:
+    """Mean of (B,) values without those that are left out; a mask and no indexing, which would wait for the device."""
+    if left_out is None:
+        return values.mean()
+    return values.masked_fill(left_out, 0.0).sum() / (~left_out).sum().clamp_min(1)
 
 
 def _check_same(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:

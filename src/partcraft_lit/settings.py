@@ -96,13 +96,17 @@ class LossSettings:
         unprompted: what happens at pixels of parts that are not in the prompt: "ignore" them, or "released" for the
             behaviour of the published code (100 for each).
         normalizer: among what a place's attention is normalised: the "parts" of the prompt, or all of the text.
+        region: where the diffusion loss counts: "all" places, or those of the "prompted" parts.
+        region_mean: what the error of a region is divided by: all "latents", or the size of the "region".
     """
 
     lambda_attn: NonNegative
-    attention: Literal["entropy", "mse", "dice", "iou", "kl", "none"]
+    attention: str
     snr_gamma: Rate | None
     unprompted: Literal["ignore", "released"]
     normalizer: Literal["parts", "softmax"]
+    region: Literal["all", "prompted"]
+    region_mean: Literal["latents", "region"]
 
     @property
     def uses_attention(self) -> bool:
@@ -110,15 +114,61 @@ class LossSettings:
 
 
 @dataclass(frozen=True)
+class PhaseSettings:
+    """A stretch of training.
+
+    Attributes:
+        steps: optimizer steps; None for the rest.
+        groups: what trains in it; all else rests, its state untouched.
+    """
+
+    steps: Positive | None
+    groups: tuple[Literal["mapper", "lora", "unet", "text_encoder"], ...]
+
+
+@dataclass(frozen=True)
 class OptimSettings:
-    """AdamW, with one learning rate for the adapter and one for the tokens."""
+    """AdamW, with a learning rate for each group of parameters.
+
+    Attributes:
+        lora_lr: of the adapter.
+        mapper_lr: of the tokens.
+        unet_lr: of the UNet's own weights, where a method trains them.
+        text_encoder_lr: of the text encoder, likewise.
+        weight_decay, betas, eps: AdamW's.
+        warmup_steps: over which the rates rise from 0.
+        phases: what trains when; empty for everything at all times. The last phase goes on to the end.
+    """
 
     lora_lr: NonNegative
     mapper_lr: NonNegative
+    unet_lr: NonNegative
+    text_encoder_lr: NonNegative
     weight_decay: NonNegative
     betas: tuple[Share, Share]
     eps: Rate
     warmup_steps: Count
+    phases: tuple[PhaseSettings, ...]
+
+    def rate(self, group: str) -> float:
+        """Learning rate of a group, before any schedule."""
+        return float(getattr(self, f"{group}_lr"))
+
+    def factor(self, group: str, step: int) -> float:
+        """What the learning rate is multiplied with at a step: the warm-up, and 0 while the group rests."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return warmup if self.trains(group, step) else 0.0
+
+    def trains(self, group: str, step: int) -> bool:
+        """Whether a group trains at a step."""
+        if not self.phases:
+            return True
+        end = 0
+        for phase in self.phases[:-1]:
+            end = step + 1 if phase.steps is None else end + phase.steps
+            if step < end:
+                return group in phase.groups
+        return group in self.phases[-1].groups
 
 
 @dataclass(frozen=True)
@@ -164,11 +214,42 @@ class CaptionSettings:
 
 
 @dataclass(frozen=True)
-class MethodSettings:
-    """Which method, and what only it has."""
+class TokenSettings:
+    """The vectors of part tokens.
 
-    name: Literal["partcraft"]
-    captions: CaptionSettings
+    Attributes:
+        init: ordinary words whose vectors they start from: none for random ones, one for all foreground parts, or one
+            for each; "auto" is the noun of the dataset. Only without a mapper (``mapper.layers=0``).
+        trained: whether they train; else they stay the words they start from.
+    """
+
+    init: tuple[str, ...]
+    trained: bool
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """Prior preservation: images without parts that the model must go on to draw as it did.
+
+    Attributes:
+        weight: of their diffusion loss, lambda; 0 for no prior images.
+        prompt: what they show, such as "a photo of a bird"; "auto" is that with the noun of the dataset.
+        images: how many the untrained model draws, once.
+        dir: a folder of images to take instead.
+        seed: of the first; image i has ``seed + i``.
+        steps, guidance_scale, scheduler: how they are drawn.
+        batch_size: how many are drawn at once.
+    """
+
+    weight: NonNegative
+    prompt: str
+    images: Positive
+    dir: Path | None
+    seed: int
+    steps: Positive
+    guidance_scale: NonNegative
+    scheduler: Literal["dpm++", "ddim", "euler", "ddpm"]
+    batch_size: Positive
 
 
 @dataclass(frozen=True)
@@ -233,12 +314,13 @@ class DiscoverSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """``partcraft train``."""
+    """``partcraft train``; ``method`` is a :class:`partcraft_lit.methods.method.Recipe`."""
 
     seed: int
     parts: PartsSettings
     data: DataSettings
-    method: MethodSettings
+    method: Any
+    prior: PriorSettings
     loss: LossSettings
     mapper: MapperSettings
     lora: LoraSettings

@@ -82,6 +82,41 @@ class Conditioning(_Movable):
 
 
 @dataclass
+class TrainingExample:
+    """One sample, complete: nothing random happens after it.
+
+    Attributes:
+        latents: (C, s, s) float32, sampled from the posterior, cropped and flipped.
+        noise: same shape, standard normal.
+        timestep: 0...num_train_timesteps - 1.
+        label_map: (attention size, attention size) uint8, part of each cell, under the same crop and flip.
+        codes: (M + 1,) codes that the caption was made from.
+        prompt: the caption.
+        sample_id: number of the sample since the start of training.
+        image_id: index of the image in its source.
+        loss_region: (s, s) from 0 to 1, how much each latent counts; None for all alike.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timestep: int
+    label_map: Tensor
+    codes: Tensor
+    prompt: str
+    sample_id: int
+    image_id: int
+    loss_region: Tensor | None = None
+
+
+class Alteration(Protocol):
+    """What a method does to each example, such as scaling it; small and picklable, for loader workers."""
+
+    def __call__(self, example: TrainingExample, generator: torch.Generator) -> TrainingExample:
+        """The example to train on; all chance comes from the generator, which belongs to the sample."""
+        ...
+
+
+@dataclass
 class TrainingBatch(_Movable):
     """One batch, complete: nothing random happens after it.
 
@@ -94,6 +129,9 @@ class TrainingBatch(_Movable):
         prompts: the captions as text, for logs.
         sample_ids: (B,) number of each sample since the start of training.
         image_ids: (B,) index of each image in its source.
+        prior: (B,) whether a sample is of the prior images, which hold no part and keep the model what it was; its loss
+            has a weight of its own, and attention losses leave it out. None where none is.
+        loss_region: (B, h, w) from 0 to 1, how much each place of the latents counts; None where all count alike.
     """
 
     latents: Tensor
@@ -104,6 +142,8 @@ class TrainingBatch(_Movable):
     prompts: list[str]
     sample_ids: Tensor
     image_ids: Tensor
+    prior: Tensor | None = None
+    loss_region: Tensor | None = None
 
 
 @dataclass
@@ -116,12 +156,15 @@ class StepOutput:
         target: (B, C, h, w) noise or velocity.
         attention_maps: (B, T, s, s) attention probability of every place for each part token (order of
             ``batch.tokens``), mean over heads and captured layers, float32; None if nothing asked for capture.
+        word_maps: (B, T, s, s) the same of the word behind each part token ("<head:3> head"), for methods that read
+            it; else None.
     """
 
     batch: TrainingBatch
     model_pred: Tensor
     target: Tensor
     attention_maps: Tensor | None = None
+    word_maps: Tensor | None = None
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from partcraft_lit.methods.method import Method
-from partcraft_lit.methods.partcraft import PartCraft
+from partcraft_lit.methods.part_tokens import PartTokens
 from partcraft_lit.randomness import torch_generator
 from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
@@ -21,7 +21,7 @@ CODES = torch.tensor([2, 4, ABSENT])
 @pytest.fixture
 def method(tiny_tokenizer) -> Method:
     mapper = TokenMapper(num_parts=2, num_codes=5, widths=(8,))
-    return PartCraft(VOCABULARY, mapper, CaptionBuilder(VOCABULARY, class_noun="bird"), [tiny_tokenizer])
+    return PartTokens(VOCABULARY, mapper, CaptionBuilder(VOCABULARY, class_noun="bird"), [tiny_tokenizer])
 
 
 def test_from_codes_to_vectors(method):
@@ -56,15 +56,15 @@ def test_workers_receive_no_weights(method):
 def test_pieces_of_different_dictionaries_are_refused(tiny_tokenizer):
     captions = CaptionBuilder(VOCABULARY)
     with pytest.raises(ValueError, match="mapper is for 3 parts of 5 codes, the vocabulary has 2 parts of up to 5"):
-        PartCraft(VOCABULARY, TokenMapper(3, 5, (8,)), captions, [tiny_tokenizer])
+        PartTokens(VOCABULARY, TokenMapper(3, 5, (8,)), captions, [tiny_tokenizer])
     other = PartVocabulary(["background", "head", "tail"], [4, 5, 3])
     with pytest.raises(ValueError, match="caption builder has another vocabulary"):
-        PartCraft(other, TokenMapper(2, 5, (8,)), captions, [tiny_tokenizer])
+        PartTokens(other, TokenMapper(2, 5, (8,)), captions, [tiny_tokenizer])
 
 
 def test_gradients_run_through_a_real_text_encoder_to_the_mapper(tiny_backbone):
     mapper = TokenMapper(num_parts=2, num_codes=5, widths=tiny_backbone.token_widths)
-    method = PartCraft(VOCABULARY, mapper, CaptionBuilder(VOCABULARY), tiny_backbone.tokenizers)
+    method = PartTokens(VOCABULARY, mapper, CaptionBuilder(VOCABULARY), tiny_backbone.tokenizers)
     tokens = method.tokenize(["a photo of a <head:4>, <wing:1> bird", "a photo of a bird"])
     states = tiny_backbone.encode_prompts(tokens, method.part_vectors(tokens)).encoder_hidden_states
     states.square().sum().backward()

@@ -107,8 +107,9 @@ class StableDiffusion(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the UNet's frozen weights."""
-        return next(parameter for parameter in self.unet.parameters() if not parameter.requires_grad).dtype
+        """Type of the UNet's frozen weights; of the others where all of them train."""
+        first = next(self.unet.parameters())
+        return next((parameter for parameter in self.unet.parameters() if not parameter.requires_grad), first).dtype
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior of the latents, in the UNet's scale.

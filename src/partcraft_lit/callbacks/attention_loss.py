@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from partcraft_lit.callbacks.hooks import part_module
-from partcraft_lit.types import StepOutput
+from partcraft_lit.types import LossTerm, StepOutput
 
 #: (attention maps (B, T, s, s), part ids (B, T), label map (B, s, s)) -> (B,) float32.
 AttentionLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -33,28 +33,25 @@ class AttentionTerm:
         return self.loss(step.attention_maps, step.batch.tokens.part_ids, step.batch.label_map)
 
 
-class AttentionLoss(Callback):
-    """Adds ``weight`` times an attention loss to the loss of every training step.
+class LossTermOnAttention(Callback):
+    """Adds a term that reads attention to the loss of every training step.
 
     It asks the module for attention maps when fitting starts and takes term and request back when fitting ends, also
     when it ends by an exception. Several may act at once, under different names.
 
     Args:
-        weight: factor of the term, 0 or more; with 0 the term is only logged.
-        loss: from (attention maps, part ids, label map) to one value per sample, such as
-            :func:`partcraft_lit.losses.attention.entropy_attention_loss` with its settings bound.
-        name: the term is logged as ``train/loss_<name>``.
+        term: logged as ``train/loss_<name>``; with the weight 0 it is only logged.
 
     Raises:
         ValueError: if the weight is negative or not finite.
     """
 
-    def __init__(self, weight: float, loss: AttentionLossFunction, name: str = "attn") -> None:
-        if not math.isfinite(weight) or weight < 0:
+    def __init__(self, term: LossTerm) -> None:
+        if not math.isfinite(term.weight) or term.weight < 0:
             raise ValueError(
-                f"The weight of the attention loss {name!r} must be finite and not negative, got {weight}."
+                f"The weight of the attention loss {term.name!r} must be finite and not negative, got {term.weight}."
             )
-        self.term = AttentionTerm(name=name, weight=weight, loss=loss)
+        self.term = term
         self._installed = False
 
     @property
@@ -79,3 +76,17 @@ class AttentionLoss(Callback):
             part_module(pl_module).remove_loss_term(self.term.name)
             part_module(pl_module).release_attention()
             self._installed = False
+
+
+class AttentionLoss(LossTermOnAttention):
+    """``LossTermOnAttention`` of a pure function.
+
+    Args:
+        weight: factor of the term, 0 or more.
+        loss: from (attention maps, part ids, label map) to one value per sample, such as
+            :func:`partcraft_lit.losses.attention.entropy_attention_loss` with its settings bound.
+        name: the term is logged as ``train/loss_<name>``.
+    """
+
+    def __init__(self, weight: float, loss: AttentionLossFunction, name: str = "attn") -> None:
+        super().__init__(AttentionTerm(name=name, weight=weight, loss=loss))

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from partcraft_lit.data.training_set import TrainingExample, TrainingSet
+from partcraft_lit.data.training_set import TrainingSet
 from partcraft_lit.errors import UserError
-from partcraft_lit.types import TokenizedPrompts, TrainingBatch
+from partcraft_lit.types import TokenizedPrompts, TrainingBatch, TrainingExample
 
 
 class EndlessBatches:
@@ -63,12 +64,19 @@ class Collate:
 
     Args:
         tokenize: captions -> ids.
+        prior: if given, each example is joined by the prior example of the same number; these come last.
     """
 
-    def __init__(self, tokenize: Callable[[list[str]], TokenizedPrompts]) -> None:
+    def __init__(
+        self, tokenize: Callable[[list[str]], TokenizedPrompts], prior: Dataset[TrainingExample] | None = None
+    ) -> None:
         self._tokenize = tokenize
+        self._prior = prior
 
     def __call__(self, examples: Sequence[TrainingExample]) -> TrainingBatch:
+        own = len(examples)
+        if self._prior is not None:
+            examples = [*examples, *(self._prior[example.sample_id] for example in examples)]
         prompts = [example.prompt for example in examples]
         return TrainingBatch(
             latents=torch.stack([example.latents for example in examples]),
@@ -79,7 +87,17 @@ class Collate:
             prompts=prompts,
             sample_ids=torch.tensor([example.sample_id for example in examples], dtype=torch.long),
             image_ids=torch.tensor([example.image_id for example in examples], dtype=torch.long),
+            prior=None if self._prior is None else torch.arange(len(examples)) >= own,
+            loss_region=_regions(examples),
         )
+
+
+def _regions(examples: Sequence[TrainingExample]) -> Tensor | None:
+    """(B, h, w), ones for examples without a region; None if none has one."""
+    if all(example.loss_region is None for example in examples):
+        return None
+    full = torch.ones(examples[0].latents.shape[-2:])
+    return torch.stack([full if example.loss_region is None else example.loss_region for example in examples])
 
 
 class PartDataModule(LightningDataModule):
@@ -93,6 +111,7 @@ class PartDataModule(LightningDataModule):
         batch_size: samples per process and micro-batch.
         num_workers: loader processes; 0 loads in the main process.
         accumulate_grad_batches: micro-batches per step, as given to the trainer.
+        prior: prior examples, one to each of the training set; None for none.
 
     Raises:
         UserError: if a number is out of range.
@@ -105,6 +124,7 @@ class PartDataModule(LightningDataModule):
         batch_size: int,
         num_workers: int,
         accumulate_grad_batches: int,
+        prior: Dataset[TrainingExample] | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -115,7 +135,7 @@ class PartDataModule(LightningDataModule):
             if value < least:
                 raise UserError(f"{name} must be at least {least}, got {value}.")
         self._training_set = training_set
-        self._collate = Collate(tokenize)
+        self._collate = Collate(tokenize, prior)
         self._batch_size = batch_size
         self._num_workers = num_workers
         self._accumulate = accumulate_grad_batches

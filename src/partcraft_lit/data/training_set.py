@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,32 +12,7 @@ from torch.utils.data import Dataset
 from partcraft_lit.data.latents import LatentTable
 from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.randomness import epoch_index, torch_generator
-from partcraft_lit.types import ABSENT
-
-
-@dataclass
-class TrainingExample:
-    """One sample, complete: nothing random happens after it.
-
-    Attributes:
-        latents: (C, s, s) float32, sampled from the posterior, cropped and flipped.
-        noise: same shape, standard normal.
-        timestep: 0...num_train_timesteps - 1.
-        label_map: (attention size, attention size) uint8, part of each cell, under the same crop and flip.
-        codes: (M + 1,) codes that the caption was made from.
-        prompt: the caption.
-        sample_id: number of the sample since the start of training.
-        image_id: index of the image in its source.
-    """
-
-    latents: Tensor
-    noise: Tensor
-    timestep: int
-    label_map: Tensor
-    codes: Tensor
-    prompt: str
-    sample_id: int
-    image_id: int
+from partcraft_lit.types import ABSENT, Alteration, TrainingExample
 
 
 class TrainingSet(Dataset[TrainingExample]):
@@ -63,6 +37,7 @@ class TrainingSet(Dataset[TrainingExample]):
         crop: "random" or "center": where the square is cut from a longer picture, in whole latents.
         present_only: leave parts out of the caption that are not in the returned label map, so that no token is asked
             to attend to nothing.
+        alter: what is done to each complete example, or None.
 
     Raises:
         UserError: for settings that do not fit together.
@@ -84,6 +59,7 @@ class TrainingSet(Dataset[TrainingExample]):
         flip: bool,
         crop: Literal["random", "center"],
         present_only: bool = True,
+        alter: Alteration | None = None,
     ) -> None:
         if crop not in ("random", "center"):
             raise UserError(f"The crop is {crop!r}. {did_you_mean(str(crop), ('random', 'center'))}")
@@ -111,6 +87,7 @@ class TrainingSet(Dataset[TrainingExample]):
         self._flip = flip
         self._crop = crop
         self._present_only = present_only
+        self._alter = alter
 
     @property
     def num_images(self) -> int:
@@ -127,7 +104,7 @@ class TrainingSet(Dataset[TrainingExample]):
         shape = mean[window].shape
         posterior = torch.randn(shape, generator=self._generator("posterior", sample_id))
         steps = torch.randint(self._num_train_timesteps, (), generator=self._generator("timestep", sample_id))
-        return TrainingExample(
+        example = TrainingExample(
             latents=mean[window] + std[window] * posterior,
             noise=torch.randn(shape, generator=self._generator("noise", sample_id)),
             timestep=int(steps),
@@ -137,6 +114,7 @@ class TrainingSet(Dataset[TrainingExample]):
             sample_id=sample_id,
             image_id=image_id,
         )
+        return self._alter(example, self._generator("alter", sample_id)) if self._alter else example
 
     def _generator(self, purpose: str, sample_id: int) -> torch.Generator:
         return torch_generator(self._seed, purpose, sample_id)

@@ -11,6 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+#: What the squared error of a region is divided by: the number of all "latents", or of those in the "region".
+RegionMean = Literal["latents", "region"]
 #: What the UNet predicts, by diffusers' names.
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -94,28 +96,49 @@ def min_snr_weight(snr: Tensor, gamma: float | None, prediction_type: str = "eps
     return gamma / snr.clamp_min(gamma)  # min(snr, gamma) / snr, without 0 / 0 at the noisy end
 
 
-def diffusion_loss(model_pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def diffusion_loss(
+    model_pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    region: Tensor | None = None,
+    region_mean: RegionMean = "latents",
+) -> Tensor:
     """Mean squared error of each sample, times its weight.
 
     Args:
         model_pred: (B, C, h, w) any precision.
         target: same shape.
         weight: (B,) or None for ones.
+        region: (B, h, w) from 0 to 1, how much each place counts; None for all alike.
+        region_mean: "latents" divides by all places, so that a small region has a small loss (Break-a-Scene), "region"
+            by the sum of the region (Custom Diffusion).
 
     Returns:
-        (B,) float32.
+        (B,) float32; 0 for an empty region.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or for an unknown ``region_mean``.
     """
     _check_shapes(model_pred=model_pred, target=target)
     with torch.autocast(model_pred.device.type, enabled=False):
-        error = (model_pred.float() - target.float()).square().flatten(1).mean(dim=1)
+        squares = (model_pred.float() - target.float()).square()
+        error = squares.flatten(1).mean(dim=1) if region is None else _mean_in(squares, region, region_mean)
     if weight is None:
         return error
     if weight.shape != error.shape:
         raise ValueError(f"weight must hold one number per sample, {tuple(error.shape)}, got {tuple(weight.shape)}.")
     return error * weight.float()
+
+
+def _mean_in(squares: Tensor, region: Tensor, region_mean: str) -> Tensor:
+    if region.shape != squares[:, 0].shape:
+        raise ValueError(f"region must be {tuple(squares[:, 0].shape)}, (B, h, w), got {tuple(region.shape)}.")
+    if region_mean not in get_args(RegionMean):
+        raise ValueError(f"region_mean must be one of {get_args(RegionMean)}, got {region_mean!r}.")
+    places = squares.mean(dim=1) * region.float()  # (B, h, w)
+    if region_mean == "latents":
+        return places.mean(dim=(1, 2))
+    return places.sum(dim=(1, 2)) / region.float().sum(dim=(1, 2)).clamp_min(1.0)
 
 
 def _check_prediction_type(prediction_type: str) -> None:

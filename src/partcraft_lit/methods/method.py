@@ -1,24 +1,36 @@
-"""What a method is to the rest: captions, ids, vectors for the part tokens, and what of it trains."""
+"""What a method is to the rest: captions, ids, vectors for the part tokens, and what trains.
+
+A method is two objects. Its *recipe* is what the configuration says, a frozen dataclass that ``_target_`` in
+``conf/method/NAME.yaml`` names; it is made and checked before any model is loaded. The recipe builds the *method*,
+an ``nn.Module`` around the dictionary and the backbone. Rates, phases, prior images and losses are settings that any
+method can have; its YAML sets them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from partcraft_lit.settings import CaptionSettings, LoraSettings, MapperSettings, TrainSettings
+from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
-from partcraft_lit.types import TokenizedPrompts
+from partcraft_lit.tokens.mapper import TokenMapper, mean_norms
+from partcraft_lit.types import Alteration, Backbone, LossTerm, TokenizedPrompts
 
 
 class Method(Protocol):
     """A way to personalise a backbone by part tokens. Implementations are ``nn.Module``s.
 
-    ``make_caption`` and ``tokenize`` are objects of their own, so that loader workers receive no weights with them.
+    ``make_caption``, ``tokenize`` and ``alter`` are objects of their own, so that loader workers receive no weights.
     """
 
     vocabulary: PartVocabulary
+    #: Whether the word behind each part token is watched too: ``StepOutput.word_maps``.
+    watches_words: bool
 
     @property
     def make_caption(self) -> Callable[[Tensor, torch.Generator], str]:
@@ -28,6 +40,11 @@ class Method(Protocol):
     @property
     def tokenize(self) -> Callable[[Sequence[str]], TokenizedPrompts]:
         """Prompts -> ids and places of part tokens, on the CPU."""
+        ...
+
+    @property
+    def alter(self) -> Alteration | None:
+        """What is done to each training example, or None."""
         ...
 
     def plain_caption(self, codes: Tensor) -> str:
@@ -43,5 +60,79 @@ class Method(Protocol):
         ...
 
     def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
-        """What trains beside the adapters of the backbone, by the name under which a learning rate can be set."""
+        """What trains beside the backbone, by the name under which a learning rate can be set."""
         ...
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Freezes the backbone and lets train in it what the method wants trained, once."""
+        ...
+
+    def loss_terms(self) -> Sequence[LossTerm]:
+        """Terms on attention that only this method has, beside the one that ``loss.attention`` names."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a recipe builds a method from.
+
+    Attributes:
+        vocabulary: parts and codes of the dictionary.
+        backbone: frozen, without an adapter.
+        class_noun: the noun of the dataset, or "".
+        mapper, lora: settings of those groups.
+        seed: of first weights.
+    """
+
+    vocabulary: PartVocabulary
+    backbone: Backbone
+    class_noun: str
+    mapper: MapperSettings
+    lora: LoraSettings
+    seed: int
+
+    def make_mapper(self) -> TokenMapper:
+        """A token mapper for the dictionary, as wide as the backbone's embeddings."""
+        settings = self.mapper
+        return TokenMapper(
+            num_parts=self.vocabulary.num_parts,
+            num_codes=self.vocabulary.max_codes,
+            widths=self.backbone.token_widths,
+            layers=settings.layers,
+            position=settings.position,
+            norm_match=mean_norms(self.embeddings()) if settings.norm_match else None,
+            hidden=settings.hidden,
+            init_std=settings.init_std,
+            seed=self.seed,
+        )
+
+    def make_captions(self, captions: CaptionSettings) -> CaptionBuilder:
+        return CaptionBuilder(
+            vocabulary=self.vocabulary,
+            template_prob=captions.template_prob,
+            shuffle=captions.shuffle,
+            class_noun=self.class_noun if captions.class_noun == "auto" else captions.class_noun,
+            drop_prob=captions.drop_prob,
+            background=captions.background,
+        )
+
+    def embeddings(self) -> list[Tensor]:
+        """The embedding table of each text encoder, (words, width)."""
+        return [encoder.get_input_embeddings().weight for encoder in self.backbone.text_encoders]  # type: ignore[operator]
+
+
+class Recipe(Protocol):
+    """What the configuration says of a method."""
+
+    @property
+    def name(self) -> str: ...
+
+    def check(self, settings: TrainSettings, class_noun: str) -> None:
+        """Looks for settings that do not go together, before anything expensive.
+
+        Raises:
+            UserError: for what cannot be trained.
+        """
+        ...
+
+    def build(self, pieces: Pieces) -> Method: ...

@@ -15,14 +15,17 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from partcraft_lit.callbacks.attention_loss import LossTermOnAttention
 from partcraft_lit.callbacks.metrics_log import append_numbers, read_numbers
 from partcraft_lit.data.datamodule import Collate, PartDataModule
 from partcraft_lit.data.latents import LatentTable, cache_latents
+from partcraft_lit.data.prior import SameCaption, prior_prompt, prior_source
 from partcraft_lit.data.training_set import TrainingSet
 from partcraft_lit.metrics.composition import Targets, composition_targets, reconstruction_targets
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.discovery import Discovery
 from partcraft_lit.parts.predictor import KMeansPartPredictor
+from partcraft_lit.randomness import derive_seed
 from partcraft_lit.run.assembly import build_module
 from partcraft_lit.run.discovering import discover_parts, write_discovery, write_rejected
 from partcraft_lit.run.scoring import (
@@ -40,7 +43,7 @@ from partcraft_lit.run.stages import Stages
 from partcraft_lit.run.truth import TruthScorer
 from partcraft_lit.settings import TrainSettings
 from partcraft_lit.store import Store
-from partcraft_lit.types import Backbone, ImageSource, PatchFeatures, TrainingBatch
+from partcraft_lit.types import ABSENT, Backbone, ImageSource, PatchFeatures, TrainingBatch
 
 #: Images whose attention is shown over the course of training.
 _PROBE_IMAGES = 4
@@ -81,6 +84,9 @@ def train(
         One number per key, as in ``scores.json``; empty if scoring is switched off.
     """
     stages = Stages()
+    settings.method.check(settings, source.class_noun)
+    if settings.prior.weight:
+        prior_prompt(settings.prior, source.class_noun)
     notes = write_rejected(source, folder, stages)
     with stages.stage("load models"):
         backbone, features = load_backbone(), load_features()
@@ -97,6 +103,8 @@ def train(
             settings.data.latents,
             counter.count,
         )
+    # Before anything is told to train: they show what the backbone draws as it is.
+    prior = prior_latents(settings, backbone, store, source.class_noun, stages)
     module = build_module(settings, discovery.dictionary, backbone, source.class_noun)
     predictor = KMeansPartPredictor(discovery.dictionary, features)
     truth = TruthScorer.of(source, facts)
@@ -117,6 +125,7 @@ def train(
         _make_callbacks(callbacks, make_attention_loss, folder, module, scorer, probe),
         resume_from,
         stages,
+        None if prior is None else prior_examples(settings, prior, discovery, backbone, source.class_noun),
     )
     module.to(next(backbone.unet.parameters()).device).eval()
     if settings.eval.enabled:
@@ -147,6 +156,7 @@ def fit(
     callbacks: list[Callback],
     resume_from: Path | None,
     stages: Stages,
+    prior: TrainingSet | None = None,
 ) -> None:
     """Trains to the trainer's last step, from the beginning or from a checkpoint."""
     trainer = make_trainer(
@@ -162,6 +172,7 @@ def fit(
         settings.data.batch_size,
         settings.data.num_workers,
         trainer.accumulate_grad_batches,
+        prior,
     )
     if resume_from is not None:
         stages.say(f"Continuing from {resume_from}")
@@ -190,14 +201,60 @@ def training_set(
         label_maps=discovery.label_maps,
         codes=discovery.codes,
         make_caption=make_caption or module.method.make_caption,
-        resolution=backbone.resolution,
-        vae_scale_factor=backbone.vae_scale_factor,
-        attention_size=backbone.attention_size,
-        num_train_timesteps=len(backbone.noise_scheduler.alphas_cumprod),
+        alter=module.method.alter if make_caption is None else None,
+        present_only=settings.data.present_only,
+        **_of_backbone(backbone),
         flip=settings.data.flip,
         crop=settings.data.crop,
-        present_only=settings.data.present_only,
     )
+
+
+def prior_latents(
+    settings: TrainSettings, backbone: Backbone, store: Store, class_noun: str, stages: Stages
+) -> LatentTable | None:
+    """Latents of the prior images, which are drawn if they are not stored yet; None without prior preservation."""
+    if not settings.prior.weight:
+        return None
+    with stages.stage("prior images") as counter:
+        images = prior_source(settings.prior, backbone, store, class_noun, lambda *done: counter.part("drawn", *done))
+        return cache_latents(
+            images,
+            backbone,
+            store,
+            backbone.resolution,
+            settings.data.encode_batch_size,
+            settings.data.latents,
+            lambda *done: counter.part("encoded", *done),
+        )
+
+
+def prior_examples(
+    settings: TrainSettings, latents: LatentTable, discovery: Discovery, backbone: Backbone, class_noun: str
+) -> TrainingSet:
+    """Prior images as examples without parts; their noise and timesteps are not those of the images they go with."""
+    no_part = torch.full((1, 1), 255, dtype=torch.uint8)
+    prompt = prior_prompt(settings.prior, class_noun)
+    return TrainingSet(
+        seed=derive_seed(settings.seed, "prior"),
+        source_len=len(latents),
+        latents=latents,
+        label_maps=[no_part] * len(latents),
+        codes=torch.full((len(latents), discovery.codes.shape[1]), ABSENT),
+        make_caption=SameCaption(prompt),
+        **_of_backbone(backbone),
+        flip=settings.data.flip,
+        crop=settings.data.crop,
+    )
+
+
+def _of_backbone(backbone: Backbone) -> dict[str, Any]:
+    """What a training set takes over from the backbone."""
+    return {
+        "resolution": backbone.resolution,
+        "vae_scale_factor": backbone.vae_scale_factor,
+        "attention_size": backbone.attention_size,
+        "num_train_timesteps": len(backbone.noise_scheduler.alphas_cumprod),
+    }
 
 
 def probe_batch(
@@ -257,6 +314,7 @@ def _make_callbacks(
     made = [maker(**runtime.get(name, {})) for name, maker in makers.items()]
     if make_attention_loss is not None:
         made.append(make_attention_loss(num_parts=len(names) - 1))
+    made += [LossTermOnAttention(term) for term in module.method.loss_terms()]
     return made
 
 

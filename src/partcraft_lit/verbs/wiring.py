@@ -46,7 +46,12 @@ def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
     for key in values:
         if key not in known and key not in _OTHER_KEYS:
             raise UserError(f"Unknown key '{key}'. {did_you_mean(key, [*known, *_OTHER_KEYS])}")
-    return build(cls, {key: value for key, value in values.items() if key in known}, "")
+    return build(cls, {key: _object(value, key) for key, value in values.items() if key in known}, "")
+
+
+def _object(value: Any, key: str) -> Any:
+    """The method's keys become what their ``_target_`` names; those of any other group stay as they are."""
+    return config.make(value, key) if key == "method" and isinstance(value, Mapping) else value
 
 
 def check_choices(values: Mapping[str, Any]) -> None:

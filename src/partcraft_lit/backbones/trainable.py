@@ -1,0 +1,79 @@
+"""What of a backbone trains: an adapter, the whole UNet, what reads the text in its cross-attention, or nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from torch import nn
+
+from partcraft_lit.backbones.lora import add_lora
+from partcraft_lit.types import Backbone
+
+#: "lora" adds an adapter, "full" trains all weights, "cross_kv" those that read the text, "none" nothing.
+UnetTraining = Literal["lora", "full", "cross_kv", "none"]
+
+_CROSS_KV = re.compile(r"(^|\.)attn2\.to_[kv]\.weight$")
+
+
+def train_backbone(
+    backbone: Backbone,
+    unet: UnetTraining,
+    text_encoder: bool,
+    *,
+    rank: int,
+    alpha: float | None,
+    scope: Literal["cross", "all"],
+    seed: int,
+) -> None:
+    """Freezes the backbone and lets train what is asked for; weights that train are brought to float32.
+
+    Args:
+        backbone: without an adapter.
+        unet: what trains in the UNet.
+        text_encoder: whether the text encoders train, all but their embedding tables: the words keep their vectors, and
+            those of part tokens are the method's.
+        rank, alpha, scope, seed: of the adapter, see ``add_lora``.
+
+    Raises:
+        ValueError: for an unknown ``unet``.
+    """
+    for network in (backbone.unet, backbone.vae, *backbone.text_encoders):
+        network.requires_grad_(False)
+    if unet == "lora":
+        add_lora(backbone.unet, rank=rank, alpha=alpha, scope=scope, seed=seed)
+    elif unet == "full":
+        backbone.unet.float().requires_grad_(True)
+    elif unet == "cross_kv":
+        _release(dict(cross_kv(backbone.unet)))
+    elif unet != "none":
+        raise ValueError(f"unet={unet!r}: known are 'lora', 'full', 'cross_kv' and 'none'.")
+    if text_encoder:
+        for encoder in backbone.text_encoders:
+            table = encoder.get_input_embeddings().weight  # type: ignore[operator]
+            _release({name: p for name, p in encoder.named_parameters() if p is not table})
+
+
+def cross_kv(unet: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and weights of the key and value projections of cross-attention."""
+    return [(name, p) for name, p in unet.named_parameters() if _CROSS_KV.search(name)]
+
+
+def trainable_groups(backbone: Backbone) -> dict[str, list[nn.Parameter]]:
+    """What trains, by the name of its learning rate: "lora", "unet" and "text_encoder"; groups of nothing are left out.
+
+    Read off ``requires_grad``, as checkpoints and counts are.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"lora": [], "unet": [], "text_encoder": []}
+    for name, parameter in backbone.unet.named_parameters():
+        if parameter.requires_grad:
+            groups["lora" if ".lora_" in name else "unet"].append(parameter)
+    for encoder in backbone.text_encoders:
+        groups["text_encoder"] += [p for p in encoder.parameters() if p.requires_grad]
+    return {name: parameters for name, parameters in groups.items() if parameters}
+
+
+def _release(parameters: dict[str, nn.Parameter]) -> None:
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)

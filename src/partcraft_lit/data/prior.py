@@ -1,0 +1,117 @@
+"""Prior images: what the untrained model draws of the class, so that training does not make it forget that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.backbones.sampling import sample
+from partcraft_lit.backbones.text import plain_tokens
+from partcraft_lit.data.folder import ImageFolder
+from partcraft_lit.errors import UserError
+from partcraft_lit.settings import PriorSettings
+from partcraft_lit.store import Entry, Store, stable_hash
+from partcraft_lit.types import Backbone, ImageSource
+
+KIND = "prior"
+
+
+class DrawnImages:
+    """Pictures that a model drew, kept in the store: an image source."""
+
+    class_names: Sequence[str] = ()
+
+    def __init__(self, store: Store, keys: Sequence[str], class_noun: str = "") -> None:
+        self.class_noun = class_noun
+        self._store = store
+        self._keys = list(keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def image(self, index: int) -> Tensor:
+        """(3, side, side) uint8."""
+        entry = self._store.get(KIND, self._keys[index])
+        if entry is None:
+            raise UserError(
+                f"Prior image {index} is gone from {self._store.root} or damaged. Start again: what is missing is "
+                "drawn at the start."
+            )
+        return entry["image"]
+
+    def name(self, index: int) -> str:
+        return f"prior {index}"
+
+    def content_hash(self, index: int) -> str:
+        return self._keys[index]
+
+    def label(self, index: int) -> int | None:
+        return None
+
+
+def prior_prompt(settings: PriorSettings, class_noun: str) -> str:
+    """What prior images show.
+
+    Raises:
+        UserError: if the settings ask for the noun of a dataset that has none.
+    """
+    if settings.prompt != "auto":
+        return settings.prompt
+    if not class_noun:
+        raise UserError(
+            "prior.prompt=auto is 'a photo of a' with the noun of the dataset, and this one has none: set "
+            "dataset.class_noun, for instance dataset.class_noun=bird, or prior.prompt='a photo of a bird'."
+        )
+    return f"a photo of {'an' if class_noun[0].lower() in 'aeiou' else 'a'} {class_noun}"
+
+
+def prior_source(
+    settings: PriorSettings,
+    backbone: Backbone,
+    store: Store,
+    class_noun: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImageSource:
+    """Prior images: from a folder, or drawn by the backbone as it is, each once for all runs.
+
+    Args:
+        settings: how many of what.
+        backbone: without anything trained.
+        store: where drawn images are kept, by the backbone's hash, the prompt, the seed and how they were drawn.
+        class_noun: of the dataset.
+        progress: called with (images ready, images).
+    """
+    if settings.dir is not None:
+        return cast(ImageSource, ImageFolder(settings.dir, store=store.root, labels="none"))
+    prompt = prior_prompt(settings, class_noun)
+    drawing = (settings.steps, settings.guidance_scale, settings.scheduler, backbone.resolution)
+    seeds = [settings.seed + index for index in range(settings.images)]
+    keys = [stable_hash(KIND, backbone.hash, prompt, seed, *drawing) for seed in seeds]
+
+    def compute(indices: list[int]) -> Iterator[Entry]:
+        images = sample(
+            backbone,
+            plain_tokens(backbone.tokenizers, [prompt] * len(indices)),
+            None,
+            seeds=[seeds[index] for index in indices],
+            steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            scheduler=settings.scheduler,
+        )
+        yield from ({"image": image} for image in images)
+
+    store.fill(KIND, keys, compute, settings.batch_size, progress)
+    return DrawnImages(store, keys, class_noun)
+
+
+class SameCaption:
+    """The caption of every image; picklable, for loader workers."""
+
+    def __init__(self, prompt: str) -> None:
+        self.prompt = prompt
+
+    def __call__(self, codes: Tensor, generator: torch.Generator) -> str:
+        return self.prompt

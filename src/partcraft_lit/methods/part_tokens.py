@@ -1,0 +1,204 @@
+"""One token per part variant: the method of PartCraft, and of every other one here when it learns a dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from partcraft_lit.backbones.trainable import UnetTraining, train_backbone
+from partcraft_lit.errors import UserError
+from partcraft_lit.methods.method import Method, Pieces
+from partcraft_lit.settings import CaptionSettings, LoraSettings, TokenSettings, TrainSettings
+from partcraft_lit.tokens.captions import CaptionBuilder
+from partcraft_lit.tokens.grammar import PartVocabulary
+from partcraft_lit.tokens.mapper import TokenMapper
+from partcraft_lit.tokens.tokenize import CLIP_LENGTH, PromptTokenizer
+from partcraft_lit.tokens.words import word_vector
+from partcraft_lit.types import Alteration, Backbone, LossTerm, TokenizedPrompts
+
+#: Lets train in a backbone what a method wants trained.
+Preparation = Callable[[Backbone], None]
+
+
+class PartTokens(nn.Module):
+    """Part tokens through a mapper; a method that wants more overrides what it wants.
+
+    Args:
+        vocabulary: parts and codes, from the dictionary.
+        mapper: the embedder; it must have room for every part and code.
+        caption_builder: writes the training captions, over the same vocabulary.
+        tokenizers: one per text encoder.
+        prepare: lets train in the backbone what trains there; None leaves the backbone as it is.
+        max_length: positions of the text encoders.
+
+    Raises:
+        ValueError: if the pieces were made for different dictionaries.
+    """
+
+    watches_words = False
+
+    def __init__(
+        self,
+        vocabulary: PartVocabulary,
+        mapper: TokenMapper,
+        caption_builder: CaptionBuilder,
+        tokenizers: Sequence[Any],
+        prepare: Preparation | None = None,
+        max_length: int = CLIP_LENGTH,
+    ) -> None:
+        super().__init__()
+        if (mapper.num_parts, mapper.num_codes) != (vocabulary.num_parts, vocabulary.max_codes):
+            raise ValueError(
+                f"The mapper is for {mapper.num_parts} parts of {mapper.num_codes} codes, the vocabulary has "
+                f"{vocabulary.num_parts} parts of up to {vocabulary.max_codes}; make both from one dictionary."
+            )
+        if caption_builder.vocabulary != vocabulary:
+            raise ValueError("The caption builder has another vocabulary; make both from one dictionary.")
+        self.vocabulary = vocabulary
+        self.mapper = mapper
+        self.make_caption: Callable[[Tensor, torch.Generator], str] = caption_builder
+        self.tokenize = PromptTokenizer(vocabulary, tuple(tokenizers), max_length)
+        self.alter: Alteration | None = None
+        self._captions = caption_builder
+        self._prepare = prepare
+
+    def plain_caption(self, codes: Tensor) -> str:
+        """(M + 1,) codes -> the caption for samples and scores, without chance."""
+        return self._captions.plain(codes)
+
+    def part_vectors(self, tokens: TokenizedPrompts) -> Tensor:
+        """(B, T, sum of token widths) embeddings for the part tokens, zeros where there is none."""
+        return self.mapper(tokens.part_ids, tokens.code_ids)
+
+    def bake(self) -> Tensor:
+        """(M + 1, K, sum of token widths) embedding of every code of every part."""
+        return self.mapper.bake()
+
+    def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The mapper, which trains beside the backbone."""
+        return {"mapper": [parameter for parameter in self.mapper.parameters() if parameter.requires_grad]}
+
+    def prepare(self, backbone: Backbone) -> None:
+        if self._prepare is not None:
+            self._prepare(backbone)
+
+    def loss_terms(self) -> Sequence[LossTerm]:
+        return ()
+
+
+@dataclass(frozen=True)
+class PartTokensRecipe:
+    """Settings of a method with one token per part variant.
+
+    Attributes:
+        name: of the method, for records.
+        unet: what trains in the UNet: "lora", "full", "cross_kv" or "none".
+        text_encoder: whether the text encoder trains, all but its words.
+        tokens: the vectors of part tokens.
+        captions: the training captions.
+    """
+
+    name: str
+    unet: UnetTraining
+    text_encoder: bool
+    tokens: TokenSettings
+    captions: CaptionSettings
+
+    def check(self, settings: TrainSettings, class_noun: str) -> None:
+        """Looks for settings that do not go together.
+
+        Raises:
+            UserError: for first words behind a mapper, a word that is no single word, a noun that is not known, or if
+                nothing trains at all.
+        """
+        words = self.words(class_noun)
+        if words and (settings.mapper.layers or settings.mapper.position):
+            raise UserError(
+                "method.tokens.init gives the tokens' first vectors, and a mapper would change them: set "
+                "mapper.layers=0 and mapper.position=false, or method.tokens.init=[]."
+            )
+        if len(words) > 1 and len(words) != settings.parts.M:
+            raise UserError(
+                f"method.tokens.init={list(self.tokens.init)}: wanted no word, one for all foreground parts, or one "
+                f"for each of the {settings.parts.M} (parts.M)."
+            )
+        if not self.tokens.trained and (not words or "auto" in self.tokens.init):
+            raise UserError(
+                "method.tokens.trained=false keeps the tokens at their first vectors: name a rare word for them, for "
+                "instance method.tokens.init=[sks]."
+            )
+        if not self.tokens.trained and self.unet == "none" and not self.text_encoder:
+            raise UserError(
+                "Nothing would train: set method.tokens.trained=true, method.text_encoder=true, or method.unet to "
+                "lora, full or cross_kv."
+            )
+        if self.captions.class_noun == "auto":
+            require_noun(class_noun, "method.captions.class_noun")
+
+    def words(self, class_noun: str) -> tuple[str, ...]:
+        """The words that tokens start from, with the noun in place of "auto".
+
+        Raises:
+            UserError: if one is not a single word.
+        """
+        words = tuple(
+            require_noun(class_noun, "method.tokens.init") if w == "auto" else w.strip() for w in self.tokens.init
+        )
+        for word in words:
+            if len(word.split()) != 1 or set("<>") & set(word):
+                raise UserError(
+                    f"method.tokens.init: {word!r} is not one word, and a token has one vector. Take a single word for "
+                    "it, such as its head noun."
+                )
+        return words
+
+    def build(self, pieces: Pieces) -> Method:
+        return PartTokens(
+            vocabulary=pieces.vocabulary,
+            mapper=self.make_mapper(pieces),
+            caption_builder=pieces.make_captions(self.captions),
+            tokenizers=pieces.backbone.tokenizers,
+            prepare=self.preparation(pieces.lora, pieces.seed),
+        )
+
+    def make_mapper(self, pieces: Pieces) -> TokenMapper:
+        """The mapper, at its first words, frozen if the tokens are not trained.
+
+        Raises:
+            UserError: if a word is several tokens, or none, to the backbone's tokenizer.
+        """
+        mapper = pieces.make_mapper()
+        # Without a noun the module is for a trained run, whose vectors come from its checkpoint: see ``check``.
+        known = pieces.class_noun or "auto" not in self.tokens.init
+        words = self.words(pieces.class_noun) if known else ()
+        if words:
+            vectors = [word_vector(word, pieces.backbone.tokenizers, pieces.embeddings()) for word in words]
+            with torch.no_grad():
+                mapper.codes[1:] = torch.stack(vectors)[:, None].to(mapper.codes)  # one for all, or one per part
+        return mapper.requires_grad_(self.tokens.trained)
+
+    def preparation(self, lora: LoraSettings, seed: int) -> Preparation:
+        def prepare(backbone: Backbone) -> None:
+            train_backbone(
+                backbone, self.unet, self.text_encoder, rank=lora.rank, alpha=lora.alpha, scope=lora.scope, seed=seed
+            )
+
+        return prepare
+
+
+def require_noun(class_noun: str, key: str) -> str:
+    """The noun of the dataset.
+
+    Raises:
+        UserError: if it has none.
+    """
+    if not class_noun:
+        raise UserError(
+            f"{key} asks for the noun of the dataset, and this one has none: set dataset.class_noun, for instance "
+            f"dataset.class_noun=bird, or write a word in place of 'auto'."
+        )
+    return class_noun

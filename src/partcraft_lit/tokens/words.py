@@ -1,0 +1,35 @@
+"""Vectors of ordinary words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.errors import UserError
+
+
+def word_vector(word: str, tokenizers: Sequence[Any], tables: Sequence[Tensor]) -> Tensor:
+    """The embedding of a word, one text encoder after the other: (sum of token widths,).
+
+    Args:
+        word: a single word.
+        tokenizers: one per text encoder.
+        tables: their embedding tables, (words, width).
+
+    Raises:
+        UserError: if the word is not exactly one token.
+    """
+    shares = []
+    for tokenizer, table in zip(tokenizers, tables, strict=True):
+        ids = tokenizer(word, add_special_tokens=False).input_ids
+        if len(ids) != 1 or ids[0] in tokenizer.all_special_ids:
+            pieces = " ".join(repr(piece) for piece in tokenizer.convert_ids_to_tokens(ids))
+            raise UserError(
+                f"The word {word!r} is {len(ids)} tokens to this model ({pieces}), and a part token has one vector: "
+                "take a common, single word."
+            )
+        shares.append(table.detach()[ids[0]].float())
+    return torch.cat(shares)
