@@ -97,7 +97,7 @@ def part_at(plan: BodyPlan, looks: Tensor, pose: Tensor, x: float, y: float) -> 
     u = [float(value) for value in pose]
     side = -1.0 if u[0] < 0.5 else 1.0
     scale, angle, stretch = 0.82 + 0.24 * u[1], -0.2 + 0.4 * u[2], 0.88 + 0.2 * u[7]
-    aside = 0.24 if u[6] < 0.1 else 0.0
+    aside = 0.36 if u[6] < 0.1 else 0.0
     x -= -0.05 + 0.1 * u[3] + aside * math.cos(2 * math.pi * u[5])
     y -= -0.05 + 0.1 * u[4] + aside * math.sin(2 * math.pi * u[5])
     x, y = turned(x * side / stretch, y, angle)
@@ -203,7 +203,7 @@ def test_parts_out_of_view_are_absent_and_seldom():
     looks, pose = random_looks(128), random_poses(128)
     pose[:, 6] = 0.05  # all stand aside, as one in ten does
     visible = draw(PLANS["bird"], looks, pose).visible
-    assert 0.002 < float((~visible).float().mean()) < 0.2
+    assert 0.002 < float((~visible).float().mean()) < 0.3
     pose[:, 6], pose[:, 28] = 0.5, 0.5  # none does, and nothing stands in front
     assert bool(draw(PLANS["bird"], looks, pose).visible.all())
 

@@ -125,3 +125,10 @@ def test_there_is_no_picture_beyond_the_last(creatures, index):
     for ask in (creatures.image, creatures.truth, creatures.label, creatures.name, creatures.content_hash):
         with pytest.raises(IndexError, match=f"120 creatures, so no number {index}"):
             ask(index)
+
+
+def test_some_birds_lack_a_part_as_photographed_ones_do():
+    """In CUB 2 % of the images show no legs."""
+    source = Creatures(species=20, images_per_species=30)
+    absent = [ABSENT in source.truth(index).species for index in range(len(source))]
+    assert 0.01 < sum(absent) / len(absent) < 0.06

@@ -19,6 +19,8 @@ from partcraft_lit.zoo.shapes import BodyPlan
 
 #: Uniform numbers that make a pose.
 POSE_SIZE = 64
+#: The number of a pose that decides whether the creature stands aside.
+ASIDE_COLUMN = 6
 #: A part with fewer visible pixels than this share of the picture counts as absent (8 pixels at 64 x 64).
 ABSENT_BELOW = 8 / 64**2
 
@@ -77,11 +79,11 @@ class Pose:
 
     @property
     def shift(self) -> Tensor:
-        """(B, 2) of the whole creature; one in ten stands well aside, where now and then a part leaves the picture."""
+        """(B, 2) of the whole creature; one in ten stands well aside, where a part may leave the picture."""
         near = torch.stack([self.between(3, -0.05, 0.05), self.between(4, -0.05, 0.05)], dim=1)
         direction = 2 * math.pi * self.uniform[:, 5]
-        aside = 0.24 * torch.stack([direction.cos(), direction.sin()], dim=1)
-        return near + aside * (self.uniform[:, 6] < 0.1)[:, None]
+        aside = 0.36 * torch.stack([direction.cos(), direction.sin()], dim=1)
+        return near + aside * (self.uniform[:, ASIDE_COLUMN] < 0.1)[:, None]
 
     @property
     def stretch(self) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from partcraft_lit.zoo.draw import Drawing, Placement, Pose, blank, finish, paint
+from partcraft_lit.zoo.draw import ASIDE_COLUMN, Drawing, Placement, Pose, blank, finish, paint
 from partcraft_lit.zoo.looks import NUM_PARTS
 from partcraft_lit.zoo.shapes import PLANS
 
@@ -43,13 +43,20 @@ def draw_pair(left: PairMember, right: PairMember, size: int = 64) -> Drawing:
         paint(
             PLANS[member.family],
             member.looks,
-            Pose(member.pose),
+            _upright(member.pose),
             picture,
             label_map,
             _placement(member.pose, side),
             first_label=1 if side < 0 else 1 + NUM_PARTS,
         )
     return finish(light, picture, label_map)
+
+
+def _upright(pose: Tensor) -> Pose:
+    """In a pair no creature stands aside: it would stand on the other."""
+    pose = pose.clone()
+    pose[:, ASIDE_COLUMN] = 1.0
+    return Pose(pose)
 
 
 def _placement(pose: Tensor, side: float) -> Placement:
