@@ -87,7 +87,7 @@ class CaptionBuilder:
         if not self.templates:
             raise UserError("templates must hold at least one sentence, such as 'a photo of a {}'.")
         for template in self.templates:
-            _check_template(template)
+            check_template(template)
 
     def __call__(self, codes: Tensor | Sequence[int], generator: torch.Generator) -> str:
         """A training caption in the prompt grammar.
@@ -117,7 +117,7 @@ class CaptionBuilder:
 
     def plain(self, codes: Tensor | Sequence[int], template: str = "a photo of a {}") -> str:
         """The caption without chance, all present parts in order: for samples, probes and scores."""
-        _check_template(template)
+        check_template(template)
         return self._sentence(self._tokens(codes), template)
 
     def _tokens(self, codes: Tensor | Sequence[int]) -> list[PartToken]:
@@ -140,6 +140,6 @@ class CaptionBuilder:
         return template.replace("{}", subject) if subject else ""
 
 
-def _check_template(template: str) -> None:
+def check_template(template: str) -> None:
     if template.count("{}") != 1 or set("<>") & set(template):
         raise UserError(f"A template is a sentence with one '{{}}' and without '<' and '>', got {template!r}.")
