@@ -265,10 +265,14 @@ def clamp_aspect(image: Tensor, most: float = MAX_ASPECT) -> Tensor:
 
     Label maps and latents of an image both refer to what is left, so they agree.
     """
-    height, width = image.shape[-2:]
+    top, left, height, width = kept_window(image.shape[-2], image.shape[-1], most)
+    return image[..., top : top + height, left : left + width]
+
+
+def kept_window(height: int, width: int, most: float = MAX_ASPECT) -> tuple[int, int, int, int]:
+    """Top, left, height and width of what `clamp_aspect` leaves of a picture of the given size."""
     kept_height, kept_width = (min(side, int(most * min(height, width))) for side in (height, width))
-    top, left = (height - kept_height) // 2, (width - kept_width) // 2
-    return image[..., top : top + kept_height, left : left + kept_width]
+    return (height - kept_height) // 2, (width - kept_width) // 2, kept_height, kept_width
 
 
 def to_unit(image: Tensor) -> Tensor:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from partcraft_lit.files import atomic_write
 from partcraft_lit.parts.atlas import draw_atlas, draw_masks
+from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import Discovery
 from partcraft_lit.parts.discovery import discover as find_parts
+from partcraft_lit.parts.keypoints import score_annotations
 from partcraft_lit.parts.quality import score_parts
 from partcraft_lit.run.stages import Stages
 from partcraft_lit.settings import DiscoverSettings, PartsSettings
 from partcraft_lit.store import Store
-from partcraft_lit.types import ImageSource, PatchFeatures, TruthfulSource
+from partcraft_lit.types import AnnotatedSource, ImageSource, PatchFeatures, TruthfulSource
 
 
 def discover(
@@ -68,11 +72,32 @@ def write_discovery(source: ImageSource, discovery: Discovery, folder: Path, sta
             f"  against the truth: foreground IoU {quality.foreground_iou:.3f}, part IoU {quality.mean_part_iou:.3f}, "
             f"codes against species NMI {quality.mean_nmi:.3f}"
         )
+    if isinstance(source, AnnotatedSource):
+        facts["annotations"] = compare_annotations(source, discovery.label_maps, discovery.dictionary, stages)
     atomic_write(folder / "discovery.json", json.dumps(facts, indent=1) + "\n")
     with stages.stage("draw atlas"):
         draw_atlas(source, discovery, folder / "atlas.png")
         draw_masks(source, discovery, folder / "masks.png")
     return facts
+
+
+def compare_annotations(
+    source: AnnotatedSource, label_maps: Sequence[Tensor], dictionary: PartDictionary, stages: Stages
+) -> dict[str, Any]:
+    """Parts against the boxes and keypoints that people marked; says how they agree."""
+    annotations = [source.annotation(index) for index in range(len(label_maps))]
+    quality = score_annotations(annotations, label_maps, dictionary.num_parts, source.keypoint_names)
+    shown = f"box IoU {quality.box_iou:.3f} ({quality.box_found:.0%} above one half)"
+    if source.keypoint_names:
+        shown += (
+            f", keypoints in the foreground {quality.keypoint_in_foreground:.3f}, in their part "
+            f"{quality.keypoint_accuracy:.3f} (one to one {quality.keypoint_accuracy_paired:.3f}), "
+            f"NMI {quality.keypoint_nmi:.3f}"
+        )
+    stages.say(f"  against the annotations: {shown}")
+    for part, names in quality.holds.items():
+        stages.say(f"    {dictionary.names[part]} holds: {', '.join(names)}")
+    return quality.as_dict()
 
 
 def write_rejected(source: ImageSource, folder: Path, stages: Stages) -> list[str]:

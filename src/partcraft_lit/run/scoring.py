@@ -254,7 +254,8 @@ def evaluate(
     backbone = load_backbone()
     module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
     scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
-    scores = Scores()
+    facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
+    scores = Scores(truth=annotation_numbers(facts))
     with stages.stage("measure ceilings"):
         scores.ceilings = measure_ceiling(scorer, source, backbone)
     score_trained(scorer, module, scores, stages)
@@ -368,6 +369,13 @@ def say_scores(scores: Scores, stages: Stages) -> None:
     for protocol, numbers in scores.truth.items():
         shown = ", ".join(f"{key} {value:.3f}" for key, value in numbers.items())
         stages.say(f"  against the truth, {protocol}: {shown}")
+
+
+def annotation_numbers(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What discovery's report says of boxes and keypoints, as the "protocol" of the real images; empty without them."""
+    found = facts.get("annotations", {})
+    numbers = {key: value for key, value in found.items() if isinstance(value, float) and value == value}
+    return {"real images": numbers} if numbers else {}
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, Any]:

@@ -179,6 +179,11 @@ def _stats(facts: Mapping[str, Any], scores: Scores) -> list[Stat]:
     if "quality" in facts:
         quality = facts["quality"]
         stats.append(Stat(f"{quality['mean_part_iou']:.2f}", "part IoU", "found parts against the truth"))
+    if "annotations" in facts:
+        found = facts["annotations"]
+        stats.append(Stat(f"{found['box_iou']:.2f}", "box IoU", "found foreground against marked boxes"))
+        if found["part_of"]:
+            stats.append(Stat(f"{found['keypoint_accuracy']:.0%}", "keypoints in their part", "of those marked"))
     ceiling = scores.ceilings.get("vae_round_trip")
     for protocol, values in scores.protocols.items():
         if protocol in ("reconstruction", "4 species"):

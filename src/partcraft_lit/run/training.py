@@ -31,6 +31,7 @@ from partcraft_lit.run.discovering import discover_parts, write_discovery, write
 from partcraft_lit.run.scoring import (
     Scorer,
     Scores,
+    annotation_numbers,
     labels_of,
     measure_ceiling,
     say_scores,
@@ -109,7 +110,7 @@ def train(
     predictor = KMeansPartPredictor(discovery.dictionary, features)
     truth = TruthScorer.of(source, facts)
     scorer = Scorer(settings.eval, predictor, discovery.codes, labels_of(source), folder / "evaluation", truth)
-    scores = Scores()
+    scores = Scores(truth=annotation_numbers(facts))
     if settings.eval.enabled:
         with stages.stage("measure ceilings"):
             scores.ceilings = measure_ceiling(scorer, source, backbone)
