@@ -34,7 +34,7 @@ def test_heads_that_know_nothing_are_as_wrong_as_guessing():
     label_maps, looks, families = case()
     values = constant(LookReadout(32))(torch.randn(3, 32, 4, 4), label_maps, looks, families)
     kinds = 1 + len(FAMILIES) * NUM_PARTS * NUM_SHAPES
-    for name, classes in (("shape", kinds), ("color", len(COLORS)), ("texture", len(TEXTURES))):
+    for name, classes in (("part", kinds), ("shape", NUM_SHAPES), ("color", len(COLORS)), ("texture", len(TEXTURES))):
         assert float(values[name].detach()) == pytest.approx(math.log(classes), rel=1e-5)
 
 
@@ -45,7 +45,7 @@ def test_answers_are_those_of_the_place_by_loops():
     values = readout(features, label_maps, looks, families)
     scores = readout.heads(features)
     kinds, colors, textures = scores.split(readout.classes, dim=1)
-    wrong: dict[str, list[torch.Tensor]] = {"shape": [], "color": [], "texture": []}
+    wrong: dict[str, list[torch.Tensor]] = {"part": [], "shape": [], "color": [], "texture": []}
     for b in range(3):
         for y in range(4):
             for x in range(4):
@@ -57,7 +57,9 @@ def test_answers_are_those_of_the_place_by_loops():
                     kind = 1 + (family * NUM_PARTS + part % NUM_PARTS) * NUM_SHAPES + shape
                     wrong["color"].append(-colors[b, :, y, x].log_softmax(0)[color])
                     wrong["texture"].append(-textures[b, :, y, x].log_softmax(0)[texture])
-                wrong["shape"].append(-kinds[b, :, y, x].log_softmax(0)[kind])
+                    mine = kinds[b, kind - shape : kind - shape + NUM_SHAPES, y, x]
+                    wrong["shape"].append(-mine.log_softmax(0)[shape])
+                wrong["part"].append(-kinds[b, :, y, x].log_softmax(0)[kind])
     for name, rows in wrong.items():
         assert_close(values[name], torch.stack(rows).mean())
 

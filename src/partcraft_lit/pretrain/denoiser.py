@@ -29,8 +29,8 @@ TILT = 0.75
 #: Weight of the grounding loss: the words that describe a part look at that part. Their parts are known here, and
 #: on two cores a base that has to find this out by itself does not follow captions in hours.
 GROUNDING = 0.1
-#: Weight of each of the cross-entropies by which the looks of parts are read from the denoiser.
-READOUT = 0.05
+#: Weights of the cross-entropies by which the looks of parts are read from the denoiser. Outlines are learnt last.
+READOUT = {"part": 0.05, "shape": 0.15, "color": 0.05, "texture": 0.05}
 TEXT_WIDTH = 128
 
 
@@ -143,7 +143,8 @@ def train_denoiser(
         diffusion = diffusion_loss(predicted, target).mean()
         parts_of_loss = {"diffusion": diffusion, "grounding": grounding, **readout}
         numbers = {name: float(value.detach()) for name, value in parts_of_loss.items()}
-        return diffusion + GROUNDING * grounding + READOUT * sum(readout.values()), numbers
+        told = sum(READOUT[name] * value for name, value in readout.items())
+        return diffusion + GROUNDING * grounding + told, numbers
 
     averaged = train_loop(model, loss, settings, folder / "denoiser.pt", log)
     capture.remove()

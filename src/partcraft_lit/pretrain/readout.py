@@ -42,7 +42,8 @@ class LookReadout(nn.Module):
             families: (B, 2) place of each creature's family among all families.
 
         Returns:
-            Scalars by name: ``shape`` (which part, and of which shape; background is a class), ``color``, ``texture``.
+            Scalars by name: ``part`` (which part, and of which shape; background is a class), ``shape`` (which of the
+            part's shapes, where the part is known), ``color``, ``texture``.
         """
         places = self.heads(features.float()).movedim(1, -1).flatten(0, 2).split(self.classes, dim=1)
         labels = label_maps.flatten().long()
@@ -52,9 +53,11 @@ class LookReadout(nn.Module):
         shape, color, texture = looks[row, part].unbind(dim=1)
         family = families[row, part // NUM_PARTS]
         kind = (family * NUM_PARTS + part % NUM_PARTS) * NUM_SHAPES + shape + 1
+        shapes = (kind - shape)[:, None] + torch.arange(NUM_SHAPES, device=kind.device)  # of the part that is there
         outside = torch.where(inside, 0, -100)  # cross_entropy's "no answer"
         return {
-            "shape": F.cross_entropy(places[0], torch.where(inside, kind, 0)),
+            "part": F.cross_entropy(places[0], torch.where(inside, kind, 0)),
+            "shape": F.cross_entropy(places[0].gather(1, shapes), torch.where(inside, shape, outside)),
             "color": F.cross_entropy(places[1], torch.where(inside, color, outside)),
             "texture": F.cross_entropy(places[2], torch.where(inside, texture, outside)),
         }
