@@ -14,13 +14,17 @@ import yaml
 from partcraft_lit import cli, config
 from partcraft_lit.errors import UserError
 from partcraft_lit.losses.attention import entropy_attention_loss
-from partcraft_lit.settings import PartsSettings
+from partcraft_lit.settings import PartsSettings, TrainSettings
 from partcraft_lit.strict import build, join
 from partcraft_lit.verbs import train, wiring
 
 CONF = config.conf_dir()
 #: What has to be given by hand.
-NEEDED = {"dataset=folder": ["dataset.dir=/x"]}
+NEEDED = {
+    "dataset=folder": ["dataset.dir=/x"],
+    "experiment=textual_inversion": ["dataset.dir=/x", "dataset.class_noun=cat"],
+    "experiment=dreambooth": ["dataset.dir=/x", "dataset.class_noun=cat"],
+}
 
 
 def options() -> list[tuple[str, str]]:
@@ -154,6 +158,61 @@ def test_mistakes_in_keys_and_options(overrides, message):
 def test_mistakes_in_values(overrides, message):
     with pytest.raises(UserError, match=message):
         train.check(config.plain(config.compose("train", overrides)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=dreamboth"], r"method=dreamboth: no such option\. Did you mean 'dreambooth"),
+        (["method.unet=lara"], r"method\.unet='lara': wanted one of lora, full, cross_kv, none\. Did you mean 'lora'"),
+        (["method._target_=partcraft_lit.methods.nothing.X"], r"method\._target_=partcraft_lit\.methods\.nothing\.X"),
+        (["~method._target_"], r"method has no _target_"),
+        (["+method.captions.noun=x"], r"Unknown key 'method\.captions\.noun'\. Did you mean 'class_noun'"),
+        (
+            ["optim.phases=[{steps:3,groups:[tokens]}]"],
+            r"optim\.phases\[0\]\.groups\[0\]='tokens': wanted one of mapper",
+        ),
+    ],
+)
+def test_mistakes_in_methods(overrides, message):
+    with pytest.raises(UserError, match=message):
+        train.check(config.plain(config.compose("train", overrides)))
+
+
+def test_a_method_sets_values_of_other_groups_and_the_user_has_the_last_word():
+    def of(*overrides: str) -> TrainSettings:
+        return train.check(config.plain(config.compose("train", overrides)))
+
+    released = of("method=partcraft_released")
+    assert (released.lora.scope, released.mapper.layers, released.loss.snr_gamma) == ("all", 3, 5.0)
+    given = of("method=partcraft_released", "lora.scope=cross", "mapper.layers=1", "method.captions.shuffle=false")
+    assert (given.lora.scope, given.mapper.layers, given.method.captions.shuffle) == ("cross", 1, False)
+    assert (given.mapper.position, given.loss.snr_gamma) == (True, 5.0)
+    demo = of("experiment=demo", "method=partcraft_released")
+    assert (demo.lora.rank, demo.mapper.layers) == (of("experiment=demo").lora.rank, 3)
+    assert of("experiment=partcraft_cub", "method=textual_inversion").method.name == "textual_inversion"
+
+
+def test_the_paper_s_preset_and_the_release_s():
+    paper = train.check(config.plain(config.compose("train", ["method=partcraft"])))
+    assert (paper.lora.scope, paper.lora.rank, paper.mapper.layers, paper.mapper.position) == ("cross", 4, 2, False)
+    assert (paper.loss.snr_gamma, paper.data.flip, paper.loss.lambda_attn) == (None, True, 0.01)
+    values = config.plain(config.compose("train", ["experiment=partcraft_released_cub", "parts.codes=class"]))
+    release = train.check(values)
+    assert (release.lora.scope, release.lora.rank, release.mapper.layers, release.mapper.position) == (
+        "all",
+        4,
+        3,
+        True,
+    )
+    assert (release.loss.snr_gamma, release.loss.unprompted, release.method.captions.template_prob) == (
+        5.0,
+        "released",
+        0.5,
+    )
+    assert (release.data.flip, release.data.crop, release.data.batch_size) == (False, "random", 2)
+    assert (values["trainer"]["accumulate_grad_batches"], values["trainer"]["max_steps"]) == (4, 75_000)
+    assert release.parts.codes == "class"
 
 
 def test_a_value_that_has_to_be_given_is_named():

@@ -204,6 +204,8 @@ class CaptionSettings:
         drop_prob: probability of leaving out each part.
         background: whether the background has a token.
         class_noun: a word after the tokens: "auto" for the dataset's own noun, "" for none.
+        separator: what stands between two tokens, spaces included, such as " and ".
+        templates: sentences with one "{}" each; empty for the 27 of Textual Inversion.
     """
 
     template_prob: Share
@@ -211,6 +213,8 @@ class CaptionSettings:
     drop_prob: Share
     background: bool
     class_noun: str
+    separator: str
+    templates: tuple[str, ...]
 
 
 @dataclass(frozen=True)

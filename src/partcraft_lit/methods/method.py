@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from partcraft_lit.settings import CaptionSettings, LoraSettings, MapperSettings, TrainSettings
-from partcraft_lit.tokens.captions import CaptionBuilder
+from partcraft_lit.tokens.captions import TEMPLATES, CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper, mean_norms
 from partcraft_lit.types import Alteration, Backbone, LossTerm, TokenizedPrompts
@@ -114,6 +114,8 @@ class Pieces:
             class_noun=self.class_noun if captions.class_noun == "auto" else captions.class_noun,
             drop_prob=captions.drop_prob,
             background=captions.background,
+            separator=captions.separator,
+            templates=captions.templates or TEMPLATES,
         )
 
     def embeddings(self) -> list[Tensor]:

@@ -59,6 +59,7 @@ class CaptionBuilder:
         drop_prob: probability that a token is left out; at least one always stays.
         background: whether the background's token is written.
         templates: sentences with one ``{}`` each.
+        separator: what stands between two tokens.
 
     Raises:
         UserError: if a setting is out of range.
@@ -74,12 +75,15 @@ class CaptionBuilder:
     drop_prob: float = 0.0
     background: bool = True
     templates: Sequence[str] = TEMPLATES
+    separator: str = " "
 
     def __post_init__(self) -> None:
         for name in ("template_prob", "drop_prob"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise UserError(f"{name} is a probability from 0 to 1, got {value}.")
+        if set("<>") & set(self.separator):
+            raise UserError(f"separator stands between tokens, without '<' and '>', got {self.separator!r}.")
         if set("<>") & set(self.class_noun):
             raise UserError(
                 f"class_noun is an ordinary word such as 'bird', without '<' and '>', got {self.class_noun!r}."
@@ -135,8 +139,8 @@ class CaptionBuilder:
         return tokens
 
     def _sentence(self, tokens: list[PartToken], template: str) -> str:
-        words = [render([token], self.vocabulary) for token in tokens]
-        subject = " ".join([*words, *self.class_noun.split()])
+        words = self.separator.join(render([token], self.vocabulary) for token in tokens)
+        subject = " ".join([words, *self.class_noun.split()]).strip()
         return template.replace("{}", subject) if subject else ""
 
 

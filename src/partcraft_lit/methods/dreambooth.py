@@ -1,0 +1,36 @@
+"""DreamBooth: the model itself learns what a rare word before a class noun means, and goes on to know the class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.methods.part_tokens import PartTokensRecipe
+from partcraft_lit.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class DreamBooth(PartTokensRecipe):
+    """The method of Ruiz et al. (arXiv 2208.12242), with the whole UNet or an adapter.
+
+    Source: the paper. Differs: the captions of a dictionary, whose tokens train; the prior images' captions are those
+    they were drawn from, as in the paper.
+    """
+
+    def check(self, settings: TrainSettings, class_noun: str) -> None:
+        """As for any part tokens.
+
+        Raises:
+            UserError: also if nothing of the model would train, or the captions lack a class noun.
+        """
+        if self.unet == "none":
+            raise UserError(
+                "DreamBooth trains the UNet: set method.unet=full or method.unet=lora. For tokens alone take "
+                "method=textual_inversion."
+            )
+        if not self.captions.class_noun:
+            raise UserError(
+                "DreamBooth needs a class noun behind its tokens: set method.captions.class_noun to auto, the noun of "
+                "the dataset, or to a word such as bird."
+            )
+        super().check(settings, class_noun)
