@@ -28,7 +28,7 @@ class TinyFeatures:
     def __call__(self, images: Tensor) -> Tensor:
         self.calls += 1
         pixels = images.float().flatten(2) / 255
-        return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)
+        return torch.cat([pixels.mean(dim=2), pixels.std(dim=2, correction=0)], dim=1)
 
 
 @pytest.fixture
@@ -69,3 +69,20 @@ def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:
         raise
     finally:
         dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_tokenizer: Any) -> tuple[Any, Any]:
+    """A CLIPModel of random weights and its tokenizer."""
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {name: getattr(tiny_tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = CLIPConfig(
+        text_config={**sizes, **ids, "vocab_size": len(tiny_tokenizer), "max_position_embeddings": 77},
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+        projection_dim=12,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CLIPModel(config).eval(), tiny_tokenizer

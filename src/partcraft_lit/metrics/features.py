@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from partcraft_lit.images import resize
+from partcraft_lit.images import resize, resize_short_side
 from partcraft_lit.types import PatchFeatures
 
 T = TypeVar("T")
@@ -120,6 +121,31 @@ class PixelFeatures:
 
     def __call__(self, images: Tensor) -> Tensor:
         return resize(checked_images(images).float() / 255, self.side).flatten(1)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a network wants to see a picture: short side resized with antialiasing, centre cut out, colours normalised.
+
+    Attributes:
+        short_side: pixels after resizing.
+        side: of the square that is cut out.
+        mean: of red, green and blue, in 0...1.
+        std: likewise.
+    """
+
+    short_side: int
+    side: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, 3, side, side) float32; resized in bytes, as Pillow does."""
+        seen = resize_short_side(checked_images(images), self.short_side, mode="bicubic")
+        top, left = ((length - self.side) // 2 for length in seen.shape[-2:])
+        cut = seen[..., top : top + self.side, left : left + self.side].float() / 255
+        mean, std = (cut.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (cut - mean) / std
 
 
 def checked_images(images: Tensor) -> Tensor:
