@@ -26,6 +26,8 @@ class PartsSettings:
         M: foreground parts; the background is one more.
         K: codes per part.
         features: which of the configured feature networks describes patches.
+        source: where parts come from: "discover" finds them, "masks" takes those that the data set has, "classes" takes
+            each class of images as one concept that fills them.
         codes: "kmeans" finds K codes per part, "class" takes the images' class labels as codes of foreground parts.
         on_too_few: what to do with fewer images than K: "lower" K, or "stop".
         max_patches: patches on which foreground and parts are fitted, drawn from all images.
@@ -40,6 +42,7 @@ class PartsSettings:
     M: Positive
     K: Positive
     features: str
+    source: Literal["discover", "masks", "classes"]
     codes: Literal["kmeans", "class"]
     on_too_few: Literal["lower", "stop"]
     max_patches: Annotated[int, Range(100)]
@@ -53,7 +56,7 @@ class PartsSettings:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``parts.discovery.discover``, all but the seed."""
-        others = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("M", "K", "features")}
+        others = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("M", "K", "features", "source")}
         return {"num_parts": self.M, "num_codes": self.K, **others}
 
 

@@ -264,7 +264,7 @@ class _Run:
             num_images=len(self.source), num_patches=len(sample.features), foreground=choice.as_dict(), notes=self.notes
         )
         dictionary = self._name(segmenter, tables, report)
-        report.parts = _describe_parts(dictionary, label_maps, codes, part_features)
+        report.parts = describe_parts(dictionary, label_maps, codes, part_features)
         report.seconds = self.seconds
         self._remember(dictionary)
         return Discovery(dictionary, label_maps, codes, part_features, report)
@@ -337,7 +337,7 @@ class _Run:
             num_images=len(self.source),
             num_patches=int(facts["num_patches"]),
             foreground=dict(facts["foreground"]),
-            parts=_describe_parts(dictionary, label_maps, codes, part_features),
+            parts=describe_parts(dictionary, label_maps, codes, part_features),
             notes=list(facts["notes"]),
             seconds=self.seconds,
             from_store=True,
@@ -604,7 +604,7 @@ def _with_classes(codes: Tensor, present: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([codes[:, :1], by_class[:, 1:]], dim=1)
 
 
-def _describe_parts(
+def describe_parts(
     dictionary: PartDictionary, label_maps: Sequence[Tensor], codes: Tensor, part_features: Tensor
 ) -> list[dict[str, Any]]:
     parts = dictionary.num_parts + 1

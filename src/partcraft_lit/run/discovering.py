@@ -14,6 +14,7 @@ from partcraft_lit.parts.atlas import draw_atlas, draw_masks
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import Discovery
 from partcraft_lit.parts.discovery import discover as find_parts
+from partcraft_lit.parts.given import given_parts
 from partcraft_lit.parts.keypoints import score_annotations
 from partcraft_lit.parts.quality import score_parts
 from partcraft_lit.run.stages import Stages
@@ -48,7 +49,20 @@ def discover(
 def discover_parts(
     settings: PartsSettings, seed: int, source: ImageSource, features: PatchFeatures, store: Store, stages: Stages
 ) -> Discovery:
-    """Finds the parts, or takes them from the store; says what it had to change."""
+    """Finds the parts, or takes them from the store or the data set; says what it had to change."""
+    if settings.source != "discover":
+        with stages.stage("read parts") as counter:
+            return given_parts(
+                source,
+                features,
+                given=settings.source,
+                num_codes=settings.K,
+                names=settings.names,
+                seed=seed,
+                nredo=settings.nredo,
+                niter=settings.niter,
+                progress=counter.part,
+            )
     with stages.stage("discover parts") as counter:
         discovery = find_parts(source, features, seed=seed, store=store, progress=counter.part, **settings.arguments())
     report = discovery.report

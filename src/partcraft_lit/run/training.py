@@ -24,6 +24,7 @@ from partcraft_lit.data.training_set import TrainingSet
 from partcraft_lit.metrics.composition import Targets, composition_targets, reconstruction_targets
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.discovery import Discovery
+from partcraft_lit.parts.given import check_given
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.randomness import derive_seed
 from partcraft_lit.run.assembly import build_module
@@ -86,6 +87,8 @@ def train(
     """
     stages = Stages()
     settings.method.check(settings, source.class_noun)
+    if settings.parts.source != "discover":
+        check_given(source, settings.parts.source, settings.parts.M, settings.parts.names)
     if settings.prior.weight:
         prior_prompt(settings.prior, source.class_noun)
     notes = write_rejected(source, folder, stages)
@@ -204,7 +207,7 @@ def training_set(
         make_caption=make_caption or module.method.make_caption,
         alter=module.method.alter if make_caption is None else None,
         present_only=settings.data.present_only,
-        **_of_backbone(backbone),
+        **_of_backbone(backbone) | {"attention_size": _label_side(settings, backbone, shown=make_caption is not None)},
         flip=settings.data.flip,
         crop=settings.data.crop,
     )
@@ -246,6 +249,12 @@ def prior_examples(
         flip=settings.data.flip,
         crop=settings.data.crop,
     )
+
+
+def _label_side(settings: TrainSettings, backbone: Backbone, shown: bool) -> int:
+    """Side of an example's label map: as fine as the latents where the diffusion loss asks where parts are."""
+    latents = backbone.resolution // backbone.vae_scale_factor
+    return latents if settings.loss.region == "prompted" and not shown else backbone.attention_size
 
 
 def _of_backbone(backbone: Backbone) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""Parts that the data set brings along are taken as they are, and what does not fit is told before any network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.parts.given import check_given, given_parts
+from partcraft_lit.parts.predictor import KMeansPartPredictor
+from partcraft_lit.parts.raw import ColorFeatures
+from partcraft_lit.types import ABSENT, GroundTruth
+
+
+class Squares:
+    """Grey pictures with a red square on the left and, in even ones, a blue one on the right."""
+
+    class_noun = ""
+    class_names = ("cat", "dog")
+    part_names = ("red", "blue")
+
+    def __len__(self) -> int:
+        return 4
+
+    def label_map(self, index: int) -> torch.Tensor:
+        mask = torch.zeros(32, 48, dtype=torch.uint8)
+        mask[8:24, 4:20] = 1
+        if index % 2 == 0:
+            mask[8:24, 28:44] = 2
+        return mask
+
+    def image(self, index: int) -> torch.Tensor:
+        colors = torch.tensor([[120, 120, 120], [220, 30, 30], [20, 20, 200]], dtype=torch.uint8)
+        return colors[self.label_map(index).long()].permute(2, 0, 1)
+
+    def name(self, index: int) -> str:
+        return f"{index}.png"
+
+    def content_hash(self, index: int) -> str:
+        return f"{index:032x}"
+
+    def label(self, index: int) -> int | None:
+        return index % 2
+
+    def truth(self, index: int) -> GroundTruth:
+        return GroundTruth(self.label_map(index), (0, 0), self.part_names)
+
+
+@pytest.fixture
+def features() -> ColorFeatures:
+    return ColorFeatures(grid=16, bias=0.5)
+
+
+def test_masks_are_the_label_maps_and_their_looks_the_dictionary(features):
+    source = Squares()
+    found = given_parts(source, features, given="masks", num_codes=1)
+    assert found.dictionary.names == ("background", "red", "blue")
+    assert found.dictionary.codes_per_part == (1, 1, 1)
+    for index in range(4):
+        assert torch.equal(found.label_maps[index], source.label_map(index))
+    assert found.codes.tolist() == [[0, 0, 0], [0, 0, ABSENT]] * 2
+    assert found.report.parts[2]["images"] == 2
+    reading = KMeansPartPredictor(found.dictionary, features).predict([source.image(0), source.image(1)])
+    assert reading.codes.tolist() == [[0, 0, 0], [0, 0, ABSENT]]
+
+
+def test_variants_of_a_part_are_clustered(features):
+    class Changing(Squares):
+        def image(self, index: int) -> torch.Tensor:
+            image = super().image(index)
+            if index >= 2:  # the red square is green
+                image[:2, 8:24, 4:20] = image[:2, 8:24, 4:20].flip(0)
+            return image
+
+    found = given_parts(Changing(), features, given="masks", num_codes=2, names=("one", "two"))
+    codes = found.codes[:, 1].tolist()
+    assert codes[0] == codes[1] != codes[2] == codes[3]
+    assert found.dictionary.names == ("background", "one", "two")
+
+
+def test_classes_are_concepts_that_fill_their_images(features):
+    found = given_parts(Squares(), features, given="classes", num_codes=3)
+    assert found.dictionary.names == ("background", "cat", "dog")
+    assert found.codes.tolist() == [[ABSENT, 0, ABSENT], [ABSENT, ABSENT, 0]] * 2
+    assert [m.tolist() for m in found.label_maps[:2]] == [[[1]], [[2]]]
+
+
+def test_messages():
+    source = Squares()
+    check_given(source, "masks", 2, ())
+    with pytest.raises(UserError, match=r"parts\.M=5, but parts\.source=masks gives 2: red, blue\. Set parts\.M=2"):
+        check_given(source, "masks", 5, ())
+    with pytest.raises(UserError, match=r"parts\.names has 1 names for parts\.M=2"):
+        check_given(source, "masks", 2, ("one",))
+
+    class Small(Squares):
+        def truth(self, index: int) -> GroundTruth:
+            truth = super().truth(index)
+            return replace(truth, label_map=truth.label_map[::2, ::2]) if index == 3 else truth
+
+    with pytest.raises(UserError, match=r"The mask of 3\.png is 24 x 16 pixels, its image 48 x 32: make the mask as"):
+        check_given(Small(), "masks", 2, ())
+
+    class Unknown(Squares):
+        def truth(self, index: int) -> GroundTruth:
+            truth = super().truth(index)
+            return replace(truth, label_map=truth.label_map * 2)
+
+    with pytest.raises(UserError, match=r"The mask of 0\.png has the value 4, and no part has it"):
+        check_given(Unknown(), "masks", 2, ())
+
+    class Plain:
+        class_names = ()
+
+        def __len__(self) -> int:
+            return 1
+
+    with pytest.raises(UserError, match=r"needs a data set with masks, and this one has none"):
+        check_given(Plain(), "masks", 2, ())
+    with pytest.raises(UserError, match=r"this data set has no classes: put the images of each concept into a folder"):
+        check_given(Plain(), "classes", 2, ())
