@@ -25,6 +25,7 @@ VERBS = {
     "train": "discover if needed, train, sample, score, write the report",
     "generate": "images from a run and a prompt with part tokens",
     "evaluate": "the scores of a run",
+    "export": "the parts and the adapter of a run as files for diffusers, A1111 and ComfyUI",
     "pretrain": "the embedded model, features or oracle, from nothing",
 }
 USAGE = """\
@@ -88,7 +89,7 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     # Its parser takes options before overrides or after them, not between.
     given = sorted(given, key=lambda text: text not in ("-m", "--multirun"))
     args = get_args_parser().parse_args(given)
-    written = {text: config.as_written(text, args.multirun) for text in args.overrides}
+    written = {text: config.as_written(config.renamed(text, verb), args.multirun) for text in args.overrides}
     overrides = list(written.values())
     command = [written.get(text, text) for text in given]
     module = importlib.import_module(f"partcraft_lit.verbs.{verb}")

@@ -39,6 +39,9 @@ PATH_KEYS = (
     "paths.store",
 )
 
+#: Per verb: what a user may write -> the key. "parts" is a group of other verbs: Hydra would look for an option of it.
+ALIASES = {"export": {"parts": "chosen"}}
+
 OmegaConf.register_new_resolver(
     "user_cache", lambda name: str(platformdirs.user_cache_path("partcraft_lit") / name), replace=True
 )
@@ -58,6 +61,12 @@ def conf_dir() -> Path:
         if (folder / "train.yaml").is_file():
             return folder
     raise UserError(f"The configuration folder is missing: neither {package / 'conf'} nor a checkout's conf/ is there.")
+
+
+def renamed(override: str, verb: str) -> str:
+    """An override with the key that a verb's configuration has for it."""
+    key, equals, value = override.partition("=")
+    return f"{ALIASES.get(verb, {}).get(key, key)}{equals}{value}"
 
 
 def as_written(override: str, multirun: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,33 @@ from partcraft_lit.randomness import torch_generator
 _SCOPES = {"cross": ("attn2",), "all": ("attn1", "attn2")}
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 _ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """What an adapter adds to one linear layer.
+
+    Attributes:
+        down: (rank, inputs), float32 on the CPU.
+        up: (outputs, rank), likewise.
+        scale: by which their product is multiplied: alpha over rank.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    def delta(self) -> Tensor:
+        """(outputs, inputs): what is added to the layer's weight."""
+        return self.scale * (self.up.double() @ self.down.double())
+
+    def folded(self) -> LoraLayer:
+        """The same change with the scale inside ``up``: then alpha is the rank, and no reader can get it wrong."""
+        return LoraLayer(self.down, self.up * self.scale)
 
 
 def add_lora(
@@ -78,6 +106,16 @@ def remove_lora(unet: Any) -> None:
 def lora_state_dict(unet: nn.Module) -> dict[str, Tensor]:
     """What the adapter learned, on the CPU, under peft's names without the adapter's: ``....to_q.lora_A.weight``."""
     return {_plain(name): parameter.detach().cpu().clone() for name, parameter in _lora_parameters(unet).items()}
+
+
+def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
+    """What the adapter of a network changes: name of each layer -> its change."""
+    layers = {}
+    for name, part in module.named_modules():
+        if _ADAPTER in getattr(part, "lora_A", {}):
+            down, up = (getattr(part, side)[_ADAPTER].weight.detach().float().cpu() for side in ("lora_A", "lora_B"))
+            layers[name] = LoraLayer(down.clone(), up.clone(), float(part.scaling[_ADAPTER]))
+    return layers
 
 
 def load_lora_state_dict(unet: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,64 @@
+"""A backbone as the pipeline of diffusers that anyone else would use: nothing of ours is in it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from partcraft_lit.backbones.families import family_of
+from partcraft_lit.backbones.sampling import make_scheduler
+from partcraft_lit.randomness import torch_generator
+from partcraft_lit.types import Backbone
+
+
+def plain_pipeline(backbone: Backbone, scheduler: str) -> Any:
+    """A StableDiffusionPipeline, or the one of the model's family.
+
+    UNet and VAE are shared with the backbone, which must have no adapter then; tokenizers and text encoders are copies,
+    since loading an embedding changes them.
+
+    Args:
+        backbone: the model.
+        scheduler: name of a sampling scheduler.
+    """
+    import diffusers
+
+    components = {
+        "unet": backbone.unet,
+        "vae": backbone.vae,
+        "scheduler": make_scheduler(backbone.noise_scheduler, scheduler),
+    }
+    for index, (encoder, tokenizer) in enumerate(zip(backbone.text_encoders, backbone.tokenizers, strict=True)):
+        ending = "" if index == 0 else f"_{index + 1}"
+        components[f"text_encoder{ending}"] = copy.deepcopy(encoder)
+        components[f"tokenizer{ending}"] = copy.deepcopy(tokenizer)
+    kind = getattr(diffusers, family_of(backbone).pipeline)
+    if len(backbone.text_encoders) == 1:
+        components |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    else:
+        zeros = getattr(backbone, "zero_no_prompt", True)
+        components |= {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
+    pipeline = kind(**components)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def mend_pooling(pipeline: Any) -> None:
+    """Lets the text encoders read their pooled embedding at the end of the text, also behind added tokens.
+
+    The published configurations of SD and SDXL name no true end of the text (``eos_token_id`` is 2), and transformers
+    then reads at the largest id. That is the end as long as no id was added; a loaded embedding has a larger one.
+    """
+    for ending in ("", "_2"):
+        encoder, tokenizer = (getattr(pipeline, f"{name}{ending}", None) for name in ("text_encoder", "tokenizer"))
+        if encoder is not None and tokenizer is not None:
+            for part in (encoder, getattr(encoder, "text_model", None)):
+                if part is not None and hasattr(part, "eos_token_id"):
+                    part.eos_token_id = tokenizer.eos_token_id
+
+
+def noise_generator(seed: int) -> torch.Generator:
+    """What ``generator=`` of a pipeline must be to start from the noise of our picture with this seed."""
+    return torch_generator(seed, "sample")

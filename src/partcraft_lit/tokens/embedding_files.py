@@ -1,0 +1,96 @@
+"""Baked tokens in the words of other tools: what a part is called there, and what a file of one part holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
+from partcraft_lit.types import PartToken
+
+
+@dataclass(frozen=True)
+class ExportedPart:
+    """One part variant that leaves the project.
+
+    Attributes:
+        token: which.
+        placeholder: its word in diffusers, the same as in our prompts: ``<head:7>``.
+        stem: name of its files, without folder and ending; A1111 and ComfyUI know it by that.
+        vectors: one (1, width) float32 tensor per text encoder.
+    """
+
+    token: PartToken
+    placeholder: str
+    stem: str
+    vectors: tuple[Tensor, ...]
+
+    @property
+    def alone(self) -> str:
+        """A prompt for a picture of this part by itself."""
+        return f"a photo of a {self.placeholder}"
+
+
+def chosen_tokens(
+    wanted: Sequence[str] | None, vocabulary: PartVocabulary, trained: Sequence[Sequence[bool]]
+) -> list[PartToken]:
+    """The part variants that a user asks for.
+
+    Args:
+        wanted: each "head:17", "<head:17>", "2:17", or "head" for all of its variants; None for all of all parts.
+        vocabulary: parts and codes.
+        trained: per part and code, whether any image showed it; only what was asked for by code may lack that.
+
+    Returns:
+        Tokens in the order asked for, each once.
+
+    Raises:
+        UserError: for an unknown part or code, with the nearest known ones, or if nothing is left.
+    """
+    tokens: list[PartToken] = []
+    names = vocabulary.names if wanted is None else wanted
+    for text in names:
+        name = text.strip().removeprefix("<").removesuffix(">")
+        if ":" in name:
+            tokens += [piece for piece in parse(f"<{name}>", vocabulary) if isinstance(piece, PartToken)]
+        else:
+            part = vocabulary.index(name.strip())
+            tokens += [PartToken(part, code) for code, is_trained in enumerate(trained[part]) if is_trained]
+    if not tokens:
+        raise UserError("parts=[] chooses nothing to export; write parts=[head:17,wing:42], or parts=null for all.")
+    return list(dict.fromkeys(tokens))
+
+
+def exported_part(
+    token: PartToken, vocabulary: PartVocabulary, baked: Tensor, widths: Sequence[int], prefix: str
+) -> ExportedPart:
+    """A baked token with its names.
+
+    Codes in file names are padded to one length, so that no name begins with another: A1111 would read
+    ``head-1`` out of ``head-17`` where only the first is installed.
+
+    Args:
+        token: which.
+        vocabulary: parts and codes.
+        baked: (M + 1, K, sum of widths).
+        widths: of the text encoders' embeddings.
+        prefix: what file names begin with, since all embeddings lie in one folder there.
+    """
+    digits = len(str(vocabulary.num_codes[token.part] - 1))
+    name = "-".join(vocabulary.names[token.part].split())
+    vectors = baked[token.part, token.code].detach().float().cpu().split(list(widths))
+    return ExportedPart(
+        token=token,
+        placeholder=render([token], vocabulary),
+        stem=f"{prefix}-{name}-{token.code:0{digits}d}",
+        vectors=tuple(vector[None].clone() for vector in vectors),
+    )
+
+
+def renamed_prompt(prompt: str, vocabulary: PartVocabulary, words: dict[PartToken, str]) -> str:
+    """A prompt in which every part token is written as the word that another tool knows it by."""
+    pieces = parse(prompt, vocabulary)
+    return "".join(words[piece] if isinstance(piece, PartToken) else piece for piece in pieces)
