@@ -80,7 +80,7 @@ class Bundle:
             "modelspec.license": self.license,
             "ss_network_module": "networks.lora",
             "ss_network_dim": str(rank),
-            "ss_network_alpha": str(rank),
+            "ss_network_alpha": str(rank),  # folded, whatever it was: see backbones.lora_files
             "ss_sd_model_name": self.origin.model or "partcraft-lit mini",
             "partcraft.version": __version__,
             "partcraft.run": self.run,

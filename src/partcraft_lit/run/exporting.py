@@ -118,15 +118,14 @@ def _shown_codes(dictionary: PartDictionary) -> list[list[bool]]:
 
 def _check_adapters(module: PersonalizationModule) -> None:
     """Files hold low-rank changes and embeddings; a run that trained anything else cannot be told in them."""
-    others = [
-        name for name, parameter in module.backbone.unet.named_parameters()
-        if parameter.requires_grad and ".lora_" not in name
-    ]  # fmt: skip
-    if others:
-        raise UserError(
-            f"This run trained {len(others)} weights of the UNet itself, for instance {others[0]!r}; an export holds "
-            f"LoRA and embeddings only. Train with a method that adapts by LoRA."
-        )
+    networks = {"unet": module.backbone.unet, "text_encoder": torch.nn.ModuleList(module.backbone.text_encoders)}
+    for network, part in networks.items():
+        others = [name for name, p in part.named_parameters() if p.requires_grad and ".lora_" not in name]
+        if others:
+            raise UserError(
+                f"This run trained {len(others)} weights of the {network} itself, for instance {others[0]!r}; an "
+                f"export holds LoRA and embeddings only. Train with method.unet=lora and method.text_encoder=false."
+            )
 
 
 # What the files have to give back.
