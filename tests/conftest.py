@@ -1,7 +1,8 @@
 """Real models, small enough for a test: the classes of Stable Diffusion with widths of 8 to 32, and a CLIP tokenizer.
 
 ``tiny_backbone`` and ``tiny_sd_folder`` are shared by the whole session, so a test must not change them; a test that
-trains, adds adapters or replaces processors takes ``fresh_backbone``.
+trains, adds adapters or replaces processors takes ``fresh_backbone``. The same with ``_xl`` is an SDXL, and what begins
+with ``each_`` runs a test once with each kind.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from partcraft_lit.types import PartToken, TokenizedPrompts
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
+    from partcraft_lit.backbones.latent_diffusion import LatentDiffusion
     from partcraft_lit.backbones.stable_diffusion import StableDiffusion
+    from partcraft_lit.backbones.stable_diffusion_xl import StableDiffusionXL
 
 #: Words that the tiny tokenizer knows as one token; any other text falls apart into bytes, as in CLIP.
 TINY_WORDS = (
@@ -146,6 +149,107 @@ def make_components(tiny_tokenizer: CLIPTokenizer) -> Callable[..., dict[str, An
 
 
 @pytest.fixture(scope="session")
+def tiny_tokenizer_2(tiny_tokenizer: CLIPTokenizer) -> CLIPTokenizer:
+    """The same words, padded with "!", as the second tokenizer of SDXL."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(tiny_tokenizer.name_or_path, pad_token="!")
+
+
+def _components_xl(
+    tokenizer: CLIPTokenizer, tokenizer_2: CLIPTokenizer, seed: int = 0, prediction_type: str = "epsilon"
+) -> dict[str, Any]:
+    """The components of an SDXL pipeline, with random weights; no attention at the finest level, as in the real one."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=TINY_RESOLUTION // 2,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32 + 48,
+            attention_head_dim=(2, 4),
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=24 + 6 * 8,
+            norm_num_groups=8,
+        )
+        text_encoder_2 = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=48,
+                intermediate_size=64,
+                projection_dim=24,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                max_position_embeddings=77,
+                hidden_act="gelu",
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer_2.pad_token_id,
+            )
+        )
+    components = _components(tokenizer, seed, prediction_type)
+    components["vae"].register_to_config(scaling_factor=0.13025)
+    return {
+        **components,
+        "unet": unet.eval(),
+        "text_encoder_2": text_encoder_2.eval(),
+        "tokenizer_2": tokenizer_2,
+    }
+
+
+@pytest.fixture(scope="session")
+def make_components_xl(tiny_tokenizer: CLIPTokenizer, tiny_tokenizer_2: CLIPTokenizer) -> Callable[..., dict[str, Any]]:
+    """``(seed, prediction_type) -> dict``: the components of an SDXL pipeline, new at each call."""
+    return partial(_components_xl, tiny_tokenizer, tiny_tokenizer_2)
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_folder(
+    tmp_path_factory: pytest.TempPathFactory, make_components_xl: Callable[..., dict[str, Any]]
+) -> Path:
+    """A folder in diffusers' format that ``StableDiffusionXLPipeline.from_pretrained`` loads; do not write into it."""
+    from diffusers import StableDiffusionXLPipeline
+
+    folder = tmp_path_factory.mktemp("tiny_sdxl")
+    StableDiffusionXLPipeline(**make_components_xl(), add_watermarker=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone_xl(make_components_xl: Callable[..., dict[str, Any]]) -> StableDiffusionXL:
+    """A whole tiny SDXL, shared: leave its weights, adapters and processors alone."""
+    from partcraft_lit.backbones.stable_diffusion_xl import StableDiffusionXL
+
+    return StableDiffusionXL(name="tiny xl", **make_components_xl(), resolution=TINY_RESOLUTION)
+
+
+@pytest.fixture
+def fresh_backbone_xl(tiny_backbone_xl: StableDiffusionXL) -> StableDiffusionXL:
+    """A copy of ``tiny_backbone_xl`` that a test may change."""
+    return copy.deepcopy(tiny_backbone_xl)
+
+
+@pytest.fixture(scope="session", params=["sd", "sdxl"])
+def each_backbone(request: pytest.FixtureRequest) -> LatentDiffusion:
+    """Each kind of tiny backbone, shared."""
+    return request.getfixturevalue({"sd": "tiny_backbone", "sdxl": "tiny_backbone_xl"}[request.param])
+
+
+@pytest.fixture
+def each_fresh_backbone(each_backbone: LatentDiffusion) -> LatentDiffusion:
+    """A copy of each kind, which a test may change."""
+    return copy.deepcopy(each_backbone)
+
+
+@pytest.fixture(scope="session")
 def tiny_sd_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: CLIPTokenizer) -> Path:
     """A folder in diffusers' format that ``StableDiffusionPipeline.from_pretrained`` loads; do not write into it."""
     from diffusers import StableDiffusionPipeline
@@ -183,10 +287,16 @@ def tiny_words() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def make_tokens(tiny_tokenizer: CLIPTokenizer) -> Callable[..., TokenizedPrompts]:
-    """Prompts given as pieces (text or PartToken) -> TokenizedPrompts, without the prompt grammar."""
+    """Prompts given as pieces (text or PartToken) -> TokenizedPrompts, without the prompt grammar; one tokenizer unless
+    others are given."""
 
-    def tokenize(prompts: Sequence[Sequence[str | PartToken]], length: int = 77) -> TokenizedPrompts:
-        rows = [_token_row(prompt, tiny_tokenizer, length) for prompt in prompts]
+    def tokenize(
+        prompts: Sequence[Sequence[str | PartToken]],
+        length: int = 77,
+        tokenizers: Sequence[CLIPTokenizer] = (tiny_tokenizer,),
+    ) -> TokenizedPrompts:
+        each = [[_token_row(prompt, tokenizer, length) for prompt in prompts] for tokenizer in tokenizers]
+        rows = each[0]
         most = max(len(places) for _, places in rows)
 
         def table(read: Callable[[tuple[int, PartToken]], int]) -> torch.Tensor:
@@ -194,7 +304,7 @@ def make_tokens(tiny_tokenizer: CLIPTokenizer) -> Callable[..., TokenizedPrompts
             return torch.tensor(filled, dtype=torch.long).reshape(len(rows), most)
 
         return TokenizedPrompts(
-            input_ids=(torch.tensor([ids for ids, _ in rows]),),
+            input_ids=tuple(torch.tensor([ids for ids, _ in rows]) for rows in each),
             part_positions=table(lambda place: place[0]),
             part_ids=table(lambda place: place[1].part),
             code_ids=table(lambda place: place[1].code),

@@ -80,6 +80,7 @@ def make_batch(module: PersonalizationModule, size: int = 2, seed: int = 0) -> T
             prompt=prompts[number % 2],
             sample_id=number,
             image_id=number,
+            crop=(64, 48, 0, 2),
         )
         for number in range(size)
     ]

@@ -32,6 +32,8 @@ PATH_KEYS = (
     "archive",
     "paths.data",
     "backbone.source",
+    "backbone.vae",
+    "backbone.config",
     "run",
     "ckpt_path",
     "output_dir",
@@ -253,7 +255,8 @@ def _sweep_values(override: Override) -> list[str]:
 
 def _is_path(key: str, value: str) -> bool:
     """Made absolute, so that a run can be read from any folder; a hub id or the name of a run is none."""
-    return key == "dataset.dir" or (key in ("backbone.source", "ckpt_path") and Path(value).expanduser().exists())
+    may_exist = key.startswith("backbone.") or key == "ckpt_path"
+    return key == "dataset.dir" or (may_exist and Path(value).expanduser().exists())
 
 
 def _is_quoted(value: str) -> bool:

@@ -96,7 +96,7 @@ class PersonalizationModule(LightningModule):
     def forward_step(self, batch: TrainingBatch) -> StepOutput:
         """One forward pass of a batch that is complete: no chance is left in it."""
         scheduler = self.backbone.noise_scheduler
-        conditioning = self.backbone.encode_prompts(batch.tokens, self.part_vectors(batch))
+        conditioning = self.backbone.encode_prompts(batch.tokens, self.part_vectors(batch), batch.crops)
         noisy_latents = add_noise(batch.latents, batch.noise, batch.timesteps, scheduler.alphas_cumprod)
         target = diffusion_target(
             batch.latents, batch.noise, batch.timesteps, scheduler.alphas_cumprod, scheduler.config.prediction_type

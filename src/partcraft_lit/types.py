@@ -94,6 +94,8 @@ class TrainingExample:
         prompt: the caption.
         sample_id: number of the sample since the start of training.
         image_id: index of the image in its source.
+        crop: height and width of the whole image as it came, then top and left of the crop in it after it was resized
+            (and mirrored), in pixels.
         loss_region: (s, s) from 0 to 1, how much each latent counts; None for all alike.
     """
 
@@ -105,6 +107,7 @@ class TrainingExample:
     prompt: str
     sample_id: int
     image_id: int
+    crop: tuple[int, int, int, int]
     loss_region: Tensor | None = None
 
 
@@ -132,6 +135,8 @@ class TrainingBatch(_Movable):
         prior: (B,) whether a sample is of the prior images, which hold no part and keep the model what it was; its loss
             has a weight of its own, and attention losses leave it out. None where none is.
         loss_region: (B, h, w) from 0 to 1, how much each place of the latents counts; None where all count alike.
+        crops: (B, 4) height and width of the whole image as it came, then top and left of the crop in it after it was
+            resized, in pixels; None says that every crop is a whole image of the backbone's resolution.
     """
 
     latents: Tensor
@@ -144,6 +149,7 @@ class TrainingBatch(_Movable):
     image_ids: Tensor
     prior: Tensor | None = None
     loss_region: Tensor | None = None
+    crops: Tensor | None = None
 
 
 @dataclass
@@ -317,8 +323,15 @@ class Backbone(Protocol):
         """(B, C, h, w) scaled latents -> (B, 3, H, W) in -1...1."""
         ...
 
-    def encode_prompts(self, tokens: TokenizedPrompts, part_vectors: Tensor | None) -> Conditioning:
-        """Part vectors (B, T, sum of token_widths) replace the embeddings at ``tokens.part_positions``."""
+    def encode_prompts(
+        self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
+    ) -> Conditioning:
+        """Part vectors (B, T, sum of token_widths) replace the embeddings at ``tokens.part_positions``; ``crops`` as in
+        ``TrainingBatch``."""
+        ...
+
+    def encode_no_prompt(self) -> Conditioning:
+        """One row: what stands for no prompt in classifier-free guidance."""
         ...
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 @pytest.fixture(scope="session")
 def sd15_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The settings that a single SD1.x file is read with."""
-    from partcraft_lit.backbones.sources import _write_sd1_settings
+    from partcraft_lit.backbones.published import SD1, write_settings
 
     folder = tmp_path_factory.mktemp("sd15_settings")
-    _write_sd1_settings(folder)
+    write_settings(SD1, folder)
     return folder
 
 
@@ -26,3 +26,14 @@ def sd15_unet(sd15_settings: Path):
 
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(json.loads((sd15_settings / "unet" / "config.json").read_text()))
+
+
+@pytest.fixture(scope="session")
+def sdxl_unet():
+    """SDXL's UNet on the meta device; copy it before changing it."""
+    from diffusers import UNet2DConditionModel
+
+    from partcraft_lit.backbones.published import SDXL_BASE
+
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(SDXL_BASE["unet"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from partcraft_lit.backbones import single_file as single_file_module
 from partcraft_lit.backbones import sources
 from partcraft_lit.backbones.stable_diffusion import load_mini, load_sd15
 from partcraft_lit.errors import UserError
@@ -119,7 +120,7 @@ def test_a_hub_id_that_cannot_be_had_offline_says_how_to_get_it(monkeypatch):
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
-        ("Cannot access gated repo for url", r"may be gated.*hf auth login.*To get it"),
+        ("Cannot access gated repo for url", r"is gated.*hf auth login.*To get it"),
         ("401 Client Error", "may be gated"),
         ("\n\nWe couldn't connect\nmore", r"'owner/model' could not be loaded: We couldn't connect To get it"),
     ],
@@ -265,12 +266,12 @@ def test_a_single_sd1_file_needs_no_settings(tmp_path, tiny_sd_folder, monkeypat
     save_file(state, tmp_path / "v1.safetensors")
     seen = {}
 
-    def convert(path, checkpoint, config, tokenizer):
+    def convert(path, layout, checkpoint, config, tokenizers):
         seen.update({file.parent.name: json.loads(file.read_text()) for file in config.glob("*/*.json")})
         seen["folder"] = config
         raise UserError("enough")
 
-    monkeypatch.setattr(sources, "_convert", convert)
+    monkeypatch.setattr(single_file_module, "_convert", convert)
     with pytest.raises(UserError, match="enough"):
         load_sd15(tmp_path / "v1.safetensors")
     assert seen["unet"]["block_out_channels"] == [320, 640, 1280, 1280]
@@ -280,7 +281,7 @@ def test_a_single_sd1_file_needs_no_settings(tmp_path, tiny_sd_folder, monkeypat
 
 def test_a_single_file_that_is_no_stable_diffusion(tmp_path, tiny_sd_folder):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"no Stable Diffusion 1\.x checkpoint in the original format"):
+    with pytest.raises(UserError, match=r"no Stable Diffusion checkpoint in the original format"):
         load_sd15(tmp_path / "other.safetensors", config=tiny_sd_folder / "tokenizer")
     with pytest.raises(UserError, match=r"other\.safetensors does not fit the settings"):
         load_sd15(tmp_path / "other.safetensors", config=tiny_sd_folder)
@@ -288,7 +289,7 @@ def test_a_single_file_that_is_no_stable_diffusion(tmp_path, tiny_sd_folder):
 
 def test_a_tokenizer_can_come_from_beside_the_file(single_file, tiny_sd_folder, tiny_tokenizer):
     shutil.copytree(tiny_sd_folder / "tokenizer", single_file.parent / "tokenizer")
-    tokenizer = sources._single_file_tokenizer(single_file, None)
+    tokenizer = single_file_module._first_tokenizer(single_file, None)
     assert tokenizer("a striped bird").input_ids == tiny_tokenizer("a striped bird").input_ids
 
 
@@ -313,7 +314,7 @@ def test_a_tokenizer_can_come_from_the_hub_s_cache(single_file, tiny_tokenizer, 
         return f"{tiny_tokenizer.name_or_path}/{name}"
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
-    tokenizer = sources._single_file_tokenizer(single_file, None)
+    tokenizer = single_file_module._first_tokenizer(single_file, None)
     assert tokenizer("a striped bird").input_ids == tiny_tokenizer("a striped bird").input_ids
     assert asked[0] == ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer")
 

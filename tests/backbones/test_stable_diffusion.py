@@ -9,8 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from partcraft_lit.backbones.attention import cross_attention_sides
+from partcraft_lit.backbones.latent_diffusion import choose_attention_layers
 from partcraft_lit.backbones.lora import add_lora
-from partcraft_lit.backbones.stable_diffusion import StableDiffusion, choose_attention_layers, weights_hash
+from partcraft_lit.backbones.stable_diffusion import StableDiffusion
+from partcraft_lit.backbones.weights import weights_hash
 from partcraft_lit.errors import UserError
 from partcraft_lit.types import Backbone, Conditioning, PartToken
 

@@ -35,6 +35,7 @@ class Samples(Dataset):
             prompt=f"sample {sample_id}",
             sample_id=sample_id,
             image_id=sample_id % IMAGES,
+            crop=(64, 48, 0, 2),
         )
 
 

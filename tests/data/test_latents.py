@@ -154,7 +154,7 @@ def test_another_network_or_preparation_is_another_entry(store: Store, change: s
 
 def test_what_does_not_fit_into_memory_is_read_from_the_store(store: Store) -> None:
     source, backbone = Images([noise(16, 16, seed) for seed in range(3)]), LeftIsBrighter()
-    entry = 4 * 4 * 4 * 4 * 2  # mean, std and the mirror image's; 4 channels of 4 x 4 in two bytes
+    entry = 4 * 4 * 4 * 4 * 2 + 16  # mean, std and the mirror image's; 4 channels of 4 x 4 in two bytes; two numbers
     held = cache_latents(source, backbone, store, 16)  # type: ignore[arg-type]
     partly = cache_latents(source, backbone, store, 16, memory_limit=entry)  # type: ignore[arg-type]
     for index in range(3):
@@ -198,3 +198,10 @@ def test_values_that_are_not_finite_are_never_stored(store: Store) -> None:
     with pytest.raises(UserError, match=r"backbone 'left' gives values that are not finite for image 0"):
         cache_latents(Images([noise(16, 16)]), Overflows(), store, 16)  # type: ignore[arg-type]
     assert not list(store.root.rglob("*.safetensors"))
+
+
+def test_the_size_that_an_image_came_in_is_kept(store: Store) -> None:
+    images = Images([noise(20, 40), noise(16, 17)])
+    for _ in range(2):  # computed, then read
+        table = cache_latents(images, LeftIsBrighter(), store, resolution=16, memory_limit=0)  # type: ignore[arg-type]
+        assert [table.original_size(index) for index in range(2)] == [(20, 40), (16, 17)]

@@ -41,7 +41,18 @@ def table(store: Store, std: float = 0.0) -> LatentTable:
         mean = coordinates(*size)
         flipped = mean.flip(-1) + torch.tensor([0.0, 0.0, 1.0])[:, None, None]  # channel 2 says: the mirror image
         deviation = torch.full_like(mean, std)
-        store.put(KIND, key, {"mean": mean, "std": deviation, "mean_flipped": flipped, "std_flipped": deviation})
+        original = torch.tensor(size) * 10 + number  # not the latents' own size: pictures are resized
+        store.put(
+            KIND,
+            key,
+            {
+                "mean": mean,
+                "std": deviation,
+                "mean_flipped": flipped,
+                "std_flipped": deviation,
+                "original_size": original,
+            },
+        )
         entry = store.get(KIND, key)
         assert entry is not None
         if number % 2:
@@ -242,3 +253,15 @@ def test_latents_of_another_resolution(make: Make) -> None:
 def epoch_like(image: int) -> int:
     """Number of a sample that shows an image."""
     return next(number for number in range(5) if epoch_index(7, number, 5) == image)
+
+
+def test_the_crop_says_the_picture_s_own_size_and_where_it_was_cut(make: Make) -> None:
+    """The latents tell by themselves which row and column they begin with; in a mirrored picture, from its left."""
+    examples = [make()[number] for number in range(40)]
+    for example in examples:
+        height, width = SIZES[example.image_id]
+        first_row, first_column, mirrored = (int(value) for value in example.latents[:, 0, 0])
+        left = width - 1 - first_column if mirrored else first_column
+        original = (height * 10 + example.image_id, width * 10 + example.image_id)
+        assert example.crop == (*original, first_row * 8, left * 8)
+    assert any(example.crop[2] for example in examples) and any(example.crop[3] for example in examples)

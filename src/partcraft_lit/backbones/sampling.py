@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from partcraft_lit.backbones.text import plain_tokens
 from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.images import to_uint8
 from partcraft_lit.randomness import torch_generator
@@ -48,7 +47,8 @@ def sample(
         backbone: the model; its device is used.
         tokens: B prompts.
         part_vectors: (B, T, width) for the part tokens, or None without any.
-        negative_tokens: what to steer away from, B prompts or one for all; None is the empty prompt.
+        negative_tokens: what to steer away from, B prompts or one for all; None is what
+            the backbone takes for no prompt.
         negative_vectors: likewise, where the negative prompts hold part tokens.
         seeds: B numbers.
         steps: denoising steps.
@@ -71,7 +71,7 @@ def sample(
     guided = guidance_scale != 1.0
     with _evaluation_mode(backbone.unet):
         positive = _encode(backbone, tokens, part_vectors)
-        negative = _encode(backbone, negative_tokens or _empty_prompt(backbone), negative_vectors) if guided else None
+        negative = _encode_negative(backbone, negative_tokens, negative_vectors) if guided else None
         chunks = [
             _denoise(
                 backbone,
@@ -142,8 +142,8 @@ def _encode(backbone: Backbone, tokens: TokenizedPrompts, part_vectors: Tensor |
     return backbone.encode_prompts(tokens.to(device), vectors)
 
 
-def _empty_prompt(backbone: Backbone) -> TokenizedPrompts:
-    return plain_tokens(backbone.tokenizers, [""])
+def _encode_negative(backbone: Backbone, tokens: TokenizedPrompts | None, vectors: Tensor | None) -> Conditioning:
+    return backbone.encode_no_prompt() if tokens is None else _encode(backbone, tokens, vectors)
 
 
 def _rows(conditioning: Conditioning, start: int, stop: int) -> Conditioning:

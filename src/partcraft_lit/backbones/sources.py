@@ -2,67 +2,124 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
 
 from partcraft_lit.errors import UserError, did_you_mean
 
-#: Sub-folders of diffusers' format, and a file that each must have.
-_FOLDER_PARTS = {
-    "unet": ("config.json",),
-    "vae": ("config.json",),
-    "text_encoder": ("config.json",),
-    "tokenizer": ("vocab.json", "tokenizer.json"),
-    "scheduler": ("scheduler_config.json",),
-}
-#: Hub repositories whose tokenizer is that of every SD 1.x and 2.x model, with the sub-folder.
-_TOKENIZER_REPOSITORIES = (
-    ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer"),
-    ("openai/clip-vit-large-patch14", ""),
+#: Files of which each tokenizer's folder must have one.
+TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a kind of model consists of, by the names of diffusers' format.
+
+    Attributes:
+        title: what people call the kind.
+        text_encoders: sub-folder of each text encoder -> its class in transformers.
+        tokenizers: sub-folder of each tokenizer.
+        example: a hub id of this kind.
+        backbone: the option of the configuration group for this kind.
+    """
+
+    title: str
+    text_encoders: dict[str, str]
+    tokenizers: tuple[str, ...]
+    example: str
+    backbone: str
+
+    @property
+    def folders(self) -> dict[str, tuple[str, ...]]:
+        """Sub-folder -> files of which it must have one."""
+        configs = dict.fromkeys(("unet", "vae", *self.text_encoders), ("config.json",))
+        tokenizers = dict.fromkeys(self.tokenizers, TOKENIZER_FILES)
+        return {**configs, **tokenizers, "scheduler": ("scheduler_config.json",)}
+
+
+SD = Layout(
+    title="SD 1.x and 2.x",
+    text_encoders={"text_encoder": "CLIPTextModel"},
+    tokenizers=("tokenizer",),
+    example="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    backbone="sd15",
+)
+SDXL = Layout(
+    title="SDXL",
+    text_encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
+    tokenizers=("tokenizer", "tokenizer_2"),
+    example="stabilityai/stable-diffusion-xl-base-1.0",
+    backbone="sdxl",
 )
 
 
 @dataclass(frozen=True)
 class Components:
-    """Networks in float32 on the CPU, the tokenizer, and any scheduler that carries the noise schedule."""
+    """Networks in float32 on the CPU, the tokenizers, and any scheduler that carries the noise schedule.
+
+    Attributes:
+        unet, vae: diffusers' networks.
+        text_encoders, tokenizers: of transformers, in the order of the layout.
+        scheduler: of diffusers.
+        zero_no_prompt: whether the model was published to take zeros for no prompt at all.
+    """
 
     unet: Any
     vae: Any
-    text_encoder: Any
-    tokenizer: Any
+    text_encoders: tuple[Any, ...]
+    tokenizers: tuple[Any, ...]
     scheduler: Any
+    zero_no_prompt: bool
 
 
 def load_components(
     source: str | Path,
+    layout: Layout = SD,
     *,
     revision: str | None = None,
     variant: str | None = None,
     config: str | Path | None = None,
+    mirrors: Sequence[str] = (),
+    vae: str | Path | None = None,
 ) -> Components:
     """Loads from a local folder, a single ``.safetensors`` file or a hub id, told apart by what is on the disk.
 
+    Args:
+        source: where the model is.
+        layout: what kind of model it has to be.
+        revision: branch, tag or commit of a hub id.
+        variant: of the weights' files.
+        config: for a single file: folder with settings and tokenizers.
+        mirrors: hub ids that hold the same model, tried in turn when the source is a hub id that cannot be had, unless
+            a revision is asked for; "owner/name@revision" pins a mirror.
+        vae: folder or hub id of another VAE.
+
     Raises:
-        UserError: see ``backbones.stable_diffusion.load_sd15``.
+        UserError: if the source is missing, incomplete, of another kind of model, or cannot be had offline.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        _check_folder(path)
-        return _load_pretrained(str(path), None, variant)
     if path.is_file():
-        return _load_single_file(path, None if config is None else Path(config).expanduser())
+        from partcraft_lit.backbones.single_file import load_single_file
+
+        components = load_single_file(path, layout, None if config is None else Path(config).expanduser())
+        return components if vae is None else _with_vae(components, vae)
+    if path.is_dir():
+        _check_folder(path, layout)
+        return _load_pretrained(str(path), layout, None, variant, vae)
     if _looks_like_a_path(source):
         raise UserError(_missing_path_message(path))
-    return _load_pretrained(str(source), revision, variant)
+    # A revision is a commit of one repository: with it, another repository is not what was asked for.
+    others = [] if revision else [_pinned(mirror, None) for mirror in mirrors]
+    return _load_from_hub([_pinned(str(source), revision), *others], layout, variant, vae)
 
 
 def packaged_weights(name: str) -> Path:
@@ -78,6 +135,121 @@ def packaged_weights(name: str) -> Path:
             f"with `partcraft pretrain`, or give a folder in diffusers' format with backbone.path=FOLDER."
         )
     return folder
+
+
+def check_tokenizers(location: str, components: Components) -> Components:
+    """transformers makes a tokenizer of two tokens out of files it does not find, without a word."""
+    for tokenizer, text_encoder in zip(components.tokenizers, components.text_encoders, strict=True):
+        known, rows = len(tokenizer), int(text_encoder.config.vocab_size)
+        if known < 256 or known > rows:  # CLIP's byte-level vocabulary begins with the 256 bytes
+            raise UserError(
+                f"The tokenizer of {location} has {known} tokens and the text encoder {rows}: they do not belong "
+                f"together, or vocab.json and merges.txt in tokenizer/ are missing or damaged."
+            )
+    return components
+
+
+@contextmanager
+def explained(location: str, revision: str | None = None, variant: str | None = None) -> Iterator[None]:
+    """Turns what the hub's libraries raise into what a person can do about it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(_load_error_message(location, revision, variant, error)) from error
+
+
+def _load_from_hub(
+    places: Sequence[tuple[str, str | None]], layout: Layout, variant: str | None, vae: str | Path | None
+) -> Components:
+    """The first hub id that can be had; if none, why each could not."""
+    failures: list[UserError] = []
+    for number, (location, revision) in enumerate(places):
+        try:
+            components = _load_pretrained(location, layout, revision, variant, vae)
+        except UserError as error:
+            failures.append(error)
+            continue
+        if number:
+            logger.warning("The model %s could not be had; its mirror %s is used instead.", places[0][0], location)
+        return components
+    if len(failures) == 1:
+        raise failures[0]
+    reasons = " ".join(f"({number}) {_short(error)}" for number, error in enumerate(failures, start=1))
+    raise UserError(f"Neither the model nor a mirror of it could be had. {reasons} {_how_to_get(places[0][0])}")
+
+
+def _load_pretrained(
+    location: str, layout: Layout, revision: str | None, variant: str | None, vae: str | Path | None = None
+) -> Components:
+    """A folder or a hub id; small parts first, so that a wrong id fails before gigabytes are fetched."""
+    import transformers
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    chosen: dict[str, Any] = {"revision": revision}
+    with explained(location, revision, variant):
+        scheduler = DDPMScheduler.from_pretrained(location, subfolder="scheduler", **chosen)
+        tokenizers = [
+            transformers.CLIPTokenizer.from_pretrained(location, subfolder=part, **chosen) for part in layout.tokenizers
+        ]
+        zero_no_prompt = _zero_no_prompt(location, revision) if len(tokenizers) > 1 else False
+        text_encoders = [
+            getattr(transformers, kind).from_pretrained(location, subfolder=part, variant=variant, **chosen)
+            for part, kind in layout.text_encoders.items()
+        ]
+        if vae is None:
+            autoencoder = AutoencoderKL.from_pretrained(location, subfolder="vae", variant=variant, **chosen)
+        else:
+            autoencoder = load_vae(vae)
+        unet = UNet2DConditionModel.from_pretrained(location, subfolder="unet", variant=variant, **chosen)
+    components = in_float32(unet, autoencoder, text_encoders, tokenizers, scheduler, zero_no_prompt)
+    return check_tokenizers(location, components)
+
+
+def in_float32(
+    unet: Any, vae: Any, text_encoders: Sequence[Any], tokenizers: Sequence[Any], scheduler: Any, zero_no_prompt: bool
+) -> Components:
+    """Half precision files come up to float32: the two libraries differ in what they do without being told."""
+    encoders = tuple(encoder.float() for encoder in text_encoders)
+    return Components(unet.float(), vae.float(), encoders, tuple(tokenizers), scheduler, zero_no_prompt)
+
+
+def load_vae(source: str | Path) -> Any:
+    """A VAE in diffusers' format: a folder or a hub id with the VAE itself, or with a whole model around it.
+
+    Raises:
+        UserError: if it is not there or cannot be read.
+    """
+    from diffusers import AutoencoderKL
+
+    path = Path(source).expanduser()
+    if not path.is_dir() and _looks_like_a_path(source):
+        raise UserError(f"backbone.vae={source}: {_missing_path_message(path)}")
+    location = str(path) if path.is_dir() else str(source)
+    inside = "vae" if (path / "vae" / "config.json").is_file() else None
+    with explained(location):
+        return AutoencoderKL.from_pretrained(location, subfolder=inside)
+
+
+def _with_vae(components: Components, vae: str | Path) -> Components:
+    return replace(components, vae=load_vae(vae).float())
+
+
+def _zero_no_prompt(location: str, revision: str | None) -> bool:
+    """What model_index.json says; a folder without one is taken for the published base model, which says yes."""
+    from diffusers import DiffusionPipeline
+
+    if Path(location).is_dir() and not (Path(location) / DiffusionPipeline.config_name).is_file():
+        return True
+    index = DiffusionPipeline.load_config(location, revision=revision)
+    return bool(index.get("force_zeros_for_empty_prompt", True))
+
+
+def _pinned(place: str, revision: str | None) -> tuple[str, str | None]:
+    """ "owner/name@revision" -> its two halves."""
+    name, at, own = place.partition("@")
+    return name, own if at else revision
 
 
 def _looks_like_a_path(source: str | Path) -> bool:
@@ -96,249 +268,84 @@ def _missing_path_message(path: Path) -> str:
     return f"No model at {path}. Give {wanted}. {did_you_mean(path.name, siblings)}".rstrip()
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, layout: Layout) -> None:
     """Everything must be there before any weights are read."""
-    if (folder / "text_encoder_2").is_dir():
-        raise UserError(f"{folder} holds a model with two text encoders (SDXL); this backbone takes SD 1.x and 2.x.")
+    has_two = (folder / "text_encoder_2").is_dir()
+    if has_two != ("text_encoder_2" in layout.text_encoders) and (folder / "text_encoder").is_dir():
+        found, other = ("two text encoders", SDXL) if has_two else ("one text encoder", SD)
+        raise UserError(
+            f"{folder} holds a model with {found} ({other.title}); this backbone takes {layout.title}. Use "
+            f"backbone={other.backbone}."
+        )
     lacking = [
         f"{part}/{' or '.join(files)}"
-        for part, files in _FOLDER_PARTS.items()
+        for part, files in layout.folders.items()
         if not any((folder / part / file).is_file() for file in files)
     ]
     if lacking:
-        found = sorted(entry.name for entry in folder.iterdir())[:12]
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
         raise UserError(
             f"{folder} is no complete model in diffusers' format: {', '.join(lacking)} missing; it holds "
-            f"{', '.join(found) or 'nothing'}. Copy the whole repository, for example with "
-            f"`hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir FOLDER`."
+            f"{found or 'nothing'}. Copy the whole repository, for example with `hf download {layout.example} "
+            f"--local-dir FOLDER`."
         )
 
 
-def _load_pretrained(location: str, revision: str | None, variant: str | None) -> Components:
-    """A folder or a hub id; small parts first, so that a wrong id fails before gigabytes are fetched."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    with _explained(location, variant):
-        scheduler = DDPMScheduler.from_pretrained(location, subfolder="scheduler", revision=revision)
-        tokenizer = CLIPTokenizer.from_pretrained(location, subfolder="tokenizer", revision=revision)
-        networks = {
-            part: kind.from_pretrained(location, subfolder=part, revision=revision, variant=variant)
-            for part, kind in (("text_encoder", CLIPTextModel), ("vae", AutoencoderKL), ("unet", UNet2DConditionModel))
-        }
-    return _components(location, tokenizer=tokenizer, scheduler=scheduler, **networks)
-
-
-def _components(
-    location: str, *, unet: nn.Module, vae: nn.Module, text_encoder: nn.Module, tokenizer: Any, scheduler: Any
-) -> Components:
-    _check_tokenizer(location, tokenizer, text_encoder)
-    # Half precision files come up to float32 here: the two libraries differ in what they do without being told.
-    return Components(unet.float(), vae.float(), text_encoder.float(), tokenizer, scheduler)
-
-
-def _check_tokenizer(location: str, tokenizer: Any, text_encoder: Any) -> None:
-    """transformers makes a tokenizer of two tokens out of files it does not find, without a word."""
-    known, rows = len(tokenizer), int(text_encoder.config.vocab_size)
-    if known < 256 or known > rows:  # CLIP's byte-level vocabulary begins with the 256 bytes
-        raise UserError(
-            f"The tokenizer of {location} has {known} tokens and the text encoder {rows}: they do not belong together, "
-            f"or tokenizer/vocab.json and merges.txt are missing or damaged."
-        )
-
-
-@contextmanager
-def _explained(location: str, variant: str | None) -> Iterator[None]:
-    """Turns what the hub's libraries raise into what a person can do about it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(_load_error_message(location, variant, error)) from error
-
-
-def _load_error_message(location: str, variant: str | None, error: Exception) -> str:
+def _load_error_message(location: str, revision: str | None, variant: str | None, error: Exception) -> str:
     first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if Path(location).is_dir():
         hint = f"Is there a file for variant {variant!r} in it? " if variant else ""
         return f"The model in {location} could not be read: {first_line} {hint}Copy or download the folder again."
-    get_it = (
+    return f"{_hub_reason(location, revision, variant, error, first_line)} {_how_to_get(location)}"
+
+
+def _hub_reason(location: str, revision: str | None, variant: str | None, error: Exception, first_line: str) -> str:
+    """One sentence on why a hub id could not be had. diffusers hides the hub's own error behind another, so all of the
+    chain is looked at."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    chain = list(_chain(error))
+    if any(isinstance(cause, GatedRepoError) for cause in chain) or "gated" in str(error).lower():
+        return (
+            f"The hub refuses {location!r}: the model is gated. Accept its terms on https://huggingface.co/{location}, "
+            f"then log in with `hf auth login`."
+        )
+    if any(isinstance(cause, RevisionNotFoundError) for cause in chain):
+        return f"The hub's {location!r} has no revision {revision!r}."
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
+        return (
+            f"The hub has no model {location!r} for you: it was removed or renamed, is misspelt, or is private (then "
+            f"log in with `hf auth login`)."
+        )
+    if "401" in str(error) or "403" in str(error):
+        return (
+            f"The hub refuses {location!r}: the model may be gated (accept its terms on its page, then `hf auth "
+            f"login`), private, or misspelt."
+        )
+    if _offline():
+        files = f", or not with variant {variant!r}" if variant else ""
+        return f"The model {location!r} is not in the local cache{files}, and HF_HUB_OFFLINE forbids fetching it."
+    return f"The model {location!r} could not be loaded: {first_line}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _how_to_get(location: str) -> str:
+    return (
         f"To get it: `hf download {location}` on a machine with a network (its cache, HF_HOME, can be copied), or give "
         f"a local folder or .safetensors file instead, backbone.source=PATH."
     )
-    if _offline():
-        return f"The model {location!r} is not in the local cache, and HF_HUB_OFFLINE forbids fetching it. {get_it}"
-    if "gated" in str(error).lower() or "401" in str(error) or "403" in str(error):
-        return (
-            f"The hub refuses {location!r}: the model may be gated (accept its terms on its page, then `hf auth "
-            f"login`), private, or misspelt. {get_it}"
-        )
-    return f"The model {location!r} could not be loaded: {first_line} {get_it}"
+
+
+def _short(error: UserError) -> str:
+    return str(error).partition(" To get it:")[0]
 
 
 def _offline() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
-
-
-def _load_single_file(path: Path, config: Path | None) -> Components:
-    """A checkpoint in the original format, without any need of the network."""
-    if path.suffix != ".safetensors":
-        raise UserError(
-            f"{path} is no .safetensors file; other checkpoints can run code when they are read. Convert it, for "
-            f"example StableDiffusionPipeline.from_single_file({path.name!r}).save_pretrained('FOLDER')."
-        )
-    if config is not None and not config.is_dir():
-        raise UserError(
-            f"backbone.config={config} is no folder; give one with a model's settings in diffusers' format."
-        )
-    tokenizer = _single_file_tokenizer(path, config)
-    checkpoint = _read_checkpoint(path)
-    if config is not None and (config / "unet" / "config.json").is_file():
-        return _convert(path, checkpoint, config, tokenizer)
-    _check_is_sd1(path, checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        _write_sd1_settings(Path(folder))
-        return _convert(path, checkpoint, Path(folder), tokenizer)
-
-
-def _single_file_tokenizer(path: Path, config: Path | None) -> Any:
-    """A checkpoint holds no tokenizer: it comes from the settings' folder, from beside the file, or from the hub."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-    from transformers import CLIPTokenizer
-
-    folders = [path.parent / "tokenizer", path.parent]
-    if config is not None:
-        folders = [config / "tokenizer", config, *folders]
-    for folder in folders:
-        if any((folder / file).is_file() for file in _FOLDER_PARTS["tokenizer"]):
-            with _explained(str(folder), None):
-                return CLIPTokenizer.from_pretrained(str(folder))
-    for repository, subfolder in _TOKENIZER_REPOSITORIES:
-        try:
-            files = [hf_hub_download(repository, name, subfolder=subfolder) for name in ("vocab.json", "merges.txt")]
-        except (OSError, HfHubHTTPError):
-            continue
-        return CLIPTokenizer.from_pretrained(str(Path(files[0]).parent))
-    raise UserError(
-        f"{path} holds no tokenizer, and none is beside it or in the hub's cache. Put vocab.json and merges.txt of "
-        f"CLIP into {path.parent / 'tokenizer'}, or give backbone.config=FOLDER with a folder that has tokenizer/."
-    )
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}). Was the download cut short?") from error
-
-
-def _check_is_sd1(path: Path, checkpoint: dict[str, Any]) -> None:
-    key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-    first = checkpoint.get("model.diffusion_model.input_blocks.0.0.weight")
-    if key not in checkpoint or first is None:
-        raise UserError(f"{path} is no Stable Diffusion 1.x checkpoint in the original format: {key} is not in it.")
-    context, inputs, width = checkpoint[key].shape[1], first.shape[1], first.shape[0]
-    if (context, inputs, width) != (768, 4, 320):
-        raise UserError(
-            f"{path} is no plain SD 1.x checkpoint (text width {context}, latent channels {inputs}, first width "
-            f"{width}; wanted 768, 4 and 320). For SD 2.x and others, also give backbone.config=FOLDER with the "
-            f"model's settings in diffusers' format: the file does not say how it predicts."
-        )
-
-
-def _convert(path: Path, checkpoint: dict[str, Any], config: Path, tokenizer: Any) -> Components:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
-    from transformers import CLIPTextModel
-
-    settings = {"config": str(config), "local_files_only": True}
-    try:
-        networks = {
-            "unet": UNet2DConditionModel.from_single_file(dict(checkpoint), subfolder="unet", **settings),
-            "vae": AutoencoderKL.from_single_file(dict(checkpoint), subfolder="vae", **settings),
-            "text_encoder": create_diffusers_clip_model_from_ldm(
-                CLIPTextModel, checkpoint=dict(checkpoint), subfolder="text_encoder", **settings
-            ),
-        }
-        scheduler = DDPMScheduler.from_pretrained(config, subfolder="scheduler", local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SingleFileComponentError) as error:
-        raise UserError(f"{path} does not fit the settings in {config}: {error}") from error
-    _check_complete(path, networks)
-    return _components(str(path), tokenizer=tokenizer, scheduler=scheduler, **networks)
-
-
-def _check_complete(path: Path, networks: dict[str, Any]) -> None:
-    """A weight that the file did not hold is left without storage by the converter."""
-    lacking = [
-        f"{part}: {name}"
-        for part, network in networks.items()
-        for name, parameter in network.named_parameters()
-        if parameter.is_meta
-    ]
-    if lacking:
-        raise UserError(
-            f"{path} lacks {len(lacking)} weights, first {lacking[0]}. It may hold the UNet only, or be cut short."
-        )
-
-
-def _write_sd1_settings(folder: Path) -> None:
-    """Settings that all SD 1.x models share, as published with v1.5 (what a checkpoint's tensors do not say)."""
-    files: dict[str, dict[str, Any]] = {
-        "unet/config.json": {
-            "_class_name": "UNet2DConditionModel",
-            "sample_size": 64,
-            "in_channels": 4,
-            "out_channels": 4,
-            "block_out_channels": [320, 640, 1280, 1280],
-            "layers_per_block": 2,
-            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-            "cross_attention_dim": 768,
-            "attention_head_dim": 8,
-        },
-        "vae/config.json": {
-            "_class_name": "AutoencoderKL",
-            "sample_size": 512,
-            "block_out_channels": [128, 256, 512, 512],
-            "layers_per_block": 2,
-            "down_block_types": ["DownEncoderBlock2D"] * 4,
-            "up_block_types": ["UpDecoderBlock2D"] * 4,
-            "latent_channels": 4,
-            "scaling_factor": 0.18215,
-        },
-        "text_encoder/config.json": {
-            "architectures": ["CLIPTextModel"],
-            "model_type": "clip_text_model",
-            "vocab_size": 49408,
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "projection_dim": 768,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "max_position_embeddings": 77,
-            "hidden_act": "quick_gelu",
-            "bos_token_id": 49406,
-            "eos_token_id": 49407,
-            "pad_token_id": 49407,
-        },
-        "scheduler/scheduler_config.json": {
-            "_class_name": "DDPMScheduler",
-            "num_train_timesteps": 1000,
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-            "clip_sample": False,
-            "steps_offset": 1,
-            "prediction_type": "epsilon",
-        },
-    }
-    for name, content in files.items():
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(content), encoding="utf-8")

@@ -89,6 +89,7 @@ class Collate:
             image_ids=torch.tensor([example.image_id for example in examples], dtype=torch.long),
             prior=None if self._prior is None else torch.arange(len(examples)) >= own,
             loss_region=_regions(examples),
+            crops=torch.tensor([example.crop for example in examples], dtype=torch.long),
         )
 
 

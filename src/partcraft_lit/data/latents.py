@@ -15,10 +15,10 @@ from partcraft_lit.types import Backbone, ImageSource
 
 KIND = "latents"
 #: Raise by one when the same image would be prepared otherwise.
-_PREPARATION = "short side, antialiased bilinear, aspect 3:1, v1"
+_PREPARATION = "short side, antialiased bilinear, aspect 3:1, with original size, v2"
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
-#: Order of the tensors of one image in memory.
-_NAMES = ("mean", "std", "mean_flipped", "std_flipped")
+#: Order of the tensors of one image in memory; the last holds height and width of the image as it came, in pixels.
+_NAMES = ("mean", "std", "mean_flipped", "std_flipped", "original_size")
 
 
 class LatentTable:
@@ -32,7 +32,7 @@ class LatentTable:
         self._store = store
         self._keys = list(keys)
         self._room = memory_limit
-        self._held: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._held: dict[str, tuple[Tensor, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -43,23 +43,19 @@ class LatentTable:
         Raises:
             UserError: if the entry is gone from the store or damaged.
         """
-        key = self._keys[index]
-        held = self._held.get(key)
-        if held is None:
-            entry = self._store.get(KIND, key)
-            if entry is None:
-                raise UserError(
-                    f"The latents of image {index} are gone from {self._store.root} or damaged. Start again: what is "
-                    f"missing is computed at the start."
-                )
-            held = _in_order(entry)
-        mean, std = held[2:] if flip else held[:2]
+        held = self._tensors(index)
+        mean, std = held[2:4] if flip else held[:2]
         return mean.float(), std.float()
 
     def size(self, index: int) -> tuple[int, int]:
         """(h, w) of an image's latents."""
         mean, _ = self.get(index, flip=False)
         return int(mean.shape[-2]), int(mean.shape[-1])
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image as it came, in pixels."""
+        height, width = self._tensors(index)[4].tolist()
+        return height, width
 
     def hold(self, index: int, entry: Entry) -> None:
         """Keeps an entry in memory if there is room for it."""
@@ -68,6 +64,19 @@ class LatentTable:
         if key not in self._held and needed <= self._room:
             self._held[key] = _in_order(entry)
             self._room -= needed
+
+    def _tensors(self, index: int) -> tuple[Tensor, ...]:
+        key = self._keys[index]
+        held = self._held.get(key)
+        if held is not None:
+            return held
+        entry = self._store.get(KIND, key)
+        if entry is None:
+            raise UserError(
+                f"The latents of image {index} are gone from {self._store.root} or damaged. Start again: what is "
+                f"missing is computed at the start."
+            )
+        return _in_order(entry)
 
 
 def cache_latents(
@@ -122,7 +131,8 @@ def cache_latents(
 def _encode(
     source: ImageSource, indices: list[int], backbone: Backbone, resolution: int, dtype: torch.dtype
 ) -> Iterator[Entry]:
-    images = [prepare(source.image(index), resolution, backbone.vae_scale_factor) for index in indices]
+    originals = [source.image(index) for index in indices]
+    images = [prepare(image, resolution, backbone.vae_scale_factor) for image in originals]
     entries: dict[int, Entry] = {}
     # Images of one size are encoded together; a batch of photographs has few sizes.
     for size in sorted({tuple(image.shape) for image in images}):
@@ -133,8 +143,9 @@ def _encode(
         mean_flipped, std_flipped = _posterior(backbone, pixels.flip(-1))
         for row, number in enumerate(same):
             values = (mean[row], std[row], mean_flipped[row], std_flipped[row])
-            entries[number] = {name: value.cpu().to(dtype) for name, value in zip(_NAMES, values)}
+            entries[number] = {name: value.cpu().to(dtype) for name, value in zip(_NAMES[:4], values, strict=True)}
             _require_finite(entries[number], source.name(indices[number]), backbone.name, dtype)
+            entries[number]["original_size"] = torch.tensor(originals[number].shape[-2:])
     for number in range(len(images)):
         yield entries[number]
 
@@ -157,5 +168,5 @@ def _require_finite(entry: Entry, name: str, backbone: str, dtype: torch.dtype) 
         )
 
 
-def _in_order(entry: Entry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return entry["mean"], entry["std"], entry["mean_flipped"], entry["std_flipped"]
+def _in_order(entry: Entry) -> tuple[Tensor, ...]:
+    return tuple(entry[name] for name in _NAMES)

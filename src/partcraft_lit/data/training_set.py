@@ -82,6 +82,7 @@ class TrainingSet(Dataset[TrainingExample]):
         self._codes = codes.clone()
         self._make_caption = make_caption
         self._side = resolution // vae_scale_factor
+        self._pixels = vae_scale_factor
         self._attention_size = attention_size
         self._num_train_timesteps = num_train_timesteps
         self._flip = flip
@@ -113,6 +114,7 @@ class TrainingSet(Dataset[TrainingExample]):
             prompt=self._make_caption(codes, self._generator("caption", sample_id)),
             sample_id=sample_id,
             image_id=image_id,
+            crop=(*self._latents.original_size(image_id), top * self._pixels, left * self._pixels),
         )
         return self._alter(example, self._generator("alter", sample_id)) if self._alter else example
 

@@ -1,0 +1,255 @@
+"""What all Stable Diffusion models share: frozen networks, latents, the UNet's call, which attention is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from partcraft_lit.backbones.attention import cross_attention_sides
+from partcraft_lit.backbones.text import plain_tokens
+from partcraft_lit.backbones.weights import weights_hash
+from partcraft_lit.errors import UserError
+from partcraft_lit.types import Conditioning, TokenizedPrompts
+
+#: Attention is read at the coarsest maps that are at least this wide: 16 for SD1.5 at 512 px, as in PartCraft.
+MIN_ATTENTION_SIZE = 16
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class LatentDiffusion(nn.Module):
+    """A latent diffusion model with one or more CLIP text encoders; kinds differ in ``encode_prompts``.
+
+    All networks are frozen and in evaluation mode where they are built; an adapter added to ``unet`` later is the only
+    thing that trains. It is a module so that it moves between devices with the module that holds it.
+
+    Args:
+        name: what a person calls it, for logs and records.
+        unet: diffusers' UNet2DConditionModel.
+        vae: diffusers' AutoencoderKL.
+        text_encoders: transformers' CLIP text models.
+        tokenizers: transformers' CLIPTokenizer, one per text encoder.
+        scheduler: any diffusers scheduler of the same noise schedule; only its settings are taken.
+        resolution: side of its square images in pixels; None takes the UNet's own.
+        attention_size: side of the cross-attention maps that are read; None chooses the coarsest of at least
+            ``MIN_ATTENTION_SIZE``.
+        dtype: of the UNet and the text encoders.
+        vae_dtype: of the VAE. It runs seldom, and the activations of some overflow float16, so float32 is the rule.
+
+    Raises:
+        UserError: if the resolution or the attention size does not fit the UNet.
+    """
+
+    name: str
+    hash: str
+    unet: nn.Module
+    vae: nn.Module
+    text_encoders: Sequence[nn.Module]
+    tokenizers: Sequence[Any]
+    noise_scheduler: Any
+    resolution: int
+    vae_scale_factor: int
+    latent_channels: int
+    token_widths: tuple[int, ...]
+    attention_layers: tuple[str, ...]
+    attention_size: int
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        unet: Any,
+        vae: Any,
+        text_encoders: Sequence[Any],
+        tokenizers: Sequence[Any],
+        scheduler: Any,
+        resolution: int | None = None,
+        attention_size: int | None = None,
+        dtype: torch.dtype | Precision = torch.float32,
+        vae_dtype: torch.dtype | Precision = torch.float32,
+    ) -> None:
+        from diffusers import DDPMScheduler
+
+        super().__init__()
+        self.name = name
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.latent_channels = int(unet.config.in_channels)
+        self.resolution = _checked_resolution(unet, self.vae_scale_factor, resolution)
+        self.attention_size, self.attention_layers = choose_attention_layers(
+            unet, self.resolution // self.vae_scale_factor, attention_size
+        )
+        self._scale = float(vae.config.scaling_factor)
+        self._shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        self.hash = weights_hash([unet, vae, *text_encoders], self._scale, self._shift)
+        self.unet = unet.to(as_dtype(dtype))
+        self.vae = vae.to(as_dtype(vae_dtype))
+        encoders = nn.ModuleList([encoder.to(as_dtype(dtype)) for encoder in text_encoders])
+        self.text_encoders = cast(Sequence[nn.Module], encoders)
+        self.tokenizers = tuple(tokenizers)
+        self.token_widths = tuple(int(encoder.config.hidden_size) for encoder in text_encoders)
+        # Latents are not bounded, so they are never clipped, whatever a scheduler's default says.
+        self.noise_scheduler = DDPMScheduler.from_config(scheduler.config, clip_sample=False)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """The UNet follows, for an adapter's dropout; the frozen encoders stay in evaluation mode."""
+        super().train(False)
+        self.training = mode
+        self.unet.train(mode)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the UNet's frozen weights; of the others where all of them train."""
+        first = next(self.unet.parameters())
+        return next((parameter for parameter in self.unet.parameters() if not parameter.requires_grad), first).dtype
+
+    def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior of the latents, in the UNet's scale.
+
+        Args:
+            pixel_values: (B, 3, H, W) in -1...1; H and W are multiples of ``vae_scale_factor``.
+
+        Returns:
+            Mean and standard deviation, (B, C, H/f, W/f) each, float32.
+
+        Raises:
+            ValueError: if a side is no multiple of ``vae_scale_factor``.
+        """
+        if any(side % self.vae_scale_factor for side in pixel_values.shape[-2:]):
+            raise ValueError(
+                f"Sides of pixel_values must be multiples of {self.vae_scale_factor}, got {tuple(pixel_values.shape)}."
+            )
+        with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
+            posterior = self.vae.encode(pixel_values.to(self._vae_dtype)).latent_dist  # type: ignore[operator]
+        return (posterior.mean.float() - self._shift) * self._scale, posterior.std.float() * self._scale
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) latents in the UNet's scale -> (B, 3, h * f, w * f), about -1...1, float32, not clamped."""
+        with torch.autocast(latents.device.type, enabled=False):
+            unscaled = latents.float() / self._scale + self._shift
+            return cast(Tensor, self.vae.decode(unscaled.to(self._vae_dtype)).sample).float()  # type: ignore[operator]
+
+    def encode_prompts(
+        self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
+    ) -> Conditioning:
+        """What the UNet is told of prompts and of where in their picture the training crops lie.
+
+        Args:
+            tokens: B prompts.
+            part_vectors: (B, T, sum of ``token_widths``), put in place of the embeddings at ``tokens.part_positions``;
+                None is allowed where no prompt has a part token.
+            crops: (B, 4) as ``TrainingBatch.crops``; None for a whole picture of ``resolution``. Kinds that are not
+                told of crops ignore it.
+
+        Raises:
+            ValueError: if there are part tokens and no vectors, or their shapes differ.
+        """
+        raise NotImplementedError
+
+    def encode_no_prompt(self) -> Conditioning:
+        """One row: what stands for the absence of a prompt in classifier-free guidance."""
+        return self.encode_prompts(plain_tokens(self.tokenizers, [""]).to(self.device), None)
+
+    def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's prediction for (B, C, h, w) latents at (B,) timesteps, in float32."""
+        dtype = self.dtype
+        output = self.unet(
+            noisy_latents.to(dtype),
+            timesteps,
+            encoder_hidden_states=conditioning.encoder_hidden_states.to(dtype),
+            added_cond_kwargs=_added_conditions(conditioning),
+            return_dict=False,
+        )
+        return cast(Tensor, output[0]).float()
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Trades time for memory: the UNet's activations are computed again in the backward pass."""
+        self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    @property
+    def _vae_dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
+
+def as_dtype(precision: torch.dtype | Precision) -> torch.dtype:
+    """A number format by the name that configurations use."""
+    return precision if isinstance(precision, torch.dtype) else cast(torch.dtype, getattr(torch, precision))
+
+
+def check_hash(backbone: LatentDiffusion, sha256: str | None) -> None:
+    """Whether the weights are those that were asked for.
+
+    Args:
+        backbone: as it was loaded.
+        sha256: ``Backbone.hash`` of the wanted weights, or its first digits, 8 at least; None allows any.
+
+    Raises:
+        UserError: if they differ.
+    """
+    if sha256 is None:
+        return
+    if not re.fullmatch(r"[0-9a-f]{8,64}", sha256):
+        raise UserError(f"backbone.sha256={sha256}: wanted 8 to 64 hexadecimal digits in small letters.")
+    if not backbone.hash.startswith(sha256):
+        raise UserError(
+            f"The weights of {backbone.name!r} have the hash {backbone.hash}, backbone.sha256={sha256} was asked for: "
+            f"this is another model, another version of it, or a damaged copy. It is a hash of the values of all "
+            f"tensors, not of a file. Take it from a run that is trusted, or set backbone.sha256=null."
+        )
+
+
+def choose_attention_layers(
+    unet: Any, latent_size: int, attention_size: int | None = None
+) -> tuple[int, tuple[str, ...]]:
+    """All cross-attention layers whose maps have one side.
+
+    Args:
+        unet: a UNet2DConditionModel.
+        latent_size: side of its square latents.
+        attention_size: the wanted side; None chooses the coarsest of at least ``MIN_ATTENTION_SIZE``, or the finest
+            there is if all are coarser.
+
+    Returns:
+        The side, and the layers' module names in the UNet's order.
+
+    Raises:
+        UserError: if no layer has the wanted side.
+    """
+    sides = cross_attention_sides(unet, latent_size)
+    present = sorted(set(sides.values()))
+    if attention_size is None:
+        attention_size = next((side for side in present if side >= MIN_ATTENTION_SIZE), present[-1])
+    if attention_size not in present:
+        raise UserError(
+            f"backbone.attention_size={attention_size} is the side of no cross-attention map at latents of "
+            f"{latent_size} x {latent_size}; this model has {', '.join(map(str, present))}."
+        )
+    return attention_size, tuple(name for name, side in sides.items() if side == attention_size)
+
+
+def _added_conditions(conditioning: Conditioning) -> Mapping[str, Tensor] | None:
+    if conditioning.pooled_prompt_embeds is None or conditioning.time_ids is None:
+        return None
+    return {"text_embeds": conditioning.pooled_prompt_embeds, "time_ids": conditioning.time_ids}
+
+
+def _checked_resolution(unet: Any, vae_scale_factor: int, resolution: int | None) -> int:
+    if resolution is None:
+        return int(unet.config.sample_size) * vae_scale_factor
+    step = vae_scale_factor * 2 ** (len(unet.config.block_out_channels) - 1)
+    if resolution < step or resolution % step:
+        nearest = max(step, round(resolution / step) * step)
+        raise UserError(
+            f"backbone.resolution={resolution} does not fit this model: it must be a multiple of {step} "
+            f"(VAE {vae_scale_factor} x UNet {step // vae_scale_factor}). The nearest is {nearest}."
+        )
+    return resolution
