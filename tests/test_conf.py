@@ -63,7 +63,7 @@ def test_every_option_composes_and_binds(group, option):
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_has_a_configuration_and_a_module(verb, tmp_path):
-    needed = {"generate": ["prompt=x"]}.get(verb, [])
+    needed = {"generate": ["prompt=x"], "fetch": ["dataset=cub"]}.get(verb, [])
     values = config.plain(config.compose(verb, [*needed, f"paths.logs={tmp_path}"]))
     for where, node in nodes(values):
         config.later(node, where)

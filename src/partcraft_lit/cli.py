@@ -26,6 +26,7 @@ VERBS = {
     "generate": "images from a run and a prompt with part tokens",
     "evaluate": "the scores of a run",
     "export": "the parts and the adapter of a run as files for diffusers, A1111 and ComfyUI",
+    "fetch": "a published data set, downloaded or from a local archive",
     "pretrain": "the embedded model, features or oracle, from nothing",
 }
 USAGE = """\

@@ -180,6 +180,10 @@ def explain(error: Exception, verb: str) -> UserError:
         )
     if found := re.search(r"(?:Could not override|config group|Could not delete from config\.) '([^']+)'", text):
         return UserError(f"Unknown key '{found[1]}'. {_nearest_key(found[1], verb)}")
+    if found := re.search(r"You must specify '([^']+)'", text):
+        group = found[1]
+        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        return UserError(f"{group} has to be given: {group}=NAME. Options: {', '.join(options)}.")
     if "Ambiguous value for argument" in text:
         given = re.search(r"argument '(.+?)'\n", text)
         return UserError(

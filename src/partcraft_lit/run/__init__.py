@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from partcraft_lit.run.discovering import discover
 from partcraft_lit.run.exporting import export
+from partcraft_lit.run.fetching import fetch
 from partcraft_lit.run.generating import generate
 from partcraft_lit.run.pretraining import pretrain
 from partcraft_lit.run.scoring import evaluate, verify
 from partcraft_lit.run.training import train
 
-__all__ = ["discover", "evaluate", "export", "generate", "pretrain", "train", "verify"]
+__all__ = ["discover", "evaluate", "export", "fetch", "generate", "pretrain", "train", "verify"]
