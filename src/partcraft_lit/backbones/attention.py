@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from partcraft_lit.backbones.attend import AttendProcessor
+
 
 def cross_attention_sides(unet: Any, latent_size: int) -> dict[str, int]:
     """Side of the map of every cross-attention layer, by arithmetic on the UNet's blocks.
@@ -126,59 +128,15 @@ class AttentionCapture:
             self._maps[name] = token_probabilities(query, key, mask, self._positions)
 
 
-class _CapturingProcessor:
-    """``AttnProcessor2_0`` of diffusers that shows query and key to a capture."""
+class _CapturingProcessor(AttendProcessor):
+    """Attention that shows query and key to a capture."""
 
     def __init__(self, capture: AttentionCapture, name: str) -> None:
         self.capture = capture
         self.name = name
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        # Same operations in the same order as the original, so that outputs are equal to the bit.
-        residual = hidden_states
-        if attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
-        spatial = hidden_states.shape[2:] if hidden_states.ndim == 4 else None
-        if spatial is not None:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, h * w, C)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        batch = context.shape[0]
-        if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], batch)
-            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        if encoder_hidden_states is None:
-            context = hidden_states
-        query = attn.to_q(hidden_states)
-        if encoder_hidden_states is not None and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-        query, key, value = (
-            states.view(batch, -1, attn.heads, states.shape[-1] // attn.heads).transpose(1, 2)  # (B, heads, *, width)
-            for states in (query, attn.to_k(context), attn.to_v(context))
-        )
-        if attn.norm_q is not None:
-            query = attn.norm_q(query)
-        if attn.norm_k is not None:
-            key = attn.norm_k(key)
-
-        self.capture._record(self.name, query, key, attention_mask)
-        hidden_states = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-
-        hidden_states = hidden_states.transpose(1, 2).flatten(2).to(query.dtype)  # (B, h * w, C)
-        hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
-        if spatial is not None:
-            hidden_states = hidden_states.transpose(-1, -2).unflatten(2, spatial)
-        if attn.residual_connection:
-            hidden_states = hidden_states + residual
-        return hidden_states / attn.rescale_output_factor
+    def _see(self, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+        self.capture._record(self.name, query, key, mask)
 
 
 def token_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:

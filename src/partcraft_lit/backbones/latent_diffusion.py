@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
+from partcraft_lit.backbones.attend import AttendProcessor
 from partcraft_lit.backbones.attention import cross_attention_sides
 from partcraft_lit.backbones.text import plain_tokens
 from partcraft_lit.backbones.weights import weights_hash
@@ -86,6 +87,7 @@ class LatentDiffusion(nn.Module):
         self._shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
         self.hash = weights_hash([unet, vae, *text_encoders], self._scale, self._shift)
         self.unet = unet.to(as_dtype(dtype))
+        self.unet.set_attn_processor(AttendProcessor())  # type: ignore[operator]
         self.vae = vae.to(as_dtype(vae_dtype))
         encoders = nn.ModuleList([encoder.to(as_dtype(dtype)) for encoder in text_encoders])
         self.text_encoders = cast(Sequence[nn.Module], encoders)

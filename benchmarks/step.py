@@ -1,0 +1,356 @@
+"""The training step beside the same step done the released way: ``python benchmarks/step.py [--shape mini]``.
+
+Both ways get equal weights and equal inputs, and the losses of their first step are printed beside each other: they are
+equal up to the precision. Each way runs in a process of its own, so that its peak memory is its own. Shapes:
+
+    mini      the packaged model, 64 px
+    sd15_256  Stable Diffusion 1.5 and DINOv2-base with random weights, 256 px
+    sd15_512  the same at 512 px
+
+Images are loaded and tokenized in neither way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from reference.released_step import ReleasedInputs, ReleasedStep
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
+
+from partcraft_lit.backbones.lora import add_lora
+from partcraft_lit.backbones.stable_diffusion import StableDiffusion, load_mini
+from partcraft_lit.callbacks.attention_loss import AttentionTerm
+from partcraft_lit.losses.attention import entropy_attention_loss
+from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.settings import OptimSettings, SampleSettings
+from partcraft_lit.tokens.mapper import TokenMapper
+from partcraft_lit.types import TokenizedPrompts, TrainingBatch
+
+#: Foreground parts and codes, as for birds.
+PARTS, CODES = 5, 256
+SNR_GAMMA, LAMBDA_ATTN, RATE = 5.0, 0.01, 1e-4
+GOALS = {"mini": (3.0, None), "sd15_256": (3.5, 0.5), "sd15_512": (4.0, 0.4)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is trained on."""
+
+    resolution: int
+    batch_size: int
+    steps: int
+
+
+SHAPES = {"mini": Shape(64, 8, 20), "sd15_256": Shape(256, 1, 3), "sd15_512": Shape(512, 1, 2)}
+
+
+def make_backbone(name: str, dtype: torch.dtype) -> StableDiffusion:
+    """The packaged miniature, or SD1.5's shapes with random weights that depend on nothing but a seed."""
+    if name == "mini":
+        return load_mini(dtype=dtype)
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from partcraft_lit.backbones.published import SD1
+
+    networks = {
+        "unet": _random(lambda: UNet2DConditionModel.from_config(SD1["unet"]), dtype, seed=1),
+        "vae": _random(lambda: AutoencoderKL.from_config(SD1["vae"]), torch.float32, seed=2),
+        "text_encoder": _random(lambda: CLIPTextModel(CLIPTextConfig(**SD1["text_encoder"])), dtype, seed=3),
+    }
+    scheduler = DDPMScheduler.from_config(SD1["scheduler"])
+    resolution = SHAPES[name].resolution
+    return StableDiffusion(
+        name=name, **networks, tokenizer=None, scheduler=scheduler, resolution=resolution, dtype=dtype
+    )
+
+
+def _random(make: Callable[[], Any], dtype: torch.dtype, seed: int) -> Any:
+    """A network whose matrices are drawn in float32 one by one, so that each precision has the same ones, rounded."""
+    with torch.device("meta"):
+        network = make()
+    network = network.to(dtype).to_empty(device="cpu").eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                fan_in = parameter[0].numel() if "embedding" not in name else 2500
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
+            else:
+                parameter.fill_(float(name.endswith("weight")))
+        for name, buffer in network.named_buffers():
+            if name.endswith("position_ids"):
+                buffer.copy_(torch.arange(buffer.shape[-1])[None])
+    return network
+
+
+def make_features(name: str) -> Callable[[Tensor], Tensor]:
+    """(B, 3, H, W) in -1...1 -> (B, h, w, D) patch features."""
+    if name == "mini":
+        from partcraft_lit.parts.mini import MiniFeatures
+
+        mini = MiniFeatures()
+        return lambda pictures: torch.stack(mini([((p + 1) * 127.5).round().to(torch.uint8) for p in pictures]))
+    from transformers import Dinov2Config, Dinov2Model
+
+    network = _random(
+        lambda: Dinov2Model(Dinov2Config(hidden_size=768, patch_size=14, image_size=518)), torch.float32, 4
+    )
+
+    def features(pictures: Tensor) -> Tensor:
+        resized = nn.functional.interpolate(pictures, size=(256, 256), mode="bicubic", antialias=True)
+        hidden = network(resized[:, :, 16:240, 16:240], output_hidden_states=True).hidden_states[-1]
+        return hidden[:, 1:].unflatten(1, (16, 16))
+
+    return features
+
+
+class Tokens(nn.Module):
+    """The part of a method that a step needs."""
+
+    watches_words = False
+
+    def __init__(self, mapper: TokenMapper) -> None:
+        super().__init__()
+        self.mapper = mapper
+
+    def part_vectors(self, tokens: TokenizedPrompts) -> Tensor:
+        return self.mapper(tokens.part_ids, tokens.code_ids)
+
+    def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"mapper": list(self.mapper.parameters())}
+
+
+def make_mapper(backbone: StableDiffusion) -> TokenMapper:
+    return TokenMapper(PARTS, CODES, backbone.token_widths, init_std=0.02, seed=0)
+
+
+def draw_inputs(name: str, backbone: StableDiffusion) -> dict[str, Tensor]:
+    """All that is random in a step, and the captions: "a photo of a" and the tokens of all parts in some order."""
+    shape, generator = SHAPES[name], torch.Generator().manual_seed(0)
+    batch, side = shape.batch_size, shape.resolution // backbone.vae_scale_factor
+    config = backbone.text_encoders[0].config
+    ids = torch.full((batch, 77), int(config.eos_token_id))
+    ids[:, 0] = int(config.bos_token_id)
+    ids[:, 1:5] = torch.tensor([320, 1125, 539, 320]) % int(config.bos_token_id)
+    positions = torch.stack([5 + torch.randperm(PARTS + 1, generator=generator) for _ in range(batch)])
+    latents = (batch, backbone.latent_channels, side, side)
+    return {
+        "pixel_values": torch.rand((batch, 3, shape.resolution, shape.resolution), generator=generator) * 2 - 1,
+        "input_ids": ids,
+        "positions": positions,
+        "codes": torch.randint(CODES, (batch, PARTS + 1), generator=generator),
+        "timesteps": torch.randint(50, 950, (batch,), generator=generator),
+        "noise": torch.randn(latents, generator=generator),
+        "posterior_noise": torch.randn(latents, generator=generator),
+    }
+
+
+def released_way(name: str, case: Path) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+    """Sets the released step up; writes what it computed from the pictures into ``case``, for the other way."""
+    backbone = make_backbone(name, torch.float32)
+    drawn, features, mapper = draw_inputs(name, backbone), make_features(name), make_mapper(backbone)
+    vocabulary = backbone.text_encoders[0].get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    ids = drawn["input_ids"].scatter(
+        1, drawn["positions"], vocabulary + torch.arange(PARTS + 1).expand_as(drawn["codes"])
+    )
+    with torch.no_grad():
+        sample = features(drawn["pixel_values"][:1])[0].flatten(0, 1)
+    spread = sample[:: len(sample) // 7]
+    trained = [*add_lora(backbone.unet, scope="all"), *mapper.parameters()]
+    step = ReleasedStep(
+        unet=backbone.unet,
+        vae=backbone.vae,
+        text_encoder=backbone.text_encoders[0],
+        mapper=mapper,
+        features=features,
+        foreground=spread[:2],
+        parts=spread[: PARTS + 1],
+        alphas_cumprod=backbone.noise_scheduler.alphas_cumprod,
+        scale=float(backbone.vae.config.scaling_factor),  # type: ignore[union-attr,arg-type]
+        attention_size=backbone.attention_size,
+        snr_gamma=SNR_GAMMA,
+        velocity=backbone.noise_scheduler.config.prediction_type == "v_prediction",
+    )
+    inputs = ReleasedInputs(
+        drawn["pixel_values"], ids, drawn["codes"], drawn["timesteps"], drawn["noise"], drawn["posterior_noise"]
+    )
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.01)
+
+    def run() -> tuple[Tensor, Tensor, Tensor]:
+        diffusion, attention = step.loss(inputs)
+        (diffusion + LAMBDA_ATTN * attention).backward()
+        gradient = mapper.codes.grad.norm()  # type: ignore[union-attr]
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if not case.exists():
+            save_file({key: value.contiguous() for key, value in (drawn | step.seen).items()}, case)
+        return diffusion.detach(), attention.detach(), gradient
+
+    return run
+
+
+def our_way(name: str, case: Path, precision: str, scope: str) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+    """Sets the module's own step up, on what the store would give it."""
+    weights = torch.bfloat16 if precision == "bf16" else torch.float32
+    backbone, given = make_backbone(name, weights), load_file(case)
+    mapper = make_mapper(backbone)
+    add_lora(backbone.unet, scope=scope)  # type: ignore[arg-type]
+    optim = OptimSettings(
+        lora_lr=RATE,
+        mapper_lr=RATE,
+        unet_lr=RATE,
+        text_encoder_lr=RATE,
+        weight_decay=0.01,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        warmup_steps=0,
+        phases=(),
+    )
+    sampling = SampleSettings(steps=1, guidance_scale=1.0, scheduler="ddim", negative_prompt="", batch_size=1)
+    module = PersonalizationModule(backbone, Tokens(mapper), optim, SNR_GAMMA, sampling)  # type: ignore[arg-type]
+    terms: dict[str, Tensor] = {}
+
+    def attention_loss(maps: Tensor, part_ids: Tensor, label_map: Tensor) -> Tensor:
+        terms["attention"] = entropy_attention_loss(maps, part_ids, label_map, num_parts=PARTS)
+        return terms["attention"]
+
+    module.request_attention()
+    module.add_loss_term(AttentionTerm("attn", LAMBDA_ATTN, attention_loss))
+    module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign] there is no trainer to log to
+    module.train()
+    optimizer: Any = module.configure_optimizers()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    part_ids = torch.arange(PARTS + 1).expand_as(given["codes"])
+    tokens = TokenizedPrompts((given["input_ids"],), given["positions"], part_ids, given["codes"])
+
+    def run() -> tuple[Tensor, Tensor, Tensor]:
+        latents = given["mean"] + given["std"] * given["posterior_noise"]
+        sample_ids = torch.arange(len(latents))
+        batch = TrainingBatch(
+            latents, given["noise"], given["timesteps"], given["label_map"], tokens, [], sample_ids, sample_ids
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
+            total = module.training_step(batch, 0)
+        total.backward()
+        gradient = mapper.codes.grad.norm()  # type: ignore[union-attr]
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        attention = terms["attention"].detach().mean()
+        return total.detach() - LAMBDA_ATTN * attention, attention, gradient
+
+    return run
+
+
+def measure(run: Callable[[], tuple[Tensor, ...]], steps: int) -> dict[str, Any]:
+    """Losses of the first step; of those after it the median of the seconds, the processor's seconds, and memory."""
+    weights = _memory("VmRSS")
+    loading = _memory("VmHWM")
+    _forget_peak()
+    first = [float(value) for value in run()]
+    seconds = []
+    own = time.process_time()
+    for _ in range(steps):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "seconds": sorted(seconds)[len(seconds) // 2],
+        "own": (time.process_time() - own) / steps,
+        "peak": _memory("VmHWM"),
+        "weights": weights,
+        "loading": loading,
+        "losses": first,
+    }
+
+
+def _memory(name: str) -> float:
+    """GB of this process, by the kernel's count; 0 where it keeps none."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 / 1e9 if found else 0.0
+
+
+def _forget_peak() -> None:
+    path = Path("/proc/self/clear_refs")
+    if path.exists():
+        path.write_text("5")
+
+
+def in_process(arguments: list[str]) -> dict[str, Any]:
+    """Runs one way in a process of its own."""
+    ended = subprocess.run(
+        [sys.executable, str(Path(__file__).resolve()), *arguments], check=True, stdout=subprocess.PIPE, text=True
+    )
+    result: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
+    return result
+
+
+def compare(name: str, given: argparse.Namespace) -> None:
+    shape = SHAPES[name]
+    print(f"\n{name}: {shape.resolution} px, batch {shape.batch_size}, {given.threads} thread(s)", flush=True)
+    columns = {"s/step": 9, "CPU s": 9, "peak GB": 9, "weights": 9, "diffusion": 11, "attention": 11, "gradient": 11}
+    print(" " * 22 + "".join(f"{title:>{width}}" for title, width in columns.items()))
+    with tempfile.TemporaryDirectory() as folder:
+        common = ["--shape", name, "--case", str(Path(folder) / "case.safetensors"), "--threads", str(given.threads)]
+        common += ["--steps", str(given.steps or shape.steps)]
+        released = in_process([*common, "--way", "released"])
+        _row("released way, fp32", released)
+        for precision in given.precision:
+            ours = in_process([*common, "--way", "ours", "--precision", precision, "--scope", given.scope])
+            _row(f"ours, {precision}", ours)
+            faster, smaller = released["seconds"] / ours["seconds"], ours["peak"] / released["peak"]
+            wanted_faster, wanted_smaller = GOALS[name]
+            goal = f"goal: {wanted_faster} times" + (f", {wanted_smaller} of its memory" if wanted_smaller else "")
+            print(f"{'':<22}{faster:.2f} times as fast, {smaller:.2f} of its memory ({goal})", flush=True)
+
+
+def _row(title: str, result: dict[str, Any]) -> None:
+    losses = "".join(f"{value:11.6f}" for value in result["losses"])
+    print(
+        f"{title:<22}{result['seconds']:9.3f}{result['own']:9.3f}{result['peak']:9.2f}{result['weights']:9.2f}{losses}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["mini"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--steps", type=int, default=0, help="timed steps after the first; 0: as the shape says")
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16-mixed", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--scope", choices=("cross", "all"), default="cross", help="of our adapter")
+    parser.add_argument("--way", choices=("released", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--case", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    disable_progress_bar()
+    logging.set_verbosity_error()
+    if given.way == "released":
+        print(json.dumps(measure(released_way(given.shape[0], given.case), given.steps)))
+    elif given.way == "ours":
+        run = our_way(given.shape[0], given.case, given.precision[0], given.scope)
+        print(json.dumps(measure(run, given.steps)))
+    else:
+        for name in given.shape:
+            compare(name, given)
+
+
+if __name__ == "__main__":
+    main()

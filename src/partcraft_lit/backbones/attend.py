@@ -1,0 +1,85 @@
+"""How the UNet's attention is computed: torch's fused kernels, and a shorter way where these are the slower ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: With at most so many keys, and bfloat16 on a CPU, explicit probabilities are faster than torch's fused kernel, whose
+#: backward pass works in float32 blocks: two to five times at 77 keys, less at 256, the other way round from 1024 on
+#: (``benchmarks/README.md``). On a GPU the fused kernels are always taken.
+FEW_KEYS = 512
+
+
+class AttendProcessor:
+    """``AttnProcessor2_0`` of diffusers with ``attend`` inside; equal to it, to the bit, wherever that is fused."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        # Same operations in the same order as the original, so that outputs are equal to the bit.
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        spatial = hidden_states.shape[2:] if hidden_states.ndim == 4 else None
+        if spatial is not None:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, h * w, C)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        batch = context.shape[0]
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], batch)
+            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        if encoder_hidden_states is None:
+            context = hidden_states
+        query = attn.to_q(hidden_states)
+        if encoder_hidden_states is not None and attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+        query, key, value = (
+            states.view(batch, -1, attn.heads, states.shape[-1] // attn.heads).transpose(1, 2)  # (B, heads, *, width)
+            for states in (query, attn.to_k(context), attn.to_v(context))
+        )
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+
+        self._see(query, key, attention_mask)
+        hidden_states = attend(query, key, value, attention_mask)
+
+        hidden_states = hidden_states.transpose(1, 2).flatten(2).to(query.dtype)  # (B, h * w, C)
+        hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
+        if spatial is not None:
+            hidden_states = hidden_states.transpose(-1, -2).unflatten(2, spatial)
+        if attn.residual_connection:
+            hidden_states = hidden_states + residual
+        return hidden_states / attn.rescale_output_factor
+
+    def _see(self, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+        """What a processor that reads attention overrides."""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention, by whichever way is faster where the tensors are.
+
+    Args:
+        query: (B, heads, places, width).
+        key, value: (B, heads, L, width).
+        mask: added to the scores, broadcastable to (B, heads, places, L), or None.
+
+    Returns:
+        (B, heads, places, width).
+    """
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or key.shape[2] > FEW_KEYS or mask is not None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    return scores.softmax(dim=-1).to(value.dtype) @ value
