@@ -223,3 +223,24 @@ def test_what_was_asked_for_is_checked(oracle):
         PartAccuracy(oracle).update(images, torch.tensor([[0, 0, 0, 0, 20]] * 2))
     with pytest.raises(ValueError, match=r"looks must be integers of shape \(2, 5, 3\)"):
         LookAccuracy(oracle).update(images, torch.zeros(2, 5, 3))
+
+
+def test_two_processes_agree_with_one(oracle, creatures, two_processes):
+    images = torch.stack([creatures.image(index) for index in range(0, 600, 60)])
+    reading = oracle.read(images)
+    species = torch.randint(-1, 20, (10, NUM_PARTS), generator=torch.Generator().manual_seed(1))
+    looks = torch.randint(-1, 3, (10, NUM_PARTS, 3), generator=torch.Generator().manual_seed(2))
+
+    def rows(start, step):
+        fields = (getattr(reading, name)[start::step] for name in ("presence", "color", "texture", "shape", "species"))
+        return OracleReading(*fields)
+
+    def work(rank, step=2):
+        parts, aspects = PartAccuracy(oracle), LookAccuracy(oracle)
+        parts.update(rows(rank, step), species[rank::step])
+        aspects.update(rows(rank, step), looks[rank::step])
+        return parts.compute() | aspects.compute()
+
+    expected = work(0, 1)
+    for found in two_processes(work):
+        assert_close(found, expected, equal_nan=True)

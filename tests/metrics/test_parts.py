@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -79,14 +80,22 @@ def test_a_perfect_answer_scores_one_with_absent_parts_too(metric: type[PartMetr
     torch.testing.assert_close(torch.stack(list(scorer.compute().values())), torch.ones(5, dtype=torch.float64))
 
 
-def test_two_processes_reduce_to_the_mean_over_all_images() -> None:
-    whole, first, second = (ExactMatchingRate(WrittenPredictor()) for _ in range(3))
-    whole.update(read(FOUND), torch.tensor(ASKED))
-    first.update(read(FOUND[:1]), torch.tensor(ASKED[:1]))
-    second.update(read(FOUND[1:]), torch.tensor(ASKED[1:]))
-    first._reduce_states({"part_sums": second.part_sums, "num_images": second.num_images})
-    assert first.metric_state["num_images"] == 3
-    torch.testing.assert_close(first.compute()["all"], whole.compute()["all"])
+@pytest.mark.parametrize("metric", [ExactMatchingRate, CosineSimilarity])
+def test_order_batches_and_processes_do_not_matter(metric: type[PartMetric], two_processes: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    found, asked = torch.randint(ABSENT, 6, (2, 9, 3), generator=generator)
+
+    def work(rank: int, step: int = 2, size: int = 2) -> dict[str, torch.Tensor]:
+        scorer = metric(WrittenPredictor())
+        for piece in torch.arange(rank, 9, step).split(size):
+            scorer.update(write(found[piece].tolist()), asked[piece])
+        return scorer.compute()
+
+    expected = work(0, 1, 9)
+    backwards = metric(WrittenPredictor())
+    backwards.update(write(found.flip(0).tolist()), asked.flip(0))
+    for result in (work(0, 1, 4), backwards.compute(), *two_processes(work)):
+        torch.testing.assert_close(result, expected)
 
 
 def test_what_is_added_after_a_result_changes_the_next_one() -> None:

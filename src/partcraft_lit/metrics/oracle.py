@@ -6,7 +6,7 @@ generated pictures; training and discovery never see it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -220,14 +220,12 @@ class SpeciesOracle(LookOracle):
         return OracleReading(reading.presence, reading.color, reading.texture, reading.shape, species)
 
 
-class PartAccuracy(Metric):
-    """Share of requested parts that show the species asked for.
-
-    A part that was asked for and cannot be seen is wrong; what the picture shows where nothing was asked for does not
-    count.
+class OracleMetric(Metric):
+    """Counts of right answers over asked ones, as an oracle reads them.
 
     Args:
         oracle: reads the pictures; it is shared by copies and is no part of the metric's state.
+        counts: name -> shape of each count.
     """
 
     is_differentiable = False
@@ -235,15 +233,37 @@ class PartAccuracy(Metric):
     full_state_update = False
 
     right: Tensor
-    right_color: Tensor
-    seen: Tensor
     asked: Tensor
 
-    def __init__(self, oracle: SpeciesOracle, **kwargs: Any) -> None:
+    def __init__(self, oracle: LookOracle, counts: Mapping[str, tuple[int, ...]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.oracle = oracle
-        for name in ("right", "right_color", "seen", "asked"):
-            self.add_state(name, torch.zeros(NUM_PARTS, dtype=torch.float64), dist_reduce_fx="sum")
+        for name, shape in counts.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def count(self, **flags: Tensor) -> None:
+        """Adds (B, ...) flags to the counts of their names."""
+        for name, flag in flags.items():
+            total = getattr(self, name)
+            total += flag.sum(dim=0).to(total)
+
+
+class PartAccuracy(OracleMetric):
+    """Share of requested parts that show the species asked for.
+
+    A part that was asked for and cannot be seen is wrong; what the picture shows where nothing was asked for does not
+    count.
+
+    Args:
+        oracle: as in :class:`OracleMetric`.
+    """
+
+    oracle: SpeciesOracle
+    right_color: Tensor
+    seen: Tensor
+
+    def __init__(self, oracle: SpeciesOracle, **kwargs: Any) -> None:
+        super().__init__(oracle, dict.fromkeys(("right", "right_color", "seen", "asked"), (NUM_PARTS,)), **kwargs)
 
     def update(self, images: Tensor | OracleReading, species: Tensor) -> None:
         """Scores a batch.
@@ -264,11 +284,8 @@ class PartAccuracy(Metric):
             )
         asked, seen = species != ABSENT, reading.species != ABSENT
         colors = self.oracle.looks[species.clamp_min(0), torch.arange(NUM_PARTS), 1]
-        right_color = reading.color.argmax(dim=-1) == colors
-        self.asked += _count(asked, self.asked)
-        self.seen += _count(asked & seen, self.seen)
-        self.right += _count(asked & (reading.species == species), self.right)
-        self.right_color += _count(asked & seen & right_color, self.right_color)
+        right_color = asked & seen & (reading.color.argmax(dim=-1) == colors)
+        self.count(asked=asked, seen=asked & seen, right=asked & (reading.species == species), right_color=right_color)
 
     def compute(self) -> dict[str, Tensor]:
         """Shares in 0...1, NaN where nothing was asked for.
@@ -287,25 +304,15 @@ class PartAccuracy(Metric):
         return result | {f"part/{name}": share for name, share in zip(self.oracle.part_names, shares, strict=True)}
 
 
-class LookAccuracy(Metric):
+class LookAccuracy(OracleMetric):
     """Share of described parts that look as described: how well the base model follows captions.
 
     Args:
-        oracle: reads the pictures; it is shared by copies and is no part of the metric's state.
+        oracle: as in :class:`OracleMetric`.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    right: Tensor
-    asked: Tensor
-
     def __init__(self, oracle: LookOracle, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.oracle = oracle
-        for name in ("right", "asked"):
-            self.add_state(name, torch.zeros(NUM_PARTS, len(_ASPECTS), dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(oracle, dict.fromkeys(("right", "asked"), (NUM_PARTS, len(_ASPECTS))), **kwargs)
 
     def update(self, images: Tensor | LookReading, looks: Tensor) -> None:
         """Scores a batch.
@@ -322,8 +329,7 @@ class LookAccuracy(Metric):
         _check_shape("looks", looks, tuple(found.shape))
         looks = looks.cpu()
         asked, seen = looks != ABSENT, reading.presence[:, :, None] >= 0.5
-        self.asked += _count(asked, self.asked)
-        self.right += _count(asked & seen & (found == looks), self.right)
+        self.count(asked=asked, right=asked & seen & (found == looks))
 
     def compute(self) -> dict[str, Tensor]:
         """Shares in 0...1, NaN where nothing was asked for.
@@ -381,10 +387,6 @@ def _check_shape(name: str, values: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(values.shape) != expected or values.is_floating_point():
         found = f"{tuple(values.shape)} {values.dtype}"
         raise ValueError(f"{name} must be integers of shape {expected}, got {found}.")
-
-
-def _count(flags: Tensor, like: Tensor) -> Tensor:
-    return flags.sum(dim=0).to(like)
 
 
 def _nothing() -> LookReading:
