@@ -37,6 +37,7 @@ PATH_KEYS = (
     "run",
     "ckpt_path",
     "output_dir",
+    "prompts_file",
     "paths.logs",
     "paths.store",
 )

@@ -26,7 +26,8 @@ from partcraft_lit.losses.diffusion import (
 from partcraft_lit.losses.region import prompted_region, region_of_batch
 from partcraft_lit.methods.method import Method
 from partcraft_lit.settings import OptimSettings, SampleSettings
-from partcraft_lit.types import Backbone, LossTerm, StepOutput, TrainingBatch
+from partcraft_lit.tokens.weights import weigh
+from partcraft_lit.types import Backbone, LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
 
 
 class PersonalizationModule(LightningModule):
@@ -222,15 +223,22 @@ class PersonalizationModule(LightningModule):
         return sample(
             self.backbone,
             tokens,
-            self.method.part_vectors(tokens),
+            self._weighed_vectors(tokens),
             negative_tokens=negative,
-            negative_vectors=None if negative is None else self.method.part_vectors(negative),
+            negative_vectors=None if negative is None else self._weighed_vectors(negative),
             seeds=seeds,
             steps=steps or settings.steps,
             guidance_scale=settings.guidance_scale if guidance_scale is None else guidance_scale,
             scheduler=settings.scheduler,
             batch_size=settings.batch_size,
         )
+
+    def _weighed_vectors(self, tokens: TokenizedPrompts) -> Tensor:
+        """As ``part_vectors`` of the method, with the weights that a prompt gives to its parts."""
+        vectors = self.method.part_vectors(tokens)
+        if tokens.part_weights is None:
+            return vectors
+        return weigh(vectors, tokens, self.method.bake(), self.method.vocabulary.num_codes)
 
     @torch.no_grad()
     def probe_attention(self, batch: TrainingBatch) -> Tensor:

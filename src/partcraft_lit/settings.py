@@ -342,14 +342,16 @@ class GenerateSettings:
     """``partcraft generate``.
 
     Attributes:
-        prompt: text with part tokens, such as "a photo of a <head:3> <wing:7> bird".
-        num_images: how many; image i has seed ``seed + i``.
+        prompt: text with part tokens, such as "a photo of a <head:3> <wing:7>*1.3 bird"; None where there is a file.
+        prompts_file: a text file with one prompt per line; empty lines and those that begin with "#" are passed over.
+        num_images: how many of each prompt; image i has seed ``seed + i``.
         seed: seed of the first.
         sample: how they are drawn.
         output_dir: where to; None for a folder in the run.
     """
 
-    prompt: str
+    prompt: str | None
+    prompts_file: Path | None
     num_images: Positive
     seed: int
     sample: SampleSettings

@@ -42,10 +42,11 @@ class _Movable:
 
 @dataclass(frozen=True)
 class PartToken:
-    """One part variant: ``part`` 0...M (0 is the background), ``code`` 0...K-1."""
+    """One part variant: ``part`` 0...M (0 is the background), ``code`` 0...K-1, and how strongly: 1 is as trained."""
 
     part: int
     code: int
+    weight: float = 1.0
 
 
 @dataclass
@@ -58,12 +59,14 @@ class TokenizedPrompts(_Movable):
         part_positions: (B, T) place of each part token in the sequence; -1 where a prompt has fewer than T.
         part_ids: (B, T) part of each part token; -1 where unused.
         code_ids: (B, T) code of each part token; -1 where unused.
+        part_weights: (B, T) float, how strongly; 1 where unused. None where every token is as trained.
     """
 
     input_ids: tuple[Tensor, ...]
     part_positions: Tensor
     part_ids: Tensor
     code_ids: Tensor
+    part_weights: Tensor | None = None
 
 
 @dataclass

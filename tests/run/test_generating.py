@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from partcraft_lit import config
 from partcraft_lit.errors import UserError
 from partcraft_lit.images import read_image
 from partcraft_lit.pictures import save_png
+from partcraft_lit.randomness import derive_seed
 from partcraft_lit.run import generate
 from partcraft_lit.run.image_scores import read_rows, write_rows
 from partcraft_lit.settings import GenerateSettings, TrainSettings
@@ -148,3 +150,42 @@ def test_a_run_without_checkpoint(new_workshop, tiny_run):
     for verb, more in (("generate", ("prompt=<part1:0>",)), ("evaluate", ())):
         ended = workshop(verb, *more)
         assert ended.code == 2 and "has no checkpoint that can be read" in ended.out, ended.out
+
+
+def test_prompts_from_a_file(tiny_run, workshop, tmp_path):
+    """A row of pictures per line, the same as if each were asked for alone; weights, two of a part, a part to avoid."""
+    prompts = ["a <part1:0> bird", "a <part1:0>*1.5 <part1:1>*0.5 bird"]
+    (tmp_path / "prompts.txt").write_text(f"# birds\n{prompts[0]}\n\n  {prompts[1]}\n", encoding="utf-8")
+    some = ("sample.steps=2", "sample.negative_prompt=a <part2:1>*2, blurry", f"run={tiny_run.name}")
+    command = ("num_images=2", f"prompts_file={tmp_path / 'prompts.txt'}", f"output_dir={tmp_path / 'all'}")
+    ended = workshop("generate", *command, *some)
+    assert ended.code == 0, ended.out
+    names = ["000_000000.png", "000_000001.png", "001_000000.png", "001_000001.png", "sheet.png"]
+    assert sorted(path.name for path in (tmp_path / "all").glob("*.png")) == names
+    alone = (f"prompt={prompts[1]}", "num_images=1", "seed=1", f"output_dir={tmp_path / 'one'}")
+    assert workshop("generate", *alone, *some).code == 0
+    one, same, other = (read_image(tmp_path / name).int() for name in
+                        ("one/000001.png", "all/001_000001.png", "all/000_000001.png"))  # fmt: skip
+    assert (one - same).abs().max() <= 1 < (one - other).abs().max()
+    with Image.open(tmp_path / "all" / "001_000001.png") as image:
+        assert image.info["prompt"] == prompts[1] and image.info["negative_prompt"] == "a <part2:1>*2, blurry"
+        assert image.info["diffusers_seed"] == str(derive_seed(1, "sample"))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ((), "either a prompt"),
+        (("prompt=x", "prompts_file=y"), "either a prompt"),
+        (("prompts_file=/nowhere/prompts.txt",), "there is no such file"),
+        (("prompts_file={empty}",), "holds no prompt"),
+        (("prompts_file={wrong}",), r"no part called 'hed'.*Prompt: 'a <hed:0> bird'"),
+        (("prompt=a bird", "sample.negative_prompt=<hed:1>"), "no part called 'hed'"),
+    ],
+)
+def test_mistakes_with_prompts(tiny_run, workshop, tmp_path, overrides, message):
+    (tmp_path / "empty.txt").write_text("# nothing\n\n")
+    (tmp_path / "wrong.txt").write_text("a <part1:0> bird\na <hed:0> bird\n")
+    files = {"empty": tmp_path / "empty.txt", "wrong": tmp_path / "wrong.txt"}
+    ended = workshop("generate", *(text.format(**files) for text in overrides), f"run={tiny_run}")
+    assert ended.code == 2 and re.search(message, ended.out) and "Traceback" not in ended.out, ended.out

@@ -26,6 +26,9 @@ BIRD = PartVocabulary(["background", "head", "left wing", "tail", "crest"], [4, 
         ("a <head:1>, <tail:2> bird.", ["a ", PartToken(1, 1), ", ", PartToken(3, 2), " bird."]),
         ("<head:1><head:2>", [PartToken(1, 1), PartToken(1, 2)]),
         ("a<head:1>b", ["a", PartToken(1, 1), "b"]),
+        ("<head:1>*1.3 bird", [PartToken(1, 1, 1.3), " bird"]),
+        ("<head:1>*.5<head:2>*2.", [PartToken(1, 1, 0.5), PartToken(1, 2, 2.0), "."]),
+        ("<head:1>*1, <head:1>*x", [PartToken(1, 1), ", ", PartToken(1, 1), "*x"]),
     ],
 )
 def test_a_prompt_splits_into_text_and_tokens(prompt, pieces):
@@ -41,10 +44,10 @@ def test_text_is_left_as_it_stands(text):
 
 @pytest.mark.parametrize("named", [False, True])
 def test_rendering_is_the_inverse_of_parsing(named):
-    pieces = ["a photo of a ", PartToken(1, 17), " ", PartToken(2, 0), PartToken(2, 19), ", flying"]
+    pieces = ["a photo of a ", PartToken(1, 17), " ", PartToken(2, 0, 0.75), PartToken(2, 19), ", flying"]
     prompt = render(pieces, BIRD if named else None)
     assert parse(prompt, BIRD) == pieces
-    written = "<head:17> <left wing:0><left wing:19>" if named else "<1:17> <2:0><2:19>"
+    written = "<head:17> <left wing:0>*0.75<left wing:19>" if named else "<1:17> <2:0>*0.75<2:19>"
     assert prompt == f"a photo of a {written}, flying"
 
 
@@ -56,6 +59,8 @@ def test_rendering_is_the_inverse_of_parsing(named):
         ("<lora:thing:0.8>", r"no part called 'lora'.*Parts are 0 background, 1 head, 2 left wing, 3 tail, 4 crest"),
         ("<5:0>", r"There is no part 5; parts are 0 background, 1 head"),
         ("<-1:0>", r"no part called '-1'"),
+        ("<head:1>*5", r"the weight 5 is out of range; it is from 0 to 4"),
+        ("<head:1>*-1", r"the weight -1 is out of range"),
         ("<head:20>", r"'head' has no code 20; its codes are 0 to 19. Did you mean '<head:19>'\?"),
         ("<3:10>", r"'tail' has no code 10; its codes are 0 to 9"),
         ("<crest:0>", r"'crest' has no codes, because no image shows it"),

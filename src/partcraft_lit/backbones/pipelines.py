@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-
 from partcraft_lit.backbones.families import family_of
 from partcraft_lit.backbones.sampling import make_scheduler
-from partcraft_lit.randomness import torch_generator
+from partcraft_lit.randomness import derive_seed
 from partcraft_lit.types import Backbone
 
 
@@ -59,6 +57,6 @@ def mend_pooling(pipeline: Any) -> None:
                     part.eos_token_id = tokenizer.eos_token_id
 
 
-def noise_generator(seed: int) -> torch.Generator:
-    """What ``generator=`` of a pipeline must be to start from the noise of our picture with this seed."""
-    return torch_generator(seed, "sample")
+def pipeline_seed(seed: int) -> int:
+    """The seed of a pipeline's CPU generator that starts from the noise of our picture with ``seed``."""
+    return derive_seed(seed, "sample")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from partcraft_lit.backbones.pipelines import pipeline_seed
 from partcraft_lit.backbones.sampling import SCHEDULERS
 from partcraft_lit.files import atomic_write
-from partcraft_lit.randomness import derive_seed
 from partcraft_lit.run.export_bundle import Bundle
 from partcraft_lit.run.export_check import Found
 from partcraft_lit.tokens.embedding_files import ExportedPart
@@ -131,8 +131,7 @@ def _diffusers(bundle: Bundle, resolution: int) -> str:
         *([f"    negative_prompt={sample.negative_prompt!r},"] if sample.negative_prompt else []),
         f"    num_inference_steps={sample.steps}, guidance_scale={sample.guidance_scale:g}, "
         f"height={resolution}, width={resolution},",
-        f"    generator=torch.Generator().manual_seed({derive_seed(seed, 'sample')}),"
-        f"  # = seed {seed} of partcraft generate",
+        f"    generator=torch.Generator().manual_seed({pipeline_seed(seed)}),  # = seed {seed} of partcraft generate",
         ").images[0]",
     ]
     code = "\n".join(line for line in lines if line)

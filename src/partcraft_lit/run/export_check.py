@@ -14,7 +14,7 @@ from torch import Tensor
 
 from partcraft_lit.backbones.lora import LoraLayer
 from partcraft_lit.backbones.lora_files import UNET, encoder_names, from_diffusers, from_kohya
-from partcraft_lit.backbones.pipelines import mend_pooling, noise_generator, plain_pipeline
+from partcraft_lit.backbones.pipelines import mend_pooling, pipeline_seed, plain_pipeline
 from partcraft_lit.run.export_bundle import LORA_NAME, Bundle
 from partcraft_lit.settings import SampleSettings
 from partcraft_lit.tokens.embedding_files import renamed_prompt
@@ -133,7 +133,7 @@ def draw(pipeline: Any, prompt: str, seed: int, sampling: SampleSettings, resolu
         negative_prompt=sampling.negative_prompt or None,
         num_inference_steps=sampling.steps,
         guidance_scale=sampling.guidance_scale,
-        generator=noise_generator(seed),
+        generator=torch.Generator().manual_seed(pipeline_seed(seed)),
         height=resolution,
         width=resolution,
         output_type="pil",

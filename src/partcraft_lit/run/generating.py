@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from partcraft_lit.backbones.pipelines import pipeline_seed
+from partcraft_lit.errors import UserError
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.pictures import grid, save_png, upscale
 from partcraft_lit.run.assembly import vocabulary_of
@@ -25,7 +27,7 @@ def generate(
     trained: TrainSettings,
     load_backbone: Callable[[], Backbone],
 ) -> list[Path]:
-    """``partcraft generate``: one PNG per seed with its recipe inside, and a sheet of all.
+    """``partcraft generate``: one PNG per prompt and seed with its recipe inside, and a sheet of all.
 
     Returns:
         The pictures' paths, the sheet last.
@@ -34,24 +36,55 @@ def generate(
         UserError: for a prompt with unknown parts, before the backbone is loaded, or one that is too long.
     """
     stages = Stages()
-    parse(settings.prompt, vocabulary_of(PartDictionary.load(run_folder / "parts")))
+    prompts = read_prompts(settings)
+    _check_prompts([*prompts, settings.sample.negative_prompt], run_folder)
     with stages.stage("load"):
         module, _ = load_trained(trained, run_folder, load_backbone(), class_noun="")
-    prompts = [settings.prompt] * settings.num_images
-    module.method.tokenize(prompts[:1])  # a prompt that is too long is told before anything is drawn
+    module.method.tokenize(prompts)  # a prompt that is too long is told before anything is drawn
     seeds = [settings.seed + index for index in range(settings.num_images)]
+    wanted = [(index, seed) for index in range(len(prompts)) for seed in seeds]
     module.use_sampling(settings.sample)
     with stages.stage("draw"):
-        images = module.generate(prompts, seeds)
-    recipe = {"prompt": settings.prompt, "run": run_folder.name, **_recipe(settings)}
-    paths = [
-        save_png(folder / f"{seed:06d}.png", image, {**recipe, "seed": seed})
-        for seed, image in zip(seeds, images, strict=True)
-    ]
+        images = module.generate([prompts[index] for index, _ in wanted], [seed for _, seed in wanted])
+    recipe = {"run": run_folder.name, **_recipe(settings)}
+    paths = []
+    for (index, seed), image in zip(wanted, images, strict=True):
+        name = f"{seed:06d}.png" if len(prompts) == 1 else f"{index:03d}_{seed:06d}.png"
+        own = {"prompt": prompts[index], **recipe, "seed": seed, "diffusers_seed": pipeline_seed(seed)}
+        paths.append(save_png(folder / name, image, own))
     sheet = [upscale(image, max(_SHOWN_SIDE, *image.shape[1:])) for image in images]
-    paths.append(save_png(folder / "sheet.png", grid(sheet, pad=6, border=6), recipe))
+    columns = None if len(prompts) == 1 else len(seeds)  # a row per prompt
+    recipe = {"prompt": "\n".join(prompts), **recipe}
+    paths.append(save_png(folder / "sheet.png", grid(sheet, columns=columns, pad=6, border=6), recipe))
     stages.say(f"Pictures: {folder}")
     return paths
+
+
+def read_prompts(settings: GenerateSettings) -> list[str]:
+    """The prompts that are asked for, in order.
+
+    Raises:
+        UserError: if the file cannot be read, or holds none.
+    """
+    if settings.prompts_file is None:
+        return [settings.prompt or ""]
+    try:
+        lines = [line.strip() for line in settings.prompts_file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts_file={settings.prompts_file} cannot be read as UTF-8 text: {error}") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise UserError(f"prompts_file={settings.prompts_file} holds no prompt; wanted is one per line.")
+    return prompts
+
+
+def _check_prompts(prompts: Sequence[str], run_folder: Path) -> None:
+    vocabulary = vocabulary_of(PartDictionary.load(run_folder / "parts"))
+    for prompt in prompts:
+        try:
+            parse(prompt, vocabulary)
+        except UserError as error:
+            raise UserError(f"{error} (Prompt: {prompt!r})" if len(prompts) > 2 else str(error)) from None
 
 
 def _recipe(settings: GenerateSettings) -> dict[str, object]:

@@ -1,8 +1,9 @@
 """The prompt grammar: ordinary text with part tokens ``<name:code>`` or ``<index:code>`` anywhere in it.
 
-``a photo of a <head:17> <2:5> bird`` asks for variant 17 of the part called "head" and variant 5 of part 2. Spaces
-inside the brackets and the case of names do not matter; a part may be named twice. What stands in a pair of brackets is
-always meant as a part token, so a mistake there is an error and never passes as text.
+``a photo of a <head:17> <2:5> bird`` asks for variant 17 of the part called "head" and variant 5 of part 2;
+``<head:17>*1.3`` asks for it more strongly (see ``tokens.weights``). Spaces inside the brackets and the case of names
+do not matter; a part may be named twice. What stands in a pair of brackets is always meant as a part token, so a
+mistake there is an error and never passes as text.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.types import BACKGROUND, PartToken
 
 BACKGROUND_NAME = "background"
+#: No part can be asked for more strongly.
+MAX_WEIGHT = 4.0
 
-_BRACKETS = re.compile(r"<([^<>]*)>")
+_BRACKETS = re.compile(r"<([^<>]*)>(?:\*([-+]?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)))?")
 _UNOPENED = re.compile(r"[^\s<>:]+\s*:\s*[0-9]+\s*>")
 _NAME = re.compile(r"[^\s<>:\x00-\x1f]+(?: [^\s<>:\x00-\x1f]+)*")
 _INDEX = re.compile(r"[0-9]{1,9}")  # the bound keeps int() cheap and far above any real count
@@ -151,7 +154,8 @@ def render(pieces: Iterable[str | PartToken], vocabulary: PartVocabulary | None 
         if isinstance(piece, str):
             return piece
         part = piece.part if vocabulary is None else vocabulary.names[piece.part]
-        return f"<{part}:{piece.code}>"
+        weight = "" if piece.weight == 1.0 else f"*{piece.weight:g}"
+        return f"<{part}:{piece.code}>{weight}"
 
     return "".join(written(piece) for piece in pieces)
 
@@ -177,11 +181,18 @@ def _token(match: re.Match[str], vocabulary: PartVocabulary) -> PartToken:
         part = vocabulary.index(name)
         if not _INDEX.fullmatch(code):
             raise UserError(_wrong_code(vocabulary, part, code if colon else None))
-        token = PartToken(part, int(code))
+        token = PartToken(part, int(code), _weight(match.group(2)))
         vocabulary.check(token)
     except UserError as error:
         raise UserError(f"{written!r} in the prompt: {error}") from None
     return token
+
+
+def _weight(written: str | None) -> float:
+    weight = 1.0 if written is None else float(written)
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise UserError(f"the weight {written} is out of range; it is from 0 to {MAX_WEIGHT:g}, and 1 is as trained.")
+    return weight
 
 
 def _wrong_code(vocabulary: PartVocabulary, part: int, code: str | None) -> str:

@@ -60,6 +60,7 @@ def tokenize(
         part_positions=_padded([[place for place, _ in row] for row in tokens]),
         part_ids=_padded([[token.part for _, token in row] for row in tokens]),
         code_ids=_padded([[token.code for _, token in row] for row in tokens]),
+        part_weights=_weights([[token.weight for _, token in row] for row in tokens]),
     )
 
 
@@ -147,6 +148,14 @@ def _ids(rows: list[list[_Word]], tokenizer: Any, max_length: int) -> Tensor:
         text = [tokenizer.bos_token_id, *text, tokenizer.eos_token_id]
         row[: len(text)] = torch.tensor(text)
     return ids
+
+
+def _weights(rows: list[list[float]]) -> Tensor | None:
+    """(B, T), 1 where a row is shorter than the longest; None if all are 1."""
+    if all(weight == 1.0 for row in rows for weight in row):
+        return None
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[1.0] * (longest - len(row))] for row in rows])
 
 
 def _padded(rows: list[list[int]]) -> Tensor:

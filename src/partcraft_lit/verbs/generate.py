@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from partcraft_lit import rundir
+from partcraft_lit.errors import UserError
 from partcraft_lit.settings import GenerateSettings, TrainSettings
 from partcraft_lit.verbs import wiring
 
 
 def check(values: Mapping[str, Any]) -> GenerateSettings:
     _run_of(values)
-    return wiring.settings_of(GenerateSettings, {key: value for key, value in values.items() if key != "paths"})
+    settings = wiring.settings_of(GenerateSettings, {key: value for key, value in values.items() if key != "paths"})
+    if (settings.prompt is None) == (settings.prompts_file is None):
+        raise UserError(
+            "Wanted is either a prompt, 'prompt=a photo of a <head:3> bird', or a text file with one per line, "
+            "prompts_file=PATH."
+        )
+    if settings.prompts_file is not None and not settings.prompts_file.is_file():
+        raise UserError(f"prompts_file={settings.prompts_file}: there is no such file.")
+    return settings
 
 
 def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
