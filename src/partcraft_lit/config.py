@@ -52,6 +52,10 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver(
     "names_for", lambda number, *names: list(names) if len(names) == number else [], replace=True
 )
+# The first of two phases of equal length.
+OmegaConf.register_new_resolver("half", lambda number: max(1, int(number) // 2), replace=True)
+# What an image of several concepts shows: "a cat and a dog".
+OmegaConf.register_new_resolver("one_of_each", lambda names: " and ".join(f"a {name}" for name in names), replace=True)
 OmegaConf.register_new_resolver(
     "short_hash", lambda text: settings_hash({"overrides": sorted(str(text).split(","))}, ()), replace=True
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,11 @@ from torch.utils.data import DataLoader
 
 from partcraft_lit import config
 from partcraft_lit.data.datamodule import Collate
+from partcraft_lit.methods.method import Pieces
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.run.assembly import build_module
 from partcraft_lit.settings import TrainSettings
+from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.types import ABSENT, Backbone, TrainingBatch, TrainingExample
 from partcraft_lit.verbs import train
 
@@ -94,3 +97,59 @@ def fit(module: PersonalizationModule, batch: TrainingBatch, steps: int, *callba
 @pytest.fixture
 def tools() -> SimpleNamespace:
     return SimpleNamespace(settings_of=settings_of, build=build, batch_of=batch_of, fit=fit)
+
+
+@pytest.fixture(name="settings_of", scope="session")
+def settings_as_typed() -> Callable[..., TrainSettings]:
+    """Overrides as a user types them -> settings, unchecked by the method."""
+    return lambda *overrides: train.check(config.plain(config.compose("train", list(overrides))))
+
+
+@pytest.fixture(name="build")
+def build_on_fresh_backbone(settings_of, fresh_backbone) -> Callable[..., PersonalizationModule]:
+    """Overrides -> a module on a copy of the tiny backbone, unchecked by the method."""
+
+    def module(*overrides: str, vocabulary: PartVocabulary | None = None) -> PersonalizationModule:
+        settings = settings_of(*overrides)
+        vocabulary = vocabulary or PartVocabulary(NAMES, CODES)
+        pieces = Pieces(vocabulary, fresh_backbone, "bird", settings.mapper, settings.lora, settings.seed)
+        method = settings.method.build(pieces)
+        method.prepare(fresh_backbone)
+        return PersonalizationModule(
+            fresh_backbone,
+            method,
+            settings.optim,
+            settings.loss.snr_gamma,
+            settings.sample,
+            region=settings.loss.region,
+            region_mean=settings.loss.region_mean,
+            prior_weight=settings.prior.weight,
+        )
+
+    return module
+
+
+@pytest.fixture(name="batch_of", scope="session")
+def batch_with_captions() -> Callable[..., TrainingBatch]:
+    """(module, captions, side of the label maps) -> random latents and labels under these captions."""
+
+    def batch(module: PersonalizationModule, prompts: list[str], label_side: int | None = None) -> TrainingBatch:
+        generator = torch.Generator().manual_seed(0)
+        side = module.backbone.resolution // module.backbone.vae_scale_factor
+        shape = (module.backbone.latent_channels, side, side)
+        examples = [
+            TrainingExample(
+                latents=torch.randn(shape, generator=generator),
+                noise=torch.randn(shape, generator=generator),
+                timestep=int(torch.randint(1000, (), generator=generator)),
+                label_map=torch.randint(3, (label_side or side,) * 2, generator=generator).to(torch.uint8),
+                codes=torch.zeros(3, dtype=torch.long),
+                prompt=prompt,
+                sample_id=number,
+                image_id=number,
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        return Collate(module.method.tokenize)(examples)
+
+    return batch

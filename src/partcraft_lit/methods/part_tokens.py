@@ -160,10 +160,13 @@ class PartTokensRecipe:
         return PartTokens(
             vocabulary=pieces.vocabulary,
             mapper=self.make_mapper(pieces),
-            caption_builder=pieces.make_captions(self.captions),
+            caption_builder=self.make_captions(pieces),
             tokenizers=pieces.backbone.tokenizers,
             prepare=self.preparation(pieces.lora, pieces.seed),
         )
+
+    def make_captions(self, pieces: Pieces) -> CaptionBuilder:
+        return pieces.make_captions(self.captions)
 
     def make_mapper(self, pieces: Pieces) -> TokenMapper:
         """The mapper, at its first words, frozen if the tokens are not trained.

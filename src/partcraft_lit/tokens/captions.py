@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -43,6 +44,9 @@ TEMPLATES: tuple[str, ...] = (
     "a photo of a small {}",
 )
 
+#: Which of an image's parts a caption names: "all", or a "union" of k of them, where k is drawn first.
+Subset = Literal["all", "union"]
+
 
 @dataclass(frozen=True)
 class CaptionBuilder:
@@ -60,12 +64,14 @@ class CaptionBuilder:
         background: whether the background's token is written.
         templates: sentences with one ``{}`` each.
         separator: what stands between two tokens.
+        nouns: whether each token is followed by the name of its part: "<cat:0> cat and <dog:0> dog".
+        subset: which parts are named.
 
     Raises:
         UserError: if a setting is out of range.
 
     Source: the training script of the PartCraft release. Differs: tokens are dropped one by one, not half of them in
-    half of the captions.
+    half of the captions. The union is that of Break-a-Scene (arXiv 2305.16311), section 3.
     """
 
     vocabulary: PartVocabulary
@@ -76,6 +82,8 @@ class CaptionBuilder:
     background: bool = True
     templates: Sequence[str] = TEMPLATES
     separator: str = " "
+    nouns: bool = False
+    subset: Subset = "all"
 
     def __post_init__(self) -> None:
         for name in ("template_prob", "drop_prob"):
@@ -88,6 +96,8 @@ class CaptionBuilder:
             raise UserError(
                 f"class_noun is an ordinary word such as 'bird', without '<' and '>', got {self.class_noun!r}."
             )
+        if self.subset not in get_args(Subset):
+            raise ValueError(f"subset must be one of {get_args(Subset)}, got {self.subset!r}.")
         if not self.templates:
             raise UserError("templates must hold at least one sentence, such as 'a photo of a {}'.")
         for template in self.templates:
@@ -110,8 +120,11 @@ class CaptionBuilder:
         template = self.templates[int(torch.randint(len(self.templates), (), generator=generator))]
         order = torch.randperm(len(self.vocabulary.names), generator=generator).tolist()
         keep = torch.rand(len(self.vocabulary.names), generator=generator).tolist()
+        share = float(torch.rand((), generator=generator, dtype=torch.float64))
 
         tokens = self._tokens(codes)
+        if self.subset == "union":
+            tokens = union_of(tokens, share, keep)
         if self.shuffle:
             tokens.sort(key=lambda token: order[token.part])
         if tokens:
@@ -139,9 +152,26 @@ class CaptionBuilder:
         return tokens
 
     def _sentence(self, tokens: list[PartToken], template: str) -> str:
-        words = self.separator.join(render([token], self.vocabulary) for token in tokens)
+        words = self.separator.join(self._phrase(token) for token in tokens)
         subject = " ".join([words, *self.class_noun.split()]).strip()
         return template.replace("{}", subject) if subject else ""
+
+    def _phrase(self, token: PartToken) -> str:
+        word = render([token], self.vocabulary)
+        return f"{word} {self.vocabulary.names[token.part]}" if self.nouns else word
+
+
+def union_of(tokens: list[PartToken], share: float, keep: Sequence[float]) -> list[PartToken]:
+    """k of N tokens, in their order, with k uniform in 1...N and all sets of k alike.
+
+    Args:
+        tokens: one per part.
+        share: uniform below 1; decides k.
+        keep: an independent uniform number for each part; the k tokens with the largest stay.
+    """
+    number = 1 + int(share * len(tokens))
+    kept = sorted(tokens, key=lambda token: keep[token.part], reverse=True)[:number]
+    return [token for token in tokens if token in kept]
 
 
 def check_template(template: str) -> None:

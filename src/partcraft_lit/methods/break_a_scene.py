@@ -1,0 +1,56 @@
+"""Break-a-Scene: random unions of an image's parts, first their tokens and then the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.methods.method import Pieces
+from partcraft_lit.methods.part_tokens import PartTokensRecipe
+from partcraft_lit.settings import TrainSettings
+from partcraft_lit.tokens.captions import CaptionBuilder, Subset
+
+
+@dataclass(frozen=True)
+class BreakAScene(PartTokensRecipe):
+    """The method of Avrahami et al. (arXiv 2305.16311).
+
+    Its four pieces are settings: ``subset`` here, ``loss.region=prompted``, ``loss.attention=mse`` and
+    ``optim.phases``.
+
+    Attributes:
+        subset: which parts of an image a caption names: "union" draws how many, then which; "all".
+
+    Source: the paper and its released code. Differs: tokens rest in the second phase, in which the released code lets
+    them go on at the rate of the text encoder, 2e-6.
+    """
+
+    subset: Subset
+
+    def check(self, settings: TrainSettings, class_noun: str) -> None:
+        """As for any part tokens.
+
+        Raises:
+            UserError: also if parts would be left out twice, or if what trains has no phase to train in.
+        """
+        if self.subset == "union" and self.captions.drop_prob:
+            raise UserError(
+                f"method.captions.drop_prob={self.captions.drop_prob}: method.subset=union draws which parts a caption "
+                "names. Set drop_prob to 0, or method.subset=all."
+            )
+        named = {group for phase in settings.optim.phases for group in phase.groups}
+        for group in self.groups() if named else ():
+            if group not in named:
+                raise UserError(
+                    f"{group!r} trains in no phase: name it in a phase of optim.phases, which have "
+                    f"{sorted(named)}, or do not train it (method.unet, method.text_encoder, method.tokens.trained)."
+                )
+        super().check(settings, class_noun)
+
+    def groups(self) -> list[str]:
+        """Names of what trains, as learning rates and phases have them."""
+        unet = {"lora": ["lora"], "none": []}.get(self.unet, ["unet"])
+        return [*(["mapper"] if self.tokens.trained else []), *unet, *(["text_encoder"] if self.text_encoder else [])]
+
+    def make_captions(self, pieces: Pieces) -> CaptionBuilder:
+        return replace(super().make_captions(pieces), subset=self.subset)

@@ -1,0 +1,55 @@
+"""Custom Diffusion: what reads the text in cross-attention trains, beside the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from partcraft_lit.backbones.start_token import detach_start_token
+from partcraft_lit.errors import UserError
+from partcraft_lit.methods.method import Pieces
+from partcraft_lit.methods.part_tokens import PartTokensRecipe, Preparation
+from partcraft_lit.settings import LoraSettings, TrainSettings
+from partcraft_lit.tokens.captions import CaptionBuilder
+from partcraft_lit.types import Backbone
+
+
+@dataclass(frozen=True)
+class CustomDiffusion(PartTokensRecipe):
+    """The method of Kumari et al. (arXiv 2212.04488).
+
+    Attributes:
+        nouns: whether each token is followed by the name of its part, as a concept's token is by its class noun.
+        detach_start: whether keys and values of the first text position stay out of training.
+
+    Source: the paper and its released code. Differs: prior images go by one prompt, or come from a folder, for all
+    concepts; scaled pictures are drawn before training and encoded, see ``data.scale_variants``.
+    """
+
+    nouns: bool
+    detach_start: bool
+
+    def check(self, settings: TrainSettings, class_noun: str) -> None:
+        """As for any part tokens.
+
+        Raises:
+            UserError: also if nothing of the UNet would train.
+        """
+        if self.unet == "none":
+            raise UserError(
+                f"method={self.name} trains the UNet: set method.unet=cross_kv, the keys and values of its "
+                "cross-attention, or full. For tokens alone take method=textual_inversion."
+            )
+        super().check(settings, class_noun)
+
+    def make_captions(self, pieces: Pieces) -> CaptionBuilder:
+        return replace(super().make_captions(pieces), nouns=self.nouns)
+
+    def preparation(self, lora: LoraSettings, seed: int) -> Preparation:
+        release = super().preparation(lora, seed)
+
+        def prepare(backbone: Backbone) -> None:
+            release(backbone)
+            if self.detach_start:
+                detach_start_token(backbone.unet)
+
+        return prepare
