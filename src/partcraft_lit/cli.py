@@ -25,6 +25,7 @@ VERBS = {
     "train": "discover if needed, train, sample, score, write the report",
     "generate": "images from a run and a prompt with part tokens",
     "evaluate": "the scores of a run",
+    "table": "several methods or settings under one protocol, with intervals and tests",
     "export": "the parts and the adapter of a run as files for diffusers, A1111 and ComfyUI",
     "fetch": "a published data set, downloaded or from a local archive",
     "pretrain": "the embedded model, features or oracle, from nothing",

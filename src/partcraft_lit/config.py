@@ -24,7 +24,7 @@ from partcraft_lit.rundir import settings_hash
 from partcraft_lit.strict import bind, join
 
 #: Free text: always taken as it is, with commas, brackets and all.
-TEXT_KEYS = ("prompt", "sample.negative_prompt")
+TEXT_KEYS = ("prompt", "sample.negative_prompt", "overrides")
 #: Paths: taken as they are, except in a sweep, where a comma separates values.
 PATH_KEYS = (
     "dataset.dir",

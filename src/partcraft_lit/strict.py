@@ -124,6 +124,10 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return value if isinstance(value, hint) else build(hint, value, where)
     if origin in (tuple, list, Sequence):
         return _coerce_sequence(value, origin, arguments, where)
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise _wrong(value, "a group of keys", where)
+        return {str(key): coerce(item, arguments[1], join(where, str(key))) for key, item in value.items()}
     return _coerce_plain(value, hint, where)
 
 

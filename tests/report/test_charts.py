@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from partcraft_lit.report.charts import _Axis, line_chart, number, smooth, thin
+from partcraft_lit.report.charts import Axis, line_chart, number, smooth, thin
 from partcraft_lit.report.content import Chart, Curve
 
 FLAT = [(step, 2.0) for step in range(50)]
@@ -67,17 +67,17 @@ def test_log_scale_where_values_span_much_and_only_for_positive_ones() -> None:
 
 
 def test_axes_map_ends_and_mark_round_values() -> None:
-    linear = _Axis(0, 7, 100, 0, log=False)
+    linear = Axis(0, 7, 100, 0, log=False)
     assert [linear.place(0), linear.place(3.5), linear.place(7)] == [100, 50, 0]
     assert linear.ticks() == [0, 2, 4, 6]
-    log = _Axis(0.01, 100, 0, 100, log=True)
+    log = Axis(0.01, 100, 0, 100, log=True)
     assert log.place(1) == pytest.approx(50)
     assert {0.01, 0.1, 1.0, 10.0, 100.0} <= {round(tick, 9) for tick in log.ticks()}
 
 
 def test_a_curve_that_starts_high_shows_zero_and_a_flat_one_far_above_does_not() -> None:
-    assert _Axis.around([0.1, 0.5], 0, 1, log=False, roomy=True).low == 0
-    assert _Axis.around([0.90, 0.95], 0, 1, log=False, roomy=True).low > 0.8
+    assert Axis.around([0.1, 0.5], 0, 1, log=False, roomy=True).low == 0
+    assert Axis.around([0.90, 0.95], 0, 1, log=False, roomy=True).low > 0.8
 
 
 def test_smoothing_keeps_constants_and_straight_lines_and_reduces_noise() -> None:

@@ -28,8 +28,8 @@ def line_chart(chart: Chart) -> str:
         return ""
     values = [value for _, points in curves for _, value in points]
     log = _use_log(chart, values)
-    x_axis = _Axis.around([step for _, points in curves for step, _ in points], LEFT, WIDTH - RIGHT, log=False)
-    y_axis = _Axis.around(_robust(values), HEIGHT - BOTTOM, TOP, log=log, roomy=True)
+    x_axis = Axis.around([step for _, points in curves for step, _ in points], LEFT, WIDTH - RIGHT, log=False)
+    y_axis = Axis.around(_robust(values), HEIGHT - BOTTOM, TOP, log=log, roomy=True)
     lines = "".join(_line(points, _stroke(curve), x_axis, y_axis) for curve, points in curves)
     lost = sum(len(curve.points) for curve in chart.curves) - len(values)
     note = " ".join(filter(None, [chart.note, f"{lost} values are not finite." if lost else ""]))
@@ -42,14 +42,14 @@ def line_chart(chart: Chart) -> str:
     )
 
 
-class _Axis:
+class Axis:
     """Maps values to pixels, and knows round values to mark."""
 
     def __init__(self, low: float, high: float, start: float, end: float, log: bool) -> None:
         self.low, self.high, self.start, self.end, self.log = low, high, start, end, log
 
     @classmethod
-    def around(cls, values: Sequence[float], start: float, end: float, log: bool, roomy: bool = False) -> _Axis:
+    def around(cls, values: Sequence[float], start: float, end: float, log: bool, roomy: bool = False) -> Axis:
         low, high = min(values), max(values)
         if log:
             return cls(low / 1.1, high * 1.1, start, end, log)
@@ -76,7 +76,7 @@ class _Axis:
             factors = (1, 2, 5) if len(powers) <= 4 else (1,)
             marks = [factor * 10.0**power for power in powers for factor in factors]
         else:
-            step = _nice((self.high - self.low) / about)
+            step = nice((self.high - self.low) / about)
             marks = [step * index for index in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
         return [mark for mark in marks if self.low <= mark <= self.high]
 
@@ -116,7 +116,7 @@ def number(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-")
 
 
-def _line(points: list[Point], color: str, x_axis: _Axis, y_axis: _Axis) -> str:
+def _line(points: list[Point], color: str, x_axis: Axis, y_axis: Axis) -> str:
     raw = _path(thin(points, MOST_POINTS), x_axis, y_axis)
     if len(points) < FEW_POINTS:
         dots = "".join(f'<circle cx="{x_axis.place(x)}" cy="{y_axis.place(y)}" r="2.6"/>' for x, y in points)
@@ -129,11 +129,11 @@ def _window(points: Sequence[Point]) -> int:
     return 1 if len(points) < FEW_POINTS else max(5, len(points) // 14)
 
 
-def _path(points: Sequence[Point], x_axis: _Axis, y_axis: _Axis) -> str:
+def _path(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> str:
     return "M" + "L".join(f"{x_axis.place(x)} {y_axis.place(y)}" for x, y in points)
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis) -> str:
+def _grid(x_axis: Axis, y_axis: Axis) -> str:
     pieces = []
     for mark in y_axis.ticks():
         y = y_axis.place(mark)
@@ -189,7 +189,7 @@ def _robust(values: Sequence[float]) -> list[float]:
     return ordered[cut:-cut]
 
 
-def _nice(step: float) -> float:
+def nice(step: float) -> float:
     """The nearest of 1, 2, 2.5, 5 times a power of ten that is not smaller."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9))

@@ -8,6 +8,18 @@ from partcraft_lit.run.fetching import fetch
 from partcraft_lit.run.generating import generate
 from partcraft_lit.run.pretraining import pretrain
 from partcraft_lit.run.scoring import evaluate, verify
+from partcraft_lit.run.table import compare_rows, verify_table
 from partcraft_lit.run.training import train
 
-__all__ = ["discover", "evaluate", "export", "fetch", "generate", "pretrain", "train", "verify"]
+__all__ = [
+    "compare_rows",
+    "discover",
+    "evaluate",
+    "export",
+    "fetch",
+    "generate",
+    "pretrain",
+    "train",
+    "verify",
+    "verify_table",
+]

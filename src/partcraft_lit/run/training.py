@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from partcraft_lit.data.datamodule import Collate, PartDataModule
 from partcraft_lit.data.latents import LatentTable, cache_latents
 from partcraft_lit.data.prior import SameCaption, prior_prompt, prior_source
 from partcraft_lit.data.training_set import TrainingSet
+from partcraft_lit.files import atomic_write
 from partcraft_lit.metrics.composition import Targets, composition_targets, reconstruction_targets
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.discovery import Discovery
@@ -135,6 +137,7 @@ def train(
     if settings.eval.enabled:
         score_trained(scorer, module, scores, stages)
         say_scores(scores, stages)
+    _write_costs(folder, module, stages)
     numbers = write_scores(scores, folder)
     if numbers:
         append_numbers(folder / "metrics.jsonl", _last_step(folder), numbers)
@@ -326,6 +329,13 @@ def _make_callbacks(
         made.append(make_attention_loss(num_parts=len(names) - 1))
     made += [LossTermOnAttention(term) for term in module.method.loss_terms()]
     return made
+
+
+def _write_costs(folder: Path, module: PersonalizationModule, stages: Stages) -> None:
+    """``costs.json``: what training took; of a run that was continued, since it was."""
+    trained = sum(p.numel() for group in module.trainable_groups().values() for p in group)
+    costs = {"trainable_parameters": trained, "train_seconds": round(stages.seconds.get("train", 0.0), 3)}
+    atomic_write(folder / "costs.json", json.dumps({**costs, "seconds": stages.seconds}, indent=1) + "\n")
 
 
 def _last_step(folder: Path) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from partcraft_lit import rundir
+from partcraft_lit import config, rundir
 from partcraft_lit.settings import TrainSettings
 from partcraft_lit.strict import coerce
 from partcraft_lit.verbs import wiring
@@ -51,11 +51,18 @@ def evaluation_folder(run_folder: Path, chosen: Mapping[str, Any]) -> Path:
         chosen: has ``eval`` and ``sample``, where null is as in the run.
     """
     own = wiring.values_of_run(run_folder)
-    digest, own_digest = (
-        rundir.settings_hash({key: values[key] for key in ("eval", "sample")}, _NOT_HASHED)
-        for values in (_merged(own, chosen), own)
-    )
-    return run_folder / "evaluation" if digest == own_digest else run_folder / "evaluation" / digest
+    digest = scoring_hash(_merged(own, chosen))
+    return run_folder / "evaluation" if digest == scoring_hash(own) else run_folder / "evaluation" / digest
+
+
+def scoring_hash(values: Mapping[str, Any]) -> str:
+    """Of the settings that decide which pictures are drawn and how."""
+    return rundir.settings_hash({key: values[key] for key in ("eval", "sample")}, _NOT_HASHED)
+
+
+def chosen_keys(group: str) -> list[str]:
+    """Keys of ``eval`` or ``sample`` that this verb knows."""
+    return list(config.plain(config.compose("evaluate"))[group])
 
 
 def _values_of(values: Mapping[str, Any]) -> dict[str, Any]:
