@@ -6,12 +6,18 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
 
 from partcraft_lit.data.image_files import ImageFiles, Rejected, existing_folder, printable
+from partcraft_lit.data.mask_files import MaskFiles
 from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.images import readable_extensions
 from partcraft_lit.store import Store
+from partcraft_lit.strict import Range
+from partcraft_lit.types import ABSENT, GroundTruth
 
 #: Pictures that people have and that are not read here: worth a line in the list of rejected files.
 _UNREADABLE_PICTURES = frozenset(
@@ -31,6 +37,10 @@ class ImageFolder(ImageFiles):
         class_noun: what the images show, as one noun ("bird"), if that is known.
         labels: "folder" takes the first sub-folder on the way to an image as its class; "none" knows no classes; "auto"
             is "folder" where every image lies in a sub-folder and there are at least two of these, else "none".
+        per_class: the first so many images of each class by path, or of the folder where there are no classes; None for
+            all.
+        masks: folder with masks of the parts, see `MaskFiles`; it may lie inside ``dir``. With it the source knows
+            ``part_names`` and the truth, and is a `TruthfulSource`.
         store: where verdicts are remembered, as a store or its folder; None checks everything at each start.
 
     Raises:
@@ -43,24 +53,53 @@ class ImageFolder(ImageFiles):
         dir: str | Path,
         class_noun: str = "",
         labels: Literal["auto", "folder", "none"] = "auto",
+        per_class: Annotated[int, Range(1)] | None = None,
+        masks: Path | None = None,
         store: Store | str | Path | None = None,
     ) -> None:
         if labels not in ("auto", "folder", "none"):
             raise UserError(f"dataset.labels is {labels!r}. {did_you_mean(str(labels), ('auto', 'folder', 'none'))}")
         folder = existing_folder(dir)
-        paths, rejected = list_images(folder)
+        paths, rejected = list_images(folder, without=masks)
+        if per_class is not None:
+            paths = _first_of_each(paths, _classes(folder, paths, labels)[1], per_class)
         super().__init__(folder, paths, class_noun=class_noun, store=store, rejected=rejected)
         self.class_names, self._labels = _classes(self.dir, self._paths, labels)
+        self._masks: MaskFiles | None = None
+        if masks is not None:
+            self._masks = MaskFiles(masks, self._paths, [self.size(index) for index in range(len(self))])
+            self.part_names = self._masks.part_names  # only here: without it the source does not know the truth
+
+    def mask(self, index: int) -> Tensor | None:
+        """(height, width) uint8 number of the part of each pixel, 0 for background; None without masks."""
+        return self._masks.read(index) if self._masks is not None else None
+
+    def truth(self, index: int) -> GroundTruth:
+        """The mask as ground truth; the class of the image, or 0, is the species of each part that it shows.
+
+        Raises:
+            UserError: if there are no masks.
+        """
+        mask = self.mask(index)
+        if mask is None:
+            raise UserError("The folder has no masks: dataset.masks=/path/to/masks names them.")
+        shown = torch.bincount(mask.flatten().long(), minlength=len(self.part_names) + 1)[1:] > 0
+        species = tuple((self.label(index) or 0) if there else ABSENT for there in shown.tolist())
+        return GroundTruth(mask, species, tuple(self.part_names))
 
 
-def list_images(folder: Path) -> tuple[list[str], list[Rejected]]:
+def list_images(folder: Path, without: Path | None = None) -> tuple[list[str], list[Rejected]]:
     """Paths of all visible files below a folder that are images by their ending, sorted, and pictures of other kinds.
+
+    Args:
+        folder: where to look.
+        without: a folder inside it that is passed over.
 
     Raises:
         UserError: if there are none.
     """
     rejected: list[Rejected] = []
-    found = list(_walk(folder, rejected))
+    found = list(_walk(folder, rejected, without))
     extensions = readable_extensions()
     rejected += [
         Rejected(printable(path), f"{_extension(path)} files are not read: convert it to JPEG or PNG")
@@ -73,9 +112,22 @@ def list_images(folder: Path) -> tuple[list[str], list[Rejected]]:
     return images, rejected
 
 
-def _walk(root: Path, rejected: list[Rejected]) -> Iterator[str]:
+def _first_of_each(paths: Sequence[str], labels: Sequence[int], most: int) -> list[str]:
+    """At most so many paths of each label, in their order."""
+    taken: Counter[int] = Counter()
+    kept = []
+    for path, label in zip(paths, labels or [0] * len(paths), strict=True):
+        taken[label] += 1
+        if taken[label] <= most:
+            kept.append(path)
+    return kept
+
+
+def _walk(root: Path, rejected: list[Rejected], without: Path | None = None) -> Iterator[str]:
     """Paths of all visible files below a folder, relative and sorted; follows links, each folder once."""
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[int, int]] = set()  # a folder in it is not visited
+    if without is not None and without.is_dir():
+        seen.add((without.stat().st_dev, without.stat().st_ino))
 
     def visit(folder: Path, prefix: str) -> Iterator[str]:
         try:

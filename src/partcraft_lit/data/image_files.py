@@ -163,17 +163,18 @@ def _as_store(store: Store | str | Path | None) -> Store | None:
     return store if isinstance(store, Store) or store is None else Store(store)
 
 
-def existing_folder(given: str | Path) -> Path:
+def existing_folder(given: str | Path, key: str = "dataset.dir", holds: str = "the images") -> Path:
+    """The folder that a key of the configuration names, or a UserError with the nearest one."""
     if given is None or not str(given).strip():
-        raise UserError("dataset.dir is not set. Give the folder that holds the images: dataset.dir=/path/to/images")
+        raise UserError(f"{key} is not set. Give the folder that holds {holds}: {key}=/path/to/images")
     folder = Path(given).expanduser().absolute()
     if folder.is_dir():
         if not os.access(folder, os.R_OK | os.X_OK):
-            raise UserError(f"dataset.dir: the folder {folder} may not be read. Change its permissions.")
+            raise UserError(f"{key}: the folder {folder} may not be read. Change its permissions.")
         return folder
     if folder.exists():
-        raise UserError(f"dataset.dir: {folder} is a file. Give the folder that holds the images: {folder.parent}?")
-    raise UserError(f"dataset.dir: there is no folder {folder}. {_nearest_folders(folder)}".rstrip())
+        raise UserError(f"{key}: {folder} is a file. Give the folder that holds {holds}: {folder.parent}?")
+    raise UserError(f"{key}: there is no folder {folder}. {_nearest_folders(folder)}".rstrip())
 
 
 def _nearest_folders(missing: Path) -> str:

@@ -1,0 +1,133 @@
+"""Stanford Dogs as it is published: 120 breeds, with boxes around the dogs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import torch
+
+from partcraft_lit.data.image_files import ImageFiles
+from partcraft_lit.data.matfile import read_mat
+from partcraft_lit.data.published import Split, check_listed, check_split, choose_classes, find_root
+from partcraft_lit.errors import UserError
+from partcraft_lit.store import Store
+from partcraft_lit.types import Annotation
+
+_LISTS = {"train": "train_list.mat", "test": "test_list.mat", "all": "file_list.mat"}
+
+
+class Dogs(ImageFiles):
+    """An image source with classes and boxes.
+
+    Labels are 0...119: the published lists count breeds from 1.
+
+    Args:
+        dir: the folder with ``Images``, ``Annotation`` and the lists (there or in ``lists``).
+        split: which images: "train" (12,000), "test" (8,580) or "all".
+        classes: names of the breeds to take ("Chihuahua"); all if empty. Labels count those that are taken.
+        class_noun: what the images show.
+        store: see `ImageFiles`.
+
+    Raises:
+        UserError: if the folder is not the data set, or a part of it is missing or contradicts the rest.
+    """
+
+    def __init__(
+        self,
+        dir: str | Path,
+        split: Split = "train",
+        classes: tuple[str, ...] = (),
+        class_noun: str = "dog",
+        store: Store | str | Path | None = None,
+    ) -> None:
+        check_split(split)
+        root = find_root(dir, ("stanford_dogs",), ("Images", "Annotation"), "dogs")
+        breeds = _breeds(root, *_read_list(root, "all"))
+        files, labels = _read_list(root, split)
+        chosen = choose_classes(classes, [_name_of(folder) for folder in breeds])
+        kept = [place for place, label in enumerate(labels) if label in chosen]
+        if not kept:
+            raise UserError(f"dataset.split={split} has no images of {', '.join(classes) or 'any breed'} in {root}.")
+        self._check_labels(files, labels, breeds, _LISTS[split])
+        paths = [f"Images/{files[place]}" for place in kept]
+        check_listed(root, paths, _LISTS[split])
+        super().__init__(
+            root,
+            paths,
+            labels=[chosen.index(labels[place]) for place in kept],
+            class_names=[_name_of(breeds[index]) for index in chosen],
+            class_noun=class_noun,
+            store=store,
+        )
+        self.keypoint_names: list[str] = []
+
+    def annotation(self, index: int) -> Annotation:
+        """Boxes of the dogs in an image, in its pixels.
+
+        Raises:
+            UserError: if the annotation is missing or cannot be read.
+        """
+        path = self.dir / "Annotation" / Path(self._paths[index]).relative_to("Images").with_suffix("")
+        try:
+            objects = ElementTree.parse(path).getroot().iter("bndbox")
+            boxes = [[float(box.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")] for box in objects]
+        except (OSError, ElementTree.ParseError, ValueError) as error:
+            raise UserError(f"The annotation {path} cannot be read: {error}. Unpack annotation.tar again.") from error
+        return Annotation(
+            size=self.size(index),
+            boxes=torch.tensor(boxes).view(-1, 4),
+            keypoints=torch.zeros(0, 2),
+            visible=torch.zeros(0, dtype=torch.bool),
+        )
+
+    @staticmethod
+    def _check_labels(files: list[str], labels: list[int], breeds: list[str], listed_in: str) -> None:
+        """Raises a UserError if a label does not name the folder of its image: labels that are shifted by one."""
+        for file, label in zip(files, labels, strict=True):
+            folder = file.partition("/")[0]
+            if not 0 <= label < len(breeds) or breeds[label] != folder:
+                said = breeds[label] if 0 <= label < len(breeds) else "no breed"
+                raise UserError(f"{listed_in} gives {file} the label {label + 1}, which is {said}: labels are shifted.")
+
+
+def _read_list(root: Path, split: Split) -> tuple[list[str], list[int]]:
+    """Paths below ``Images`` and labels, counted from 0."""
+    name = _LISTS[split]
+    path = next((place / name for place in (root, root / "lists") if (place / name).is_file()), None)
+    if path is None:
+        raise UserError(
+            f"dataset=dogs: neither {root} nor its folder lists holds {name}. Unpack lists.tar there; 'partcraft fetch "
+            "dataset=dogs' gets everything."
+        )
+    variables = read_mat(path)
+    files, labels = _wanted(variables, "file_list", path), _wanted(variables, "labels", path)
+    numbers = [int(label) - 1 for label in labels.flatten().tolist()]
+    if len(files) != len(numbers):
+        raise UserError(f"{path} names {len(files)} files and {len(numbers)} labels. Unpack lists.tar again.")
+    return [str(file) for file in files], numbers
+
+
+def _wanted(variables: dict[str, Any], name: str, path: Path) -> Any:
+    if name not in variables:
+        raise UserError(f"{path} has no variable {name}, but {', '.join(variables) or 'none'}. Unpack lists.tar again.")
+    return variables[name]
+
+
+def _breeds(root: Path, files: list[str], labels: list[int]) -> list[str]:
+    """The folder of each label.
+
+    Raises:
+        UserError: if labels do not run from 1 without a gap.
+    """
+    found = {label: file.partition("/")[0] for file, label in zip(files, labels, strict=True)}
+    if sorted(found) != list(range(len(found))):
+        wrong = min(set(found) ^ set(range(len(found)))) + 1
+        raise UserError(f"{root}: the labels of file_list.mat do not run from 1 to {len(found)} (see {wrong}).")
+    return [found[label] for label in range(len(found))]
+
+
+def _name_of(folder: str) -> str:
+    """ "n02085620-Japanese_spaniel" -> "Japanese spaniel"."""
+    return folder.partition("-")[2].replace("_", " ") or folder
