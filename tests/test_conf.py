@@ -22,6 +22,8 @@ CONF = config.conf_dir()
 #: What has to be given by hand.
 NEEDED = {
     "dataset=folder": ["dataset.dir=/x"],
+    "dataset=imagefolder": ["dataset.dir=/x"],
+    "dataset=multi_concept": ["dataset.dir=/x"],
     "experiment=textual_inversion": ["dataset.dir=/x", "dataset.class_noun=cat"],
     "experiment=dreambooth": ["dataset.dir=/x", "dataset.class_noun=cat"],
 }
@@ -131,7 +133,7 @@ def test_files_hold_no_key_twice():
         (["loss.lamda_attn=1"], r"Unknown key 'loss\.lamda_attn'\. Did you mean 'loss\.lambda_attn'"),
         (["M=3"], r"Unknown key 'M'\. Did you mean 'parts\.M'\?"),
         (["datset=folder"], r"Unknown key 'datset'\. Did you mean 'dataset'"),
-        (["dataset=fodler"], r"dataset=fodler: no such option\. Did you mean 'folder'\? Options: "),
+        (["dataset=fodler"], r"dataset=fodler: no such option\. Did you mean 'folder' or 'imagefolder'\? Options: "),
         (["experiment=deom"], r"experiment=deom: no such option\. Did you mean 'demo'"),
         (["~lora.rnk"], r"Unknown key 'lora\.rnk'"),
         (["nonsense"], r"'nonsense' is not an override: wanted key=value"),
