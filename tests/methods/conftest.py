@@ -59,6 +59,7 @@ def batch_of(
             prompt=module.method.make_caption(shown, generator) if own else "a photo of a bird",
             sample_id=number,
             image_id=number,
+            crop=(64, 48, 0, 2),
         )
 
     class Priors:
@@ -135,7 +136,8 @@ def batch_with_captions() -> Callable[..., TrainingBatch]:
 
     def batch(module: PersonalizationModule, prompts: list[str], label_side: int | None = None) -> TrainingBatch:
         generator = torch.Generator().manual_seed(0)
-        side = module.backbone.resolution // module.backbone.vae_scale_factor
+        resolution = module.backbone.resolution
+        side = resolution // module.backbone.vae_scale_factor
         shape = (module.backbone.latent_channels, side, side)
         examples = [
             TrainingExample(
@@ -147,6 +149,7 @@ def batch_with_captions() -> Callable[..., TrainingBatch]:
                 prompt=prompt,
                 sample_id=number,
                 image_id=number,
+                crop=(resolution, resolution, 0, 0),
             )
             for number, prompt in enumerate(prompts)
         ]

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from partcraft_lit.backbones.sources import _write_sd1_settings
+from partcraft_lit.backbones.published import SD1, write_settings
 from partcraft_lit.backbones.trainable import cross_kv, train_backbone, trainable_groups
 from partcraft_lit.errors import UserError
 from partcraft_lit.randomness import torch_generator
@@ -46,7 +46,7 @@ class Shape:
 
 def test_the_count_on_sd15(tmp_path):
     """2 * 768 * (320 * 5 + 640 * 5 + 1280 * 6) weights, 76.7 MB in float32: the 75 MB that the paper stores."""
-    _write_sd1_settings(tmp_path)
+    write_settings(SD1, tmp_path)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(json.loads((tmp_path / "unet" / "config.json").read_text()))
     backbone = Shape(unet)
