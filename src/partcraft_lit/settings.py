@@ -518,7 +518,7 @@ class ColumnSettings:
     """
 
     metric: str
-    protocols: tuple[str, ...]
+    protocols: tuple[str, ...] = ()
     higher: bool = True
     per: Literal["image", "run"] = "image"
     panel: str | None = None
@@ -575,6 +575,7 @@ class ProtocolSettings:
         rows: name -> row.
         columns: name -> column.
         figure: how it is drawn.
+        maps: a picture in the folder of every run; those of the rows are shown side by side in ``maps.png``.
     """
 
     name: str
@@ -584,6 +585,7 @@ class ProtocolSettings:
     rows: dict[str, RowSettings]
     columns: dict[str, ColumnSettings]
     figure: FigureSettings
+    maps: str = ""
 
 
 @dataclass(frozen=True)

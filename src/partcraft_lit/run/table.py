@@ -13,6 +13,8 @@ from typing import Any
 from partcraft_lit import environment
 from partcraft_lit.errors import UserError
 from partcraft_lit.files import atomic_write
+from partcraft_lit.images import read_image
+from partcraft_lit.pictures import grid, label, save_png
 from partcraft_lit.report.figure import draw_figure
 from partcraft_lit.report.tables import Entry, Table, csv_text, latex, markdown
 from partcraft_lit.run.comparing import Cell, RunScores, compare, read_run
@@ -185,7 +187,17 @@ def _write(
     atomic_write(folder / "table.md", markdown(table))
     atomic_write(folder / "table.tex", latex(table))
     draw_figure(folder / "figure.png", settings.table.question, panels_of(settings.table, cells))
+    if settings.table.maps:
+        _write_maps(folder / "maps.png", settings.table.maps, rows)
     return cells
+
+
+def _write_maps(path: Path, name: str, rows: Mapping[str, Sequence[RunScores]]) -> None:
+    """The picture of each row's first run, side by side."""
+    found = {row: runs[0].folder / name for row, runs in rows.items() if runs and (runs[0].folder / name).is_file()}
+    if found:
+        shown = [label(read_image(picture), row, "above", size=16) for row, picture in found.items()]
+        save_png(path, grid(shown, columns=min(len(shown), 3), pad=16, border=16), {"rows": ", ".join(found)})
 
 
 def _results(rows: Mapping[str, Sequence[RunScores]]) -> str:

@@ -44,6 +44,7 @@ from partcraft_lit.run.scoring import (
 )
 from partcraft_lit.run.showing import write_run_report
 from partcraft_lit.run.stages import Stages
+from partcraft_lit.run.token_space import SILHOUETTE, write_token_space
 from partcraft_lit.run.truth import TruthScorer
 from partcraft_lit.settings import TrainSettings
 from partcraft_lit.store import Store
@@ -134,6 +135,10 @@ def train(
         None if prior is None else prior_examples(settings, prior, discovery, backbone, source.class_noun),
     )
     module.to(next(backbone.unet.parameters()).device).eval()
+    with stages.stage("map tokens"):
+        dictionary = discovery.dictionary
+        together = write_token_space(folder, module.method.bake(), dictionary.codes_per_part, dictionary.names)
+    append_numbers(folder / "metrics.jsonl", _last_step(folder), {SILHOUETTE: together})
     if settings.eval.enabled:
         score_trained(scorer, module, scores, stages)
         say_scores(scores, stages)
