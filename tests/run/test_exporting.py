@@ -37,7 +37,7 @@ def plain_pipeline(exported, tiny_sd_folder):
     pipe.set_progress_bar_config(disable=True)
     folder = exported / "diffusers"
     pipe.scheduler = DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler")
-    pipe.load_lora_weights(folder)
+    pipe.load_lora_weights(folder, adapter_name="parts")
     pipe.load_textual_inversion(sorted(str(path) for path in (folder / "text_encoder").glob("*.safetensors")))
     return pipe
 
@@ -209,3 +209,58 @@ def test_a_file_that_does_not_give_back_what_was_trained_fails(tiny_run, worksho
     ended = workshop("export", *QUICK, "thumbnails=0", "to=[diffusers]", f"run={tiny_run}", f"output_dir={tmp_path}")
     assert ended.code == 2 and "MISSED" in ended.out and "do not give back what was trained" in ended.out
     assert json.loads((tmp_path / "export.json").read_text())["checks"]["diffusers"]["weights"] > 0.1
+
+
+# On top of it, in diffusers alone.
+
+
+def test_a_second_adapter_works_beside_it(plain_pipeline, tmp_path):
+    before = draw(plain_pipeline)
+    other = {}
+    for name, module in plain_pipeline.unet.named_modules():
+        if name.endswith("attn1.to_v"):
+            generator = torch.Generator().manual_seed(len(other))
+            other[f"unet.{name}.lora_A.weight"] = torch.randn(2, module.in_features, generator=generator)
+            other[f"unet.{name}.lora_B.weight"] = torch.randn(module.out_features, 2, generator=generator)
+    save_file(other, tmp_path / "style.safetensors")
+    plain_pipeline.load_lora_weights(tmp_path, weight_name="style.safetensors", adapter_name="style")
+    plain_pipeline.set_adapters(["parts", "style"], [1.0, 0.0])
+    assert (draw(plain_pipeline) - before).abs().max() <= 1
+    plain_pipeline.set_adapters(["parts", "style"], [1.0, 1.0])
+    assert (draw(plain_pipeline) - before).abs().max() > 1
+
+
+def test_parts_work_in_inpainting(plain_pipeline):
+    from diffusers import AutoPipelineForInpainting
+
+    pipe = AutoPipelineForInpainting.from_pipe(plain_pipeline)
+    picture, mask = torch.full((1, 3, 32, 32), 0.5), torch.zeros(1, 1, 32, 32)
+    mask[..., 16:] = 1
+    some = {"image": picture, "mask_image": mask, "strength": 1.0}
+    one, other = (draw(pipe, f"a photo of a <part1:{code}> bird", **some) for code in (0, 1))
+    assert (one - other)[..., 20:].abs().max() > 1 >= (one - other)[..., :12].abs().float().mean()
+
+
+@pytest.mark.slow
+def test_the_packaged_miniature_in_diffusers_alone(new_workshop, plain, tmp_path, monkeypatch):
+    """Weights that were trained in earnest: text and pictures depend on every number of the files."""
+    workshop = new_workshop()
+    others = tuple(argument for argument in workshop.arguments if not argument.startswith("backbone"))
+    workshop.arguments = (*others, "backbone=mini", "lora.alpha=8", "mapper.norm_match=true")
+    run = workshop.train(*plain, "trainer.max_steps=2", "optim.lora_lr=0.02")
+    parts = ("parts=[part1:0,part2:1]", "name=mini", "sample.steps=6", "thumbnails=0", "number_format=float32")
+    ended = workshop("export", *parts, f"run={run}", f"output_dir={tmp_path / 'export'}")
+    assert ended.code == 0, ended.out
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    monkeypatch.chdir(tmp_path / "export")
+    names = {}
+    exec(card.partition("```python\n")[2].partition("```")[0], names)
+    command = ("prompt=a photo of a <part1:0> <part2:1>", "num_images=1", "sample.steps=6")
+    assert workshop("generate", *command, f"run={run}", f"output_dir={tmp_path}").code == 0
+    difference = torch.from_numpy(np.array(names["image"])).permute(2, 0, 1).int() - read_image(tmp_path / "000000.png")
+    assert difference.abs().max() <= 2
+    names["pipe"].unload_lora_weights()
+    exec("image = pipe" + card.partition("image = pipe")[2].partition("```")[0], names)
+    changed = torch.from_numpy(np.array(names["image"])).permute(2, 0, 1).int() - read_image(tmp_path / "000000.png")
+    assert changed.abs().float().mean() > 1  # the adapter matters

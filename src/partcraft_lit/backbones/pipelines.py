@@ -14,15 +14,17 @@ from partcraft_lit.types import Backbone
 def plain_pipeline(backbone: Backbone, scheduler: str) -> Any:
     """A StableDiffusionPipeline, or the one of the model's family.
 
-    UNet and VAE are shared with the backbone, which must have no adapter then; tokenizers and text encoders are copies,
-    since loading an embedding changes them.
+    UNet and VAE are shared with the backbone, which must have no adapter then, and whose UNet gets diffusers' own
+    attention; tokenizers and text encoders are copies, since loading an embedding changes them.
 
     Args:
         backbone: the model.
         scheduler: name of a sampling scheduler.
     """
     import diffusers
+    from diffusers.models.attention_processor import AttnProcessor2_0
 
+    backbone.unet.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator]
     components = {
         "unet": backbone.unet,
         "vae": backbone.vae,
@@ -36,7 +38,7 @@ def plain_pipeline(backbone: Backbone, scheduler: str) -> Any:
     if len(backbone.text_encoders) == 1:
         components |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     else:
-        zeros = getattr(backbone, "zero_no_prompt", True)
+        zeros = bool(getattr(backbone, "zero_no_prompt", True))
         components |= {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
     pipeline = kind(**components)
     pipeline.set_progress_bar_config(disable=True)

@@ -47,7 +47,7 @@ class StableDiffusionXL(LatentDiffusion):
     ) -> None:
         _check_widths(others["unet"], text_encoder, text_encoder_2)
         super().__init__(text_encoders=[text_encoder, text_encoder_2], tokenizers=[tokenizer, tokenizer_2], **others)
-        self._zero_no_prompt = zero_no_prompt
+        self.zero_no_prompt = zero_no_prompt
 
     def encode_prompts(
         self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
@@ -70,7 +70,7 @@ class StableDiffusionXL(LatentDiffusion):
     def encode_no_prompt(self) -> Conditioning:
         """Zeros or the empty prompt, as the model was published."""
         empty = super().encode_no_prompt()
-        if not self._zero_no_prompt or empty.pooled_prompt_embeds is None:
+        if not self.zero_no_prompt or empty.pooled_prompt_embeds is None:
             return empty
         return Conditioning(
             torch.zeros_like(empty.encoder_hidden_states), torch.zeros_like(empty.pooled_prompt_embeds), empty.time_ids

@@ -117,7 +117,7 @@ def _diffusers(bundle: Bundle, resolution: int) -> str:
         ]
     lines += [
         f'pipe.scheduler = {scheduler}.from_pretrained("diffusers/scheduler")',
-        *(['pipe.load_lora_weights("diffusers")'] if bundle.adapters else []),
+        *(['pipe.load_lora_weights("diffusers", adapter_name="parts")'] if bundle.adapters else []),
         'pipe.load_textual_inversion(sorted(glob("diffusers/text_encoder/*.safetensors")))',
     ]
     if two:
@@ -138,7 +138,9 @@ def _diffusers(bundle: Bundle, resolution: int) -> str:
     return (
         f"## diffusers\n\n```python\n{code}\n```\n\nThis is the picture of `partcraft generate 'prompt="
         f"{_prompt(bundle)}' seed={seed}`, without any of partcraft. Load only the files of `text_encoder` that "
-        f"you need, and further adapters and other pipelines (image to image, inpainting) as usual."
+        f'you need. A second adapter goes on top, `pipe.load_lora_weights(..., adapter_name="style")` and '
+        f'`pipe.set_adapters(["parts", "style"])`; other pipelines take this one\'s components, '
+        f"`AutoPipelineForInpainting.from_pipe(pipe)`."
     )
 
 
