@@ -257,3 +257,16 @@ def test_the_verbs_call_run_as_it_wants_to_be_called(name, real_signatures, star
     given = {key: value for key, value in vars(call).items() if key not in ("name", "argv", "settings", "folder")}
     assert call.name == name
     real_signatures[name].bind(call.settings, call.folder, **given)
+
+
+def test_a_sweeper_hears_finite_numbers_only(start, fake_run, caplog):
+    from partcraft_lit.verbs import train
+
+    scores = {"eval/emr@reconstruction": float("nan"), "eval/cosim@reconstruction": 0.5}
+    assert train._for_sweeper(scores, "eval/emr@reconstruction", -1e6) == -1e6
+    assert "is nan; the sweep is told objective_if_nan=-1000000.0 instead" in caplog.text
+    assert train._for_sweeper(scores, "eval/cosim@reconstruction", -1e6) == 0.5
+    assert train._for_sweeper(scores, None, -1e6) == {"eval/cosim@reconstruction": 0.5}
+    fake_run.does = lambda folder: scores
+    result = start("train", "objective=eval/emr")
+    assert result.code == 2 and "Did you mean 'eval/emr@reconstruction'" in result.err

@@ -95,6 +95,9 @@ def test_what_callbacks_and_loggers_still_wait_for_is_given_at_run_time():
     for name, make in wiring.callback_makers(values).items():
         waiting = required_of(make)
         assert waiting <= {"folder", "path", "prompts", "seeds", "batch", "part_names"}, name
+    live = wiring.callback_makers(config.plain(config.compose("train", ["callbacks=live"])))
+    given = {"folder", "prompts", "seeds", "target_codes", "predictor", "batch"}
+    assert required_of(live["live_score"]) == given and live.keys() > {"checkpoints", "samples"}
     for name, node in values["logger"].items():
         assert required_of(config.later(node, name)) == {"folder"}, name
     for name, node in values["features"].items():

@@ -37,6 +37,8 @@ NOT_HASHED = (
     "eval",
     "ckpt_path",
     "output_dir",
+    "objective",
+    "objective_if_nan",
     "debug",
     "data.num_workers",
     "data.encode_batch_size",

@@ -70,8 +70,7 @@ class Checkpoints(Checkpoint):
             return path
         with atomic_path(path) as temporary:
             trainer.save_checkpoint(temporary, weights_only=False)
-            manifest = {"step": step, "bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
-            atomic_write(manifest_path(path), json.dumps(manifest, indent=1) + "\n")
+            atomic_write(manifest_path(path), json.dumps(manifest_of(temporary, step), indent=1) + "\n")
         with atomic_path(self.folder / "last.ckpt") as temporary:
             _link(path, temporary)
         self._prune()
@@ -118,6 +117,11 @@ def damage(path: Path) -> str | None:
     if path.stat().st_size != size:
         return f"it has {path.stat().st_size} bytes instead of {size}"
     return None if _sha256(path) == digest else "its bytes are not those that were written (SHA-256 differs)"
+
+
+def manifest_of(path: Path, step: int) -> dict[str, Any]:
+    """What tells a whole checkpoint from a damaged one."""
+    return {"step": step, "bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def manifest_path(path: Path) -> Path:

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from partcraft_lit.callbacks.attention_loss import LossTermOnAttention
+from partcraft_lit.callbacks.live_score import read_best
 from partcraft_lit.callbacks.metrics_log import append_numbers, read_numbers
 from partcraft_lit.data.datamodule import Collate, PartDataModule
 from partcraft_lit.data.latents import LatentTable, cache_latents
@@ -135,6 +136,8 @@ def train(
         None if prior is None else prior_examples(settings, prior, discovery, backbone, source.class_noun),
     )
     module.to(next(backbone.unet.parameters()).device).eval()
+    if best := read_best(folder / "checkpoints"):
+        stages.say(f"  {best['why']}")
     with stages.stage("map tokens"):
         dictionary = discovery.dictionary
         together = write_token_space(folder, module.method.bake(), dictionary.codes_per_part, dictionary.names)
@@ -328,6 +331,14 @@ def _make_callbacks(
             "seeds": targets.seeds,
         },
         "attention_maps": {"folder": folder / "attention", "batch": probe, "part_names": names},
+        "live_score": {
+            "folder": folder / "checkpoints",
+            "prompts": [module.method.plain_caption(row) for row in targets.codes],
+            "seeds": targets.seeds,
+            "target_codes": targets.codes,
+            "predictor": scorer.predictor,
+            "batch": probe,
+        },
     }
     made = [maker(**runtime.get(name, {})) for name, maker in makers.items()]
     if make_attention_loss is not None:

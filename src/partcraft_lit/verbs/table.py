@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from partcraft_lit import config, rundir
 from partcraft_lit.errors import UserError, did_you_mean
-from partcraft_lit.settings import TableSettings
+from partcraft_lit.settings import TableSettings, TrainSettings
 from partcraft_lit.verbs import evaluate, train, wiring
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _verify(values: Mapping[str, Any], folder: Path, scored: Any) -> int:
     from partcraft_lit.run import verify
 
     trained = {**wiring.values_of_run(folder), "eval": values["eval"], "sample": values["sample"]}
-    settings = train.check({**trained, "ckpt_path": None})
+    settings = wiring.settings_of(TrainSettings, trained)
     place = evaluate.evaluation_folder(folder, values)
     return verify(
         settings,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from partcraft_lit import config, environment, rundir
+from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.settings import TrainSettings
+from partcraft_lit.strict import coerce
 from partcraft_lit.verbs import wiring
+
+_log = logging.getLogger(__name__)
 
 
 def check(values: Mapping[str, Any]) -> TrainSettings:
     wiring.check_choices(values)
     wiring.check_ckpt_path(values)
+    _check_objective(values)
     return wiring.settings_of(TrainSettings, values)
 
 
@@ -41,4 +48,26 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         config=dict(values),
     )
     rundir.mark_finished(folder)
-    return scores
+    return _for_sweeper(scores, values["objective"], values["objective_if_nan"])
+
+
+def _check_objective(values: Mapping[str, Any]) -> None:
+    coerce(values["objective"], str | None, "objective")
+    coerce(values["objective_if_nan"], float, "objective_if_nan")  # refuses what is not finite
+
+
+def _for_sweeper(scores: Mapping[str, float], objective: str | None, if_nan: float) -> dict[str, float] | float:
+    """What a sweeper hears: the objective, always finite; without one, all scores that are finite.
+
+    Raises:
+        UserError: if no score has the name of the objective.
+    """
+    if objective is None:
+        return {key: value for key, value in scores.items() if math.isfinite(value)}
+    if objective not in scores:
+        raise UserError(f"objective={objective}: the run has no such score. {did_you_mean(objective, scores)}")
+    value = float(scores[objective])
+    if math.isfinite(value):
+        return value
+    _log.warning("objective=%s is %s; the sweep is told objective_if_nan=%s instead.", objective, value, if_nan)
+    return float(if_nan)

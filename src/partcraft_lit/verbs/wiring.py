@@ -23,6 +23,8 @@ T = TypeVar("T")
 #: Top-level keys that are read by the command line itself, or become objects.
 _OTHER_KEYS = (
     "debug",
+    "objective",
+    "objective_if_nan",
     "run",
     "ckpt_path",
     "dataset",

@@ -1,0 +1,153 @@
+"""Part fidelity while training goes on, and the checkpoint that was best by it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from partcraft_lit.callbacks.checkpoint import manifest_of, manifest_path
+from partcraft_lit.callbacks.hooks import EveryNSteps, check_pairs, evaluating, going_on, log_numbers, part_module
+from partcraft_lit.files import atomic_path, atomic_write
+from partcraft_lit.metrics.cosim import CosineSimilarity
+from partcraft_lit.metrics.emr import ExactMatchingRate
+from partcraft_lit.metrics.leakage import leakage_matrix
+from partcraft_lit.types import PartPredictor, TrainingBatch
+
+BEST = "best.json"
+
+
+class LiveScore(Callback):
+    """Draws a fixed probe set every N steps, reads its parts back, and keeps the weights that did best.
+
+    Logs ``live/emr``, ``live/cosim``, ``live/score`` (their mean) and ``live/attention_inside`` (share of the parts'
+    attention that lies on the parts). The best weights are ``best/step=000150.ckpt``, without the state of the
+    optimiser; ``best/best.json`` says in one sentence why.
+
+    Training does not notice: random state and modes are restored, and a failure is a warning. A score that is not
+    finite is never the best.
+
+    Args:
+        folder: where checkpoints are.
+        prompts: of the probe pictures.
+        seeds: one per prompt.
+        target_codes: (B, M + 1) what the prompts ask for.
+        predictor: reads parts off pictures.
+        batch: on which attention is measured.
+        every_n_steps: optimizer steps between scores; the last step has one too.
+        steps: denoising steps of a probe picture.
+        guidance_scale: of the probe pictures.
+
+    Raises:
+        ValueError: unless there is one seed per prompt, and at least one.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        target_codes: Tensor,
+        predictor: PartPredictor,
+        batch: TrainingBatch | None,
+        every_n_steps: int,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> None:
+        check_pairs(prompts, seeds)
+        self.folder = Path(folder) / "best"
+        self.prompts, self.seeds, self.target_codes = list(prompts), list(seeds), target_codes
+        self.predictor, self.batch = predictor, batch
+        self.steps, self.guidance_scale = steps, guidance_scale
+        self._trigger = EveryNSteps(every_n_steps)
+        self._scored = -1
+        self._best: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trigger.start(trainer.global_step)
+        self._best = read_best(self.folder.parent)
+        if self._best.get("step", 0) > trainer.global_step:  # of updates that are lost and come again
+            self._best = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = self._trigger.fires(step)
+        if due or (step != self._scored and 0 < trainer.max_steps <= step):
+            self._scored = step
+            self._score(trainer, pl_module)
+
+    def _score(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step, better = trainer.global_step, False
+        if trainer.is_global_zero:
+            with going_on(f"The live score at step {step}"), isolate_rng(), evaluating(pl_module):
+                numbers = self.measure(pl_module)
+                log_numbers(trainer, numbers)
+                score = numbers["live/score"]
+                better = math.isfinite(score) and score > self._best.get("score", -math.inf)
+                if better:
+                    self._best = {"step": step, "score": score, "numbers": numbers}
+                self._best["last"] = {"step": step, "score": score if math.isfinite(score) else None}
+        if trainer.strategy.broadcast(better):
+            self._keep(trainer, step)
+        if trainer.is_global_zero and "score" in self._best:
+            atomic_write(self.folder / BEST, json.dumps({**self._best, "why": why(self._best)}, indent=1) + "\n")
+
+    def measure(self, pl_module: LightningModule) -> dict[str, float]:
+        """The numbers of the model as it is."""
+        module = part_module(pl_module)
+        images = module.generate(self.prompts, self.seeds, steps=self.steps, guidance_scale=self.guidance_scale)
+        found = self.predictor.predict(list(images.cpu()))
+        numbers = {}
+        for key, metric in (("emr", ExactMatchingRate), ("cosim", CosineSimilarity)):
+            numbers[f"live/{key}"] = float(metric(self.predictor).image_scores(found, self.target_codes).mean())
+        numbers["live/score"] = (numbers["live/emr"] + numbers["live/cosim"]) / 2
+        if self.batch is not None:
+            batch = self.batch.to(pl_module.device)
+            maps = module.probe_attention(batch).float().cpu()
+            tokens, places = self.batch.tokens.part_ids.cpu(), self.batch.label_map.cpu()
+            inside = leakage_matrix(maps, tokens, places, self.predictor.num_parts).diagonal().nanmean()
+            if not inside.isnan():
+                numbers["live/attention_inside"] = float(inside)
+        return numbers
+
+    def _keep(self, trainer: Trainer, step: int) -> None:
+        """Writes the weights, then removes the former best; every process has to call it."""
+        path = self.folder / f"step={step:06d}.ckpt"
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(path, weights_only=True)  # collective; only process 0 writes
+            return
+        with atomic_path(path) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=True)
+            atomic_write(manifest_path(path), json.dumps(manifest_of(temporary, step), indent=1) + "\n")
+        for old in self.folder.glob("step=*.ckpt"):
+            if old != path:
+                old.unlink(missing_ok=True)
+                manifest_path(old).unlink(missing_ok=True)
+
+
+def why(best: dict[str, Any]) -> str:
+    """One sentence on why a checkpoint is the best."""
+    numbers, last = best["numbers"], best["last"]
+    parts = f"EMR {numbers['live/emr']:.3f}, CoSim {numbers['live/cosim']:.3f}"
+    start = f"The best of the probed steps is {best['step']}, with a live score of {best['score']:.3f} ({parts})"
+    if last["step"] == best["step"]:
+        return f"{start}; it is also the last."
+    ended = "no finite score" if last["score"] is None else f"{last['score']:.3f}"
+    return f"{start}; step {last['step']}, the last, has {ended}."
+
+
+def read_best(checkpoints: Path) -> dict[str, Any]:
+    """What ``best.json`` says; empty if there is none that can be read."""
+    try:
+        found = json.loads((checkpoints / "best" / BEST).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
