@@ -32,6 +32,7 @@ SHEET_CAPTIONS: tuple[str, ...] = (
     "a photo of a bird with blue crested head, white spotted body, red raised wing, purple fanned tail and brown legs",
     "a photo of a bird with owl head, robin body, parrot wing, crane tail and heron legs",
     "a photo of a beast with red ears, yellow muzzle, blue striped body, green legs and white tail",
+    "a photo of a bird with red head and yellow body and a beast with blue body",
 )
 
 
