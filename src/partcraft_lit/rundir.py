@@ -42,6 +42,7 @@ NOT_HASHED = (
     "debug",
     "data.num_workers",
     "data.encode_batch_size",
+    "prior.batch_size",
     "trainer.max_steps",
     "trainer.max_epochs",
     "trainer.max_time",

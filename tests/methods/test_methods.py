@@ -194,6 +194,12 @@ def test_a_rare_word_that_does_not_train(fresh_backbone, tools):
         (["mapper.layers=2"], r"has no mapper, got mapper\.layers=2"),
         (["mapper.position=true", "method.tokens.init=[bird]"], r"set mapper\.layers=0 and mapper\.position=false"),
         (["method.tokens.init=[bird]", "method.tokens.trained=false"], r"Nothing would train"),
+        (["optim.phases=[{steps:3,groups:[lora]}]"], r"optim\.phases\[0\] trains lora, and this method has mapper"),
+        (
+            ["optim.phases=[{steps:null,groups:[mapper]},{steps:1,groups:[mapper]}]"],
+            r"optim\.phases\[0\]\.steps=null has no end",
+        ),
+        (["method=dreambooth", "optim.phases=[{steps:3,groups:[unet]}]"], r"No phase of optim\.phases trains mapper"),
         (["method=dreambooth", "method.unet=none"], r"DreamBooth trains the UNet"),
         (["method=dreambooth", "method.captions.class_noun=''"], r"DreamBooth needs a class noun"),
     ],
@@ -214,3 +220,7 @@ def test_a_noun_that_is_asked_for_and_not_known(tools):
 def test_a_word_of_several_tokens(fresh_backbone, tools):
     with pytest.raises(UserError, match=r"'platypus' is 7 tokens to this model \('p'.*take a common, single word"):
         tools.build(fresh_backbone, "method=textual_inversion", "method.tokens.init=[platypus]")
+    recipe = tools.settings_of("method=textual_inversion", "method.tokens.init=[auto]").method
+    recipe.check_backbone(fresh_backbone, "bird")
+    with pytest.raises(UserError, match="'platypus' is 7 tokens to this model"):
+        recipe.check_backbone(fresh_backbone, "platypus")

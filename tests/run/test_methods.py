@@ -10,6 +10,8 @@ import torch
 from partcraft_lit.data import prior as prior_module
 
 DREAMBOOTH = ("method=dreambooth", "prior.images=2", "prior.steps=1", "trainer.max_steps=2")
+#: Label maps then are as fine as the latents (16), not as the attention.
+REGION = ("loss.region=prompted", "backbone.attention_size=8")
 
 
 @pytest.mark.slow
@@ -25,7 +27,7 @@ def test_dreambooth_draws_its_prior_images_once_for_all_runs(new_workshop, plain
     sample = prior_module.sample
     monkeypatch.setattr(prior_module, "sample", lambda *a, **k: drawn.append(k["seeds"]) or sample(*a, **k))
     workshop = new_workshop()
-    run = workshop.train(*DREAMBOOTH, *plain, "dataset.class_noun=bird")
+    run = workshop.train(*DREAMBOOTH, *REGION, *plain, "dataset.class_noun=bird")
     assert drawn == [[0, 1]]
     numbers = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("train/loss_prior" in line for line in numbers)

@@ -120,7 +120,12 @@ class Pieces:
 
     def embeddings(self) -> list[Tensor]:
         """The embedding table of each text encoder, (words, width)."""
-        return [encoder.get_input_embeddings().weight for encoder in self.backbone.text_encoders]  # type: ignore[operator]
+        return embedding_tables(self.backbone)
+
+
+def embedding_tables(backbone: Backbone) -> list[Tensor]:
+    """The embedding table of each text encoder, (words, width)."""
+    return [encoder.get_input_embeddings().weight for encoder in backbone.text_encoders]  # type: ignore[operator]
 
 
 class Recipe(Protocol):
@@ -134,6 +139,14 @@ class Recipe(Protocol):
 
         Raises:
             UserError: for what cannot be trained.
+        """
+        ...
+
+    def check_backbone(self, backbone: Backbone, class_noun: str) -> None:
+        """Looks for what this model cannot do, before parts are discovered.
+
+        Raises:
+            UserError: for instance for a word that is several tokens to it.
         """
         ...
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from partcraft_lit.backbones.trainable import UnetTraining, train_backbone
 from partcraft_lit.errors import UserError
-from partcraft_lit.methods.method import Method, Pieces
-from partcraft_lit.settings import CaptionSettings, LoraSettings, TokenSettings, TrainSettings
+from partcraft_lit.methods.method import Method, Pieces, embedding_tables
+from partcraft_lit.settings import CaptionSettings, LoraSettings, PhaseSettings, TokenSettings, TrainSettings
 from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper
@@ -138,6 +138,22 @@ class PartTokensRecipe:
             )
         if self.captions.class_noun == "auto":
             require_noun(class_noun, "method.captions.class_noun")
+        check_phases(settings.optim.phases, self.groups())
+
+    def check_backbone(self, backbone: Backbone, class_noun: str) -> None:
+        """Looks the first words up.
+
+        Raises:
+            UserError: if one is several tokens, or none, to the tokenizer.
+        """
+        for word in self.words(class_noun):
+            word_vector(word, backbone.tokenizers, embedding_tables(backbone))
+
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups of parameters that train."""
+        unet = {"lora": "lora", "full": "unet", "cross_kv": "unet"}.get(self.unet)
+        asked = {"mapper": self.tokens.trained, unet: unet is not None, "text_encoder": self.text_encoder}
+        return tuple(name for name, wanted in asked.items() if name is not None and wanted)
 
     def words(self, class_noun: str) -> tuple[str, ...]:
         """The words that tokens start from, with the noun in place of "auto".
@@ -191,6 +207,29 @@ class PartTokensRecipe:
             )
 
         return prepare
+
+
+def check_phases(phases: Sequence[PhaseSettings], groups: Sequence[str]) -> None:
+    """Phases in which something trains, one after the other.
+
+    Args:
+        phases: of ``optim.phases``.
+        groups: that the method trains.
+
+    Raises:
+        UserError: for a phase in which nothing trains, one after an endless one, or a group that never trains.
+    """
+    for number, phase in enumerate(phases):
+        if not set(phase.groups) & set(groups):
+            raise UserError(
+                f"optim.phases[{number}] trains {', '.join(phase.groups) or 'nothing'}, and this method has "
+                f"{', '.join(groups)}: nothing would train in it."
+            )
+        if phase.steps is None and number < len(phases) - 1:
+            raise UserError(f"optim.phases[{number}].steps=null has no end, and other phases follow: give it a number.")
+    named = {name for phase in phases for name in phase.groups}
+    if phases and (resting := [name for name in groups if name not in named]):
+        raise UserError(f"No phase of optim.phases trains {', '.join(resting)}; name it in one, or do not train it.")
 
 
 def require_noun(class_noun: str, key: str) -> str:

@@ -98,6 +98,7 @@ def train(
     notes = write_rejected(source, folder, stages)
     with stages.stage("load models"):
         backbone, features = load_backbone(), load_features()
+    settings.method.check_backbone(backbone, source.class_noun)
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
     facts = write_discovery(source, discovery, folder / "parts", stages)
@@ -218,7 +219,7 @@ def training_set(
         make_caption=make_caption or module.method.make_caption,
         alter=module.method.alter if make_caption is None else None,
         present_only=settings.data.present_only,
-        **_of_backbone(backbone) | {"attention_size": _label_side(settings, backbone, shown=make_caption is not None)},
+        **_of_backbone(backbone, _label_side(settings, backbone, shown=make_caption is not None)),
         flip=settings.data.flip,
         crop=settings.data.crop,
     )
@@ -256,7 +257,7 @@ def prior_examples(
         label_maps=[no_part] * len(latents),
         codes=torch.full((len(latents), discovery.codes.shape[1]), ABSENT),
         make_caption=SameCaption(prompt),
-        **_of_backbone(backbone),
+        **_of_backbone(backbone, _label_side(settings, backbone, shown=False)),
         flip=settings.data.flip,
         crop=settings.data.crop,
     )
@@ -268,12 +269,12 @@ def _label_side(settings: TrainSettings, backbone: Backbone, shown: bool) -> int
     return latents if settings.loss.region == "prompted" and not shown else backbone.attention_size
 
 
-def _of_backbone(backbone: Backbone) -> dict[str, Any]:
-    """What a training set takes over from the backbone."""
+def _of_backbone(backbone: Backbone, label_side: int) -> dict[str, Any]:
+    """What a training set takes over from the backbone; samples of one batch need label maps of one side."""
     return {
         "resolution": backbone.resolution,
         "vae_scale_factor": backbone.vae_scale_factor,
-        "attention_size": backbone.attention_size,
+        "attention_size": label_side,
         "num_train_timesteps": len(backbone.noise_scheduler.alphas_cumprod),
     }
 
