@@ -199,7 +199,7 @@ def test_a_rare_word_that_does_not_train(fresh_backbone, tools):
             ["optim.phases=[{steps:null,groups:[mapper]},{steps:1,groups:[mapper]}]"],
             r"optim\.phases\[0\]\.steps=null has no end",
         ),
-        (["method=dreambooth", "optim.phases=[{steps:3,groups:[unet]}]"], r"No phase of optim\.phases trains mapper"),
+        (["method=dreambooth", "optim.phases=[{steps:3,groups:[unet]}]"], r"'mapper' trains in no phase"),
         (["method=dreambooth", "method.unet=none"], r"DreamBooth trains the UNet"),
         (["method=dreambooth", "method.captions.class_noun=''"], r"DreamBooth needs a class noun"),
     ],

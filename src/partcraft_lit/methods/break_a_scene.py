@@ -31,26 +31,14 @@ class BreakAScene(PartTokensRecipe):
         """As for any part tokens.
 
         Raises:
-            UserError: also if parts would be left out twice, or if what trains has no phase to train in.
+            UserError: also if parts would be left out twice.
         """
         if self.subset == "union" and self.captions.drop_prob:
             raise UserError(
                 f"method.captions.drop_prob={self.captions.drop_prob}: method.subset=union draws which parts a caption "
                 "names. Set drop_prob to 0, or method.subset=all."
             )
-        named = {group for phase in settings.optim.phases for group in phase.groups}
-        for group in self.groups() if named else ():
-            if group not in named:
-                raise UserError(
-                    f"{group!r} trains in no phase: name it in a phase of optim.phases, which have "
-                    f"{sorted(named)}, or do not train it (method.unet, method.text_encoder, method.tokens.trained)."
-                )
         super().check(settings, class_noun)
-
-    def groups(self) -> list[str]:
-        """Names of what trains, as learning rates and phases have them."""
-        unet = {"lora": ["lora"], "none": []}.get(self.unet, ["unet"])
-        return [*(["mapper"] if self.tokens.trained else []), *unet, *(["text_encoder"] if self.text_encoder else [])]
 
     def make_captions(self, pieces: Pieces) -> CaptionBuilder:
         return replace(super().make_captions(pieces), subset=self.subset)

@@ -149,11 +149,10 @@ class PartTokensRecipe:
         for word in self.words(class_noun):
             word_vector(word, backbone.tokenizers, embedding_tables(backbone))
 
-    def groups(self) -> tuple[str, ...]:
-        """Names of the groups of parameters that train."""
-        unet = {"lora": "lora", "full": "unet", "cross_kv": "unet"}.get(self.unet)
-        asked = {"mapper": self.tokens.trained, unet: unet is not None, "text_encoder": self.text_encoder}
-        return tuple(name for name, wanted in asked.items() if name is not None and wanted)
+    def groups(self) -> list[str]:
+        """Names of what trains, as learning rates and phases have them."""
+        unet = {"lora": ["lora"], "none": []}.get(self.unet, ["unet"])
+        return [*(["mapper"] if self.tokens.trained else []), *unet, *(["text_encoder"] if self.text_encoder else [])]
 
     def words(self, class_noun: str) -> tuple[str, ...]:
         """The words that tokens start from, with the noun in place of "auto".
@@ -228,8 +227,12 @@ def check_phases(phases: Sequence[PhaseSettings], groups: Sequence[str]) -> None
         if phase.steps is None and number < len(phases) - 1:
             raise UserError(f"optim.phases[{number}].steps=null has no end, and other phases follow: give it a number.")
     named = {name for phase in phases for name in phase.groups}
-    if phases and (resting := [name for name in groups if name not in named]):
-        raise UserError(f"No phase of optim.phases trains {', '.join(resting)}; name it in one, or do not train it.")
+    for group in groups if phases else ():
+        if group not in named:
+            raise UserError(
+                f"{group!r} trains in no phase: name it in a phase of optim.phases, which have {sorted(named)}, or do "
+                "not train it (method.unet, method.text_encoder, method.tokens.trained)."
+            )
 
 
 def require_noun(class_noun: str, key: str) -> str:
