@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from partcraft_lit.backbones.lora import add_lora
@@ -417,3 +418,39 @@ def test_vectors_by_hand(module):
     assert_close(vectors[0, 1], baked[1, 1])
     assert_close(vectors[1, 0], baked[1, 0])
     assert (vectors[1, 2] == 0).all()
+
+
+# What would make a GPU wait.
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Raises where a value of a tensor would have to come back from the device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        boolean = name == "index" and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        if name in self.WAITING or boolean:
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", (torch.float32, torch.bfloat16))
+def test_a_step_never_waits_for_the_device(module, precision):
+    callback = attention_loss(0.1)
+    module.log_dict = lambda *args, **kwargs: None
+    module.request_attention()
+    module.add_loss_term(callback.term)
+    batch = make_batch(module)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32), _NoWaiting():
+        module.training_step(batch, 0).backward()
+        nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], 1.0)
+    assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+
+
+def test_the_watch_for_waiting_sees_it():
+    with _NoWaiting():
+        for wait in (lambda x: x.item(), lambda x: x.nonzero(), lambda x: x[x > 0], lambda x: bool(x > 0)):
+            with pytest.raises(AssertionError, match="waits for the device"):
+                wait(torch.ones(1))

@@ -89,9 +89,23 @@ def encode_text(
     Raises:
         ValueError: if there are part tokens but no vectors: the ordinary ids would be read as words in silence.
     """
+    _choose_attention(text_encoder)
     if vectors is None:
         if positions.shape[1] and bool((positions >= 0).any()):
             raise ValueError("The prompts hold part tokens, so their vectors are needed, (B, T, width); got None.")
         return text_encoder(input_ids, output_hidden_states=output_hidden_states)
     with overwritten_embeddings(text_encoder, positions, vectors):
         return text_encoder(input_ids, output_hidden_states=output_hidden_states)
+
+
+def _choose_attention(text_encoder: nn.Module) -> None:
+    """On a CPU in bfloat16 the fused kernel's backward pass is the slower one, as in ``attend``; 77 keys are few."""
+    weight = next(text_encoder.parameters())
+    short = weight.device.type == "cpu" and torch.bfloat16 in (weight.dtype, _autocast_dtype("cpu"))
+    wanted = "eager" if short else "sdpa"
+    if text_encoder.config._attn_implementation != wanted:  # type: ignore[union-attr]
+        text_encoder.set_attn_implementation(wanted)  # type: ignore[operator]
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
