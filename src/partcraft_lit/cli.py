@@ -28,6 +28,7 @@ VERBS = {
     "table": "several methods or settings under one protocol, with intervals and tests",
     "export": "the parts and the adapter of a run as files for diffusers, A1111 and ComfyUI",
     "fetch": "a published data set, downloaded or from a local archive",
+    "store": "stats, verify or prune: what is computed once and kept for all runs",
     "pretrain": "the embedded model, features or oracle, from nothing",
 }
 USAGE = """\
@@ -58,6 +59,8 @@ def _dispatch(given: list[str], verb: str | None) -> int:
             print(__version__)
             return 0
         verb, *given = given
+    if verb == "store" and given and given[0].isalpha():
+        given[0] = f"action={given[0]}"  # partcraft store stats
     full = any(text.lower() == "debug=true" for text in given) or os.environ.get("HYDRA_FULL_ERROR") == "1"
     progress = _Progress()
     try:

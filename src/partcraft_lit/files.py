@@ -43,9 +43,9 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
         if sync and os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is durable by itself
             _sync(path.parent)
     except Exception as error:
-        mendable = _as_user_error(error, path)
-        if mendable is not None:
-            raise mendable from error
+        told = _as_user_error(error, path)
+        if told is not None:
+            raise told from error
         raise
     finally:
         with suppress(OSError):  # there is nothing to remove after success, or no folder
@@ -57,6 +57,18 @@ def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> None
     content = data.encode() if isinstance(data, str) else data
     with atomic_path(path, sync=sync) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def mendable(path: Path) -> Iterator[None]:
+    """Turns errors of the disk while ``path`` is written into UserErrors that say what to do."""
+    try:
+        yield
+    except Exception as error:
+        told = _as_user_error(error, path)
+        if told is not None:
+            raise told from error
+        raise
 
 
 def _sync(path: Path) -> None:

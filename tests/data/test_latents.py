@@ -160,7 +160,7 @@ def test_what_does_not_fit_into_memory_is_read_from_the_store(store: Store) -> N
     for index in range(3):
         for flip in (False, True):
             assert_close(partly.get(index, flip), held.get(index, flip), atol=0, rtol=0)
-    for path in store.root.rglob("*.safetensors"):
+    for path in store.root.rglob("*.pack"):
         path.unlink()
     assert [index for index in range(3) if _readable(partly, index)] == [0]
     assert all(_readable(held, index) for index in range(3))
@@ -197,7 +197,7 @@ def test_values_that_are_not_finite_are_never_stored(store: Store) -> None:
 
     with pytest.raises(UserError, match=r"backbone 'left' gives values that are not finite for image 0"):
         cache_latents(Images([noise(16, 16)]), Overflows(), store, 16)  # type: ignore[arg-type]
-    assert not list(store.root.rglob("*.safetensors"))
+    assert not list(store.root.rglob("*.pack"))
 
 
 def test_the_size_that_an_image_came_in_is_kept(store: Store) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from partcraft_lit.files import atomic_write
+from partcraft_lit.files import mendable
+from partcraft_lit.store.packs import PackIndex, PackWriter, read
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,10 @@ def _plain(value: Any) -> Any:
 
 
 class Store:
-    """Named tensors by kind and key, one safetensors file per entry.
+    """Named tensors by kind and key, in pack files (``store.packs``).
+
+    Each process appends to files of its own, so that any number may write at once, and reads those of all. May be sent
+    to other processes.
 
     Args:
         root: folder of the store; made when first written to. None is the user's cache folder.
@@ -72,22 +77,23 @@ class Store:
 
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = Path(root).expanduser() if root is not None else default_root()
+        self._writers: dict[str, PackWriter] = {}
+        self._indices: dict[str, PackIndex] = {}
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "_writers": {}, "_indices": {}}  # files are of one process
+
     def get(self, kind: str, key: str) -> Entry | None:
         """The tensors of an entry, or None if there is none or it is damaged (which is logged)."""
-        path = self._path(kind, key)
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            return _unpack(content, kind, key)
-        except _Damaged as error:
-            logger.warning("A stored entry is damaged and will be computed again: %s (%s)", path, error)
-            return None
+        _check_names(kind, key)
+        found = self._read(kind, key)
+        if found is None:
+            self._index(kind).refresh()
+            found = self._known(kind, key)
+        return found
 
     def put(self, kind: str, key: str, tensors: Entry) -> None:
         """Writes an entry; an older one under the key is replaced.
@@ -95,9 +101,75 @@ class Store:
         Raises:
             UserError: if the disk is full or the folder cannot be written to.
         """
+        _check_names(kind, key)
         # No waiting for the disk: the checksum finds what a power cut left behind, and waiting costs more than the work
         # itself where entries are small.
-        atomic_write(self._path(kind, key), _pack(tensors, kind, key), sync=False)
+        with mendable(self.root / kind):
+            place = self._writer(kind).append(key, pack(tensors, kind, key))
+        self._index(kind).add(key, place)
+
+    def entries(self, kind: str) -> list[str]:
+        """The keys of a kind, damaged or not, in no particular order."""
+        index = self._index(kind)
+        index.refresh()
+        return list(dict.fromkeys([*index, *(path.stem for path in self.single_files(kind))]))
+
+    def kinds(self) -> list[str]:
+        """What entries there are of."""
+        if not self.root.is_dir():
+            return []
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and _KIND.fullmatch(path.name))
+
+    def single_files(self, kind: str) -> list[Path]:
+        """Entries of earlier versions, each a file of its own; they are read like the others."""
+        return [path for path in sorted((self.root / kind).glob("??/*.safetensors")) if not path.name.startswith(".")]
+
+    def _known(self, kind: str, key: str) -> Entry | None:
+        found = self._read(kind, key)
+        return found if found is not None else self._get_single(kind, key)
+
+    def _written_meanwhile(self, kind: str, keys: list[str]) -> dict[str, Entry]:
+        """Those of the keys that another process has computed since the start."""
+        index = self._index(kind)
+        index.refresh()
+        found = {key: self._read(kind, key) for key in keys if key in index}
+        return {key: entry for key, entry in found.items() if entry is not None}
+
+    def _read(self, kind: str, key: str) -> Entry | None:
+        for place in self._index(kind).places(key):
+            try:
+                return unpack(read(place), kind, key)
+            except FileNotFoundError:  # pruned by another process, which wrote what it kept elsewhere
+                self._indices[kind] = PackIndex(self.root / kind)
+                self._indices[kind].refresh()
+                return self._read(kind, key) if key in self._indices[kind] else None
+            except Damaged as error:
+                self._indices[kind].drop(key, place)
+                logger.warning(
+                    "A stored entry is damaged and will be computed again: %s in %s (%s)", key, place.path, error
+                )
+        return None
+
+    def _get_single(self, kind: str, key: str) -> Entry | None:
+        path = self.root / kind / key[:2] / f"{key}.safetensors"
+        try:
+            return unpack(path.read_bytes(), kind, key)
+        except FileNotFoundError:
+            return None
+        except Damaged as error:
+            logger.warning("A stored entry is damaged and will be computed again: %s (%s)", path, error)
+            return None
+
+    def _index(self, kind: str) -> PackIndex:
+        if kind not in self._indices:
+            self._indices[kind] = PackIndex(self.root / kind)
+        return self._indices[kind]
+
+    def _writer(self, kind: str) -> PackWriter:
+        writer = self._writers.get(kind)
+        if writer is None or writer.process != os.getpid():  # a forked process must not write into its parent's file
+            writer = self._writers[kind] = PackWriter(self.root / kind)
+        return writer
 
     def fill(
         self,
@@ -138,18 +210,29 @@ class Store:
                 progress(done, len(keys))
 
         missing: list[str] = []
+        self._index(kind).refresh()
         for key in positions:
-            entry = self.get(kind, key)
+            _check_names(kind, key)
+            entry = self._known(kind, key)
             if entry is None:
                 missing.append(key)
             else:
                 ready(key, entry)
-        for start in range(0, len(missing), batch_size):
-            batch = missing[start : start + batch_size]
-            for key, entry in zip(batch, compute([positions[key][0] for key in batch]), strict=True):
-                self.put(kind, key, entry)
+        first = round(_turn() * len(missing))  # processes that start together begin in different places
+        missing = missing[first:] + missing[:first]
+        computed = 0
+        while missing:
+            batch, missing = missing[:batch_size], missing[batch_size:]
+            others = self._written_meanwhile(kind, batch)
+            for key, entry in others.items():
                 ready(key, entry)
-        return len(missing)
+            batch = [key for key in batch if key not in others]
+            computed += len(batch)
+            if batch:
+                for key, entry in zip(batch, compute([positions[key][0] for key in batch]), strict=True):
+                    self.put(kind, key, entry)
+                    ready(key, entry)
+        return computed
 
     def get_or_compute_many(
         self,
@@ -167,19 +250,30 @@ class Store:
         self.fill(kind, keys, compute, batch_size, progress, on_entry=entries.__setitem__)
         return entries
 
-    def _path(self, kind: str, key: str) -> Path:
-        if not _KIND.fullmatch(kind):
-            raise ValueError(f"kind must be lower-case letters, digits and underscores, got {kind!r}.")
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"key must be hexadecimal digits, 16 to 128 of them, got {key!r}; make it by stable_hash.")
-        return self.root / kind / key[:2] / f"{key}.safetensors"
+
+def _check_names(kind: str, key: str) -> None:
+    if not _KIND.fullmatch(kind):
+        raise ValueError(f"kind must be lower-case letters, digits and underscores, got {kind!r}.")
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"key must be hexadecimal digits, 16 to 128 of them, got {key!r}; make it by stable_hash.")
 
 
-class _Damaged(Exception):
-    pass
+def _turn() -> float:
+    """Share of the work before that of this process: 0 for the first of those that a trainer starts, or for one."""
+    try:
+        rank, world = (
+            int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+        )
+    except ValueError:
+        return 0.0
+    return (rank % world) / world if world > 1 else 0.0
 
 
-def _pack(tensors: Entry, kind: str, key: str) -> bytes:
+class Damaged(Exception):
+    """The bytes of an entry are not what was written."""
+
+
+def pack(tensors: Entry, kind: str, key: str) -> bytes:
     # Copies, since safetensors refuses tensors that share memory, as slices of one batch do.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -187,16 +281,16 @@ def _pack(tensors: Entry, kind: str, key: str) -> bytes:
     return save(tensors, metadata={"kind": kind, "key": key, "checksum": _checksum(tensors)})
 
 
-def _unpack(content: bytes, kind: str, key: str) -> Entry:
+def unpack(content: bytes, kind: str, key: str) -> Entry:
     try:
         metadata = _metadata(content)
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise _Damaged(f"{len(content)} bytes, {error}") from error
+        raise Damaged(f"{len(content)} bytes, {error}") from error
     if (metadata.get("kind"), metadata.get("key")) != (kind, key):
-        raise _Damaged("it belongs under another name")
+        raise Damaged("it belongs under another name")
     if metadata.get("checksum") != _checksum(tensors):
-        raise _Damaged("its checksum differs")
+        raise Damaged("its checksum differs")
     return tensors
 
 
