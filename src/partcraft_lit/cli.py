@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 a mistake that the user can mend, with a message; 130 inte
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import os
 import sys
@@ -89,12 +90,14 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from partcraft_lit import config
+    from partcraft_lit import config, environment
 
+    say = functools.partial(print, flush=True)
     # Its parser takes options before overrides or after them, not between.
     given = sorted(given, key=lambda text: text not in ("-m", "--multirun"))
     args = get_args_parser().parse_args(given)
-    written = {text: config.as_written(config.renamed(text, verb), args.multirun) for text in args.overrides}
+    chosen = {text: environment.hardware_choice(config.renamed(text, verb), say) for text in args.overrides}
+    written = {text: config.as_written(choice, args.multirun) for text, choice in chosen.items()}
     overrides = list(written.values())
     command = [written.get(text, text) for text in given]
     module = importlib.import_module(f"partcraft_lit.verbs.{verb}")

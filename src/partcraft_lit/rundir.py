@@ -35,6 +35,7 @@ NOT_HASHED = (
     "callbacks",
     "sample",
     "eval",
+    "hardware",
     "ckpt_path",
     "output_dir",
     "objective",

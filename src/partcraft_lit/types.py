@@ -341,6 +341,14 @@ class Backbone(Protocol):
         """The UNet's prediction, (B, C, h, w)."""
         ...
 
+    def enable_gradient_checkpointing(self) -> None:
+        """The UNet's activations are computed again in the backward pass."""
+        ...
+
+    def offload_vae(self) -> None:
+        """From now on the VAE is on the CPU while it does nothing."""
+        ...
+
 
 class LossTerm(Protocol):
     """A term that a callback adds to the loss of a step."""

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from partcraft_lit.backbones import single_file as single_file_module
 from partcraft_lit.backbones import sources
 from partcraft_lit.backbones.stable_diffusion import load_mini, load_sd15
+from partcraft_lit.backbones.stable_diffusion_xl import load_sdxl
 from partcraft_lit.errors import UserError
 
 
@@ -145,11 +146,11 @@ def test_packaged_weights_that_are_missing():
 # --- a single file ---
 
 
-def original_format(backbone) -> dict[str, torch.Tensor]:
+def original_format(backbone, unet_blocks=None) -> dict[str, torch.Tensor]:
     """The tiny model under the names of the original Stable Diffusion code, written out for its two levels."""
     state = {}
     for name, tensor in backbone.unet.state_dict().items():
-        state[f"model.diffusion_model.{original_unet_name(name)}"] = tensor
+        state[f"model.diffusion_model.{original_unet_name(name, unet_blocks or UNET_BLOCKS)}"] = tensor
     for name, tensor in backbone.vae.state_dict().items():
         renamed = original_vae_name(name)
         is_projection = ".attn_1." in renamed and renamed.endswith("weight") and ".norm." not in renamed
@@ -204,13 +205,13 @@ VAE_NAMES = [
 ]
 
 
-def original_unet_name(name: str) -> str:
-    block = max((block for block in UNET_BLOCKS if name.startswith(block + ".")), key=len)
+def original_unet_name(name: str, blocks: dict[str, str]) -> str:
+    block = max((block for block in blocks if name.startswith(block + ".")), key=len)
     rest = name.removeprefix(block + ".")
     if "resnets" in block:
         layer, _, leaf = rest.rpartition(".")
         rest = f"{UNET_RESNET[layer]}.{leaf}"
-    return f"{UNET_BLOCKS[block]}.{rest}"
+    return f"{blocks[block]}.{rest}"
 
 
 def original_vae_name(name: str) -> str:
@@ -335,3 +336,270 @@ def test_files_that_cannot_be_read(tmp_path, tiny_sd_folder):
         load_sd15(pickled)
     with pytest.raises(UserError, match=r"backbone\.config=.*nowhere is no folder"):
         load_sd15(broken, config=tmp_path / "nowhere")
+
+
+# --- mirrors, revisions, hashes ---
+
+
+@pytest.fixture
+def hub(monkeypatch, tiny_sd_folder):
+    """A hub with one model, ``copies/good``; what else it says to whom is up to the test. Counts who is asked for."""
+    asked = []
+    answers = {}
+    real = sources._load_pretrained
+
+    def load(location, layout, revision, variant, vae=None):
+        asked.append((location, revision))
+        with sources.explained(location, revision, variant):
+            if location in answers:
+                raise answers[location]
+            return real(str(tiny_sd_folder), layout, None, variant, vae)
+
+    monkeypatch.setattr(sources, "_load_pretrained", load)
+    monkeypatch.setattr(sources, "_offline", lambda: False)
+    return asked, answers
+
+
+def hub_error(kind):
+    """An error as diffusers passes it on: another one in front of the hub's own."""
+    from huggingface_hub import errors
+
+    error = OSError("owner/model is not a local folder and is not a valid model identifier")
+    own = getattr(errors, kind)
+    error.__context__ = own.__new__(own)  # made without the answer of a server
+    return error
+
+
+def test_mirrors_are_tried_in_turn_and_the_first_that_can_be_had_is_named(hub, caplog):
+    asked, answers = hub
+    answers["owner/gone"] = hub_error("RepositoryNotFoundError")
+    answers["copies/locked"] = hub_error("GatedRepoError")
+    mirrors = ("copies/locked", "copies/good@v2", "copies/never")
+    backbone = load_sd15("owner/gone", mirrors=mirrors, resolution=32)
+    assert asked == [("owner/gone", None), ("copies/locked", None), ("copies/good", "v2")]
+    assert backbone.resolution == 32
+    assert "owner/gone could not be had; its mirror copies/good is used" in caplog.text
+
+
+def test_the_source_itself_is_enough(hub, caplog):
+    asked, _ = hub
+    load_sd15("copies/good", mirrors=("copies/never",), resolution=32)
+    assert asked == [("copies/good", None)]
+    assert "mirror" not in caplog.text and "float32" not in caplog.text, "diffusers warns of casts, needlessly"
+
+
+def test_when_no_mirror_can_be_had_each_says_why(hub):
+    _, answers = hub
+    answers["owner/gone"] = hub_error("RepositoryNotFoundError")
+    answers["copies/locked"] = hub_error("GatedRepoError")
+    wanted = (
+        r"Neither the model nor a mirror.*\(1\) The hub has no model 'owner/gone' for you.*\(2\) The hub refuses "
+        r"'copies/locked': the model is gated\. Accept its terms on https://huggingface\.co/copies/locked, then log in "
+        r"with `hf auth login`\. To get it: `hf download owner/gone`"
+    )
+    with pytest.raises(UserError, match=wanted):
+        load_sd15("owner/gone", mirrors=("copies/locked",))
+
+
+def test_a_pinned_revision_is_that_of_one_repository(hub):
+    asked, answers = hub
+    answers["owner/model"] = hub_error("RevisionNotFoundError")
+    with pytest.raises(UserError, match=r"'owner/model' has no revision 'abc123'"):
+        load_sd15("owner/model", revision="abc123", mirrors=("copies/good",))
+    assert asked == [("owner/model", "abc123")]
+
+
+def test_mirrors_are_no_remedy_for_a_folder(folder, hub):
+    asked, _ = hub
+    with pytest.raises(UserError, match="No model at"):
+        load_sd15(folder.parent / "modle", mirrors=("copies/good",))
+    assert not asked
+
+
+def test_offline_only_the_cache_is_looked_at(monkeypatch):
+    """The real libraries, with an empty cache: each place is named, and nothing is fetched."""
+    wanted = r"\(1\) The model 'a/b' is not in the local cache, and HF_HUB_OFFLINE.*\(2\) The model 'c/d' is not in"
+    with pytest.raises(UserError, match=wanted):
+        load_sd15("a/b", mirrors=("c/d",))
+
+
+@pytest.mark.parametrize("digits", [8, 64])
+def test_weights_that_are_the_wanted_ones(tiny_sd_folder, tiny_backbone, digits):
+    assert load_sd15(tiny_sd_folder, resolution=32, sha256=tiny_backbone.hash[:digits]).hash == tiny_backbone.hash
+
+
+def test_weights_that_are_not_the_wanted_ones(tiny_sd_folder, tiny_sdxl_folder, tiny_backbone):
+    for load, place in ((load_sd15, tiny_sd_folder), (load_sdxl, tiny_sdxl_folder)):
+        with pytest.raises(UserError, match=rf"have the hash [0-9a-f]{{64}}, backbone\.sha256={'0' * 64} was asked"):
+            load(place, resolution=32, sha256="0" * 64)
+    for wrong in ("abc", tiny_backbone.hash.upper(), "xyz" * 4):
+        with pytest.raises(UserError, match="wanted 8 to 64 hexadecimal digits"):
+            load_sd15(tiny_sd_folder, resolution=32, sha256=wrong)
+
+
+# --- SDXL, SD 2.x, other VAEs ---
+
+
+def test_a_folder_gives_the_sdxl_that_was_saved(tiny_sdxl_folder, tiny_backbone_xl):
+    backbone = load_sdxl(tiny_sdxl_folder, resolution=32)
+    assert backbone.hash == tiny_backbone_xl.hash
+    assert [tokenizer.pad_token for tokenizer in backbone.tokenizers] == ["<|endoftext|>", "!"]
+    assert not backbone.encode_no_prompt().encoder_hidden_states.any()
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_what_stands_for_no_prompt_is_read_from_the_model(tiny_sdxl_folder, tmp_path):
+    other = shutil.copytree(tiny_sdxl_folder, tmp_path / "other")
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps({**index, "force_zeros_for_empty_prompt": False}))
+    assert load_sdxl(other, resolution=32).encode_no_prompt().encoder_hidden_states.any()
+    (other / "model_index.json").unlink()
+    assert not load_sdxl(other, resolution=32).encode_no_prompt().encoder_hidden_states.any()
+
+
+def test_a_folder_of_the_other_kind_names_the_backbone_for_it(tiny_sd_folder, tiny_sdxl_folder):
+    with pytest.raises(UserError, match=r"two text encoders \(SDXL\); this backbone takes SD 1.*Use backbone=sdxl"):
+        load_sd15(tiny_sdxl_folder)
+    with pytest.raises(UserError, match=r"one text encoder \(SD 1.*this backbone takes SDXL\. Use backbone=sd15"):
+        load_sdxl(tiny_sd_folder)
+
+
+def test_an_incomplete_sdxl_folder(tiny_sdxl_folder, tmp_path):
+    folder = shutil.copytree(tiny_sdxl_folder, tmp_path / "model")
+    shutil.rmtree(folder / "tokenizer_2")
+    with pytest.raises(UserError, match=r"tokenizer_2/vocab\.json or tokenizer\.json missing.*stable-diffusion-xl"):
+        load_sdxl(folder)
+
+
+def test_another_vae(tiny_sdxl_folder, tiny_backbone_xl, make_components_xl, tmp_path):
+    """By itself or inside a whole model; latents are then found under another hash."""
+    vae = make_components_xl(seed=1)["vae"]
+    vae.save_pretrained(tmp_path / "alone")
+    vae.save_pretrained(tmp_path / "whole" / "vae")
+    alone, whole = (
+        load_sdxl(tiny_sdxl_folder, resolution=32, vae=tmp_path / name, vae_dtype="float16")
+        for name in ("alone", "whole")
+    )
+    assert alone.hash == whole.hash != tiny_backbone_xl.hash
+    assert next(alone.vae.parameters()).dtype == torch.float16
+    assert torch.equal(next(alone.vae.parameters()), next(vae.parameters()).half())
+    with pytest.raises(UserError, match=r"backbone\.vae=.*alon: No model at .*Did you mean 'alone'"):
+        load_sdxl(tiny_sdxl_folder, resolution=32, vae=tmp_path / "alon")
+
+
+def test_sd2_is_the_same_loader_with_wider_text_and_v_prediction(tmp_path, make_components, tiny_tokenizer):
+    """The shape of SD 2.1: text of another width, linear projections, heads by block, v-prediction."""
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    components = make_components(prediction_type="v_prediction")
+    components["text_encoder"] = CLIPTextModel(
+        CLIPTextConfig(**{**components["text_encoder"].config.to_dict(), "hidden_size": 48, "hidden_act": "gelu"})
+    )
+    settings = {**components["unet"].config, "cross_attention_dim": 48, "use_linear_projection": True}
+    components["unet"] = UNet2DConditionModel.from_config({**settings, "attention_head_dim": [2, 4]})
+    pipeline = StableDiffusionPipeline(
+        **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(tmp_path / "sd2")
+    backbone = load_sd15(tmp_path / "sd2", resolution=32, name="sd21")
+    assert backbone.token_widths == (48,) and backbone.name == "sd21"
+    assert backbone.noise_scheduler.config.prediction_type == "v_prediction"
+
+
+# --- a single file of SDXL ---
+
+
+def open_clip_name(name: str) -> str:
+    """A name of CLIPTextModelWithProjection as OpenCLIP has it."""
+    renames = [
+        (r"^text_model\.embeddings\.token_embedding\.weight", "token_embedding.weight"),
+        (r"^text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
+        (r"^text_model\.final_layer_norm", "ln_final"),
+        (r"^text_projection\.weight", "text_projection"),
+        (r"^text_model\.encoder\.layers", "transformer.resblocks"),
+        (r"layer_norm(\d)", r"ln_\1"),
+        (r"mlp\.fc1", "mlp.c_fc"),
+        (r"mlp\.fc2", "mlp.c_proj"),
+        (r"self_attn\.out_proj", "attn.out_proj"),
+    ]
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def open_clip_format(encoder) -> dict[str, torch.Tensor]:
+    state, joined = {}, {}
+    for name, tensor in encoder.state_dict().items():
+        if found := re.match(r"text_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(\w+)", name):
+            joined.setdefault((found[1], found[3]), {})[found[2]] = tensor
+        else:
+            renamed = open_clip_name(name)
+            state[renamed] = tensor.T if renamed == "text_projection" else tensor
+    for (layer, leaf), shares in joined.items():
+        state[f"transformer.resblocks.{layer}.attn.in_proj_{leaf}"] = torch.cat([shares[letter] for letter in "qkv"])
+    return state
+
+
+XL_UNET_BLOCKS = {
+    "conv_in": "input_blocks.0.0",
+    "down_blocks.0.resnets.0": "input_blocks.1.0",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+    "down_blocks.1.resnets.0": "input_blocks.3.0",
+    "down_blocks.1.attentions.0": "input_blocks.3.1",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    "up_blocks.0.resnets.0": "output_blocks.0.0",
+    "up_blocks.0.attentions.0": "output_blocks.0.1",
+    "up_blocks.0.resnets.1": "output_blocks.1.0",
+    "up_blocks.0.attentions.1": "output_blocks.1.1",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.2.conv",
+    "up_blocks.1.resnets.0": "output_blocks.2.0",
+    "up_blocks.1.resnets.1": "output_blocks.3.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+def test_a_single_file_of_sdxl_is_the_same_model(tiny_backbone_xl, tiny_sdxl_folder, tmp_path):
+    state = original_format(tiny_backbone_xl, XL_UNET_BLOCKS)
+    prefix = "cond_stage_model.transformer."
+    first = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
+    second = open_clip_format(tiny_backbone_xl.text_encoders[1])
+    state |= {f"conditioner.embedders.0.transformer.{name}": tensor for name, tensor in first.items()}
+    state |= {f"conditioner.embedders.1.model.{name}": tensor.clone().contiguous() for name, tensor in second.items()}
+    save_file(state, tmp_path / "xl.safetensors")
+    settings = shutil.copytree(tiny_sdxl_folder, tmp_path / "settings")
+    backbone = load_sdxl(tmp_path / "xl.safetensors", resolution=32, config=settings)
+    assert backbone.hash == tiny_backbone_xl.hash
+    shutil.rmtree(settings / "tokenizer_2")
+    backbone = load_sdxl(tmp_path / "xl.safetensors", resolution=32, config=settings)
+    tokens = [tokenizer("a bird", padding="max_length", max_length=8).input_ids for tokenizer in backbone.tokenizers]
+    assert tokens[0][:4] == tokens[1][:4]
+    assert backbone.tokenizers[1].convert_ids_to_tokens(tokens[1][4:]) == ["!"] * 4
+
+
+@pytest.mark.parametrize(
+    ("load", "widths", "message"),
+    [
+        ("sd15", (640, 2048), "is a checkpoint of SDXL; this backbone takes SD 1.x and 2.x. Use backbone=sdxl"),
+        ("sdxl", (320, 768), "is a checkpoint of SD 1.x or 2.x; this backbone takes SDXL. Use backbone=sd15"),
+        ("sdxl", (640, 1280), r"no plain SDXL checkpoint \(text width 1280"),
+    ],
+)
+def test_a_single_file_of_the_other_kind_names_the_backbone_for_it(tmp_path, tiny_sd_folder, load, widths, message):
+    shutil.copytree(tiny_sd_folder / "tokenizer", tmp_path / "tokenizer")
+    prefix = "model.diffusion_model.input_blocks"
+    place = "1.1" if widths[0] == 320 else "4.1"
+    state = {
+        f"{prefix}.0.0.weight": torch.zeros(320, 4, 3, 3),
+        f"{prefix}.{place}.transformer_blocks.0.attn2.to_k.weight": torch.zeros(*widths),
+    }
+    save_file(state, tmp_path / "file.safetensors")
+    with pytest.raises(UserError, match=message):
+        {"sd15": load_sd15, "sdxl": load_sdxl}[load](tmp_path / "file.safetensors")

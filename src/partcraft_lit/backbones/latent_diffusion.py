@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -86,15 +87,16 @@ class LatentDiffusion(nn.Module):
         self._scale = float(vae.config.scaling_factor)
         self._shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
         self.hash = weights_hash([unet, vae, *text_encoders], self._scale, self._shift)
-        self.unet = unet.to(as_dtype(dtype))
+        self.unet = _cast(unet, dtype)
         self.unet.set_attn_processor(AttendProcessor())  # type: ignore[operator]
-        self.vae = vae.to(as_dtype(vae_dtype))
-        encoders = nn.ModuleList([encoder.to(as_dtype(dtype)) for encoder in text_encoders])
+        self.vae = _cast(vae, vae_dtype)
+        encoders = nn.ModuleList([_cast(encoder, dtype) for encoder in text_encoders])
         self.text_encoders = cast(Sequence[nn.Module], encoders)
         self.tokenizers = tuple(tokenizers)
         self.token_widths = tuple(int(encoder.config.hidden_size) for encoder in text_encoders)
         # Latents are not bounded, so they are never clipped, whatever a scheduler's default says.
         self.noise_scheduler = DDPMScheduler.from_config(scheduler.config, clip_sample=False)
+        self._vae_rests = False
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -130,15 +132,16 @@ class LatentDiffusion(nn.Module):
             raise ValueError(
                 f"Sides of pixel_values must be multiples of {self.vae_scale_factor}, got {tuple(pixel_values.shape)}."
             )
-        with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
-            posterior = self.vae.encode(pixel_values.to(self._vae_dtype)).latent_dist  # type: ignore[operator]
-        return (posterior.mean.float() - self._shift) * self._scale, posterior.std.float() * self._scale
+        with torch.no_grad(), self._vae_at_work(pixel_values) as pixels:
+            posterior = self.vae.encode(pixels).latent_dist  # type: ignore[operator]
+        mean, std = (value.to(pixel_values.device).float() for value in (posterior.mean, posterior.std))
+        return (mean - self._shift) * self._scale, std * self._scale
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) latents in the UNet's scale -> (B, 3, h * f, w * f), about -1...1, float32, not clamped."""
-        with torch.autocast(latents.device.type, enabled=False):
-            unscaled = latents.float() / self._scale + self._shift
-            return cast(Tensor, self.vae.decode(unscaled.to(self._vae_dtype)).sample).float()  # type: ignore[operator]
+        with self._vae_at_work(latents.float() / self._scale + self._shift) as unscaled:
+            decoded = cast(Tensor, self.vae.decode(unscaled).sample)  # type: ignore[operator]
+        return decoded.to(latents.device).float()
 
     def encode_prompts(
         self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
@@ -177,14 +180,40 @@ class LatentDiffusion(nn.Module):
         """Trades time for memory: the UNet's activations are computed again in the backward pass."""
         self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
 
-    @property
-    def _vae_dtype(self) -> torch.dtype:
-        return next(self.vae.parameters()).dtype
+    def offload_vae(self) -> None:
+        """From now on the VAE is on the CPU, and on the UNet's device only while it encodes or decodes."""
+        self._vae_rests = True
+        self.vae.to("cpu")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """What moves the module, and with it the one that holds it, leaves a resting VAE where it is."""
+        if not self._vae_rests:
+            return super()._apply(fn, recurse)
+        vae = self._modules.pop("vae")
+        try:
+            return super()._apply(fn, recurse)
+        finally:
+            self._modules["vae"] = vae
+
+    @contextmanager
+    def _vae_at_work(self, values: Tensor) -> Iterator[Tensor]:
+        """Hands out the values as the VAE wants them, which a moment is outside autocast and where it can work."""
+        if self._vae_rests:
+            self.vae.to(self.device)
+        weight = next(self.vae.parameters())
+        try:
+            with torch.autocast(weight.device.type, enabled=False):
+                yield values.to(weight.device if self._vae_rests else values.device, weight.dtype)
+        finally:
+            if self._vae_rests:
+                self.vae.to("cpu")
 
 
-def as_dtype(precision: torch.dtype | Precision) -> torch.dtype:
-    """A number format by the name that configurations use."""
-    return precision if isinstance(precision, torch.dtype) else cast(torch.dtype, getattr(torch, precision))
+def _cast(network: Any, precision: torch.dtype | Precision) -> Any:
+    """Casts a network; a format is given by itself or by the name that configurations use."""
+    dtype = precision if isinstance(precision, torch.dtype) else getattr(torch, precision)
+    # Not the network's own ``to``: that of diffusers warns of layers to keep in float32, of which these have none.
+    return nn.Module.to(network, dtype)
 
 
 def check_hash(backbone: LatentDiffusion, sha256: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from partcraft_lit.methods.method import Method, Pieces, Recipe
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.dictionary import PartDictionary
+from partcraft_lit.run.memory import spare_memory
 from partcraft_lit.settings import TrainSettings
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.types import Backbone
@@ -28,12 +29,13 @@ def build_module(
     """
     method = build_method(settings, vocabulary_of(dictionary), backbone, class_noun)
     method.prepare(backbone)
+    spare_memory(settings.hardware, backbone)
     return PersonalizationModule(
         backbone,
         method,
         settings.optim,
         settings.loss.snr_gamma,
-        settings.sample,
+        settings.hardware.capped(settings.sample),
         region=settings.loss.region,
         region_mean=settings.loss.region_mean,
         prior_weight=settings.prior.weight,

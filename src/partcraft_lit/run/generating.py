@@ -43,7 +43,7 @@ def generate(
     module.method.tokenize(prompts)  # a prompt that is too long is told before anything is drawn
     seeds = [settings.seed + index for index in range(settings.num_images)]
     wanted = [(index, seed) for index in range(len(prompts)) for seed in seeds]
-    module.use_sampling(settings.sample)
+    module.use_sampling(trained.hardware.capped(settings.sample))
     with stages.stage("draw"):
         images = module.generate([prompts[index] for index, _ in wanted], [seed for _, seed in wanted])
     recipe = {"run": run_folder.name, **_recipe(settings)}

@@ -32,6 +32,7 @@ from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.randomness import derive_seed
 from partcraft_lit.run.assembly import build_module
 from partcraft_lit.run.discovering import discover_parts, write_discovery, write_rejected
+from partcraft_lit.run.memory import resting
 from partcraft_lit.run.scoring import (
     Scorer,
     Scores,
@@ -124,18 +125,19 @@ def train(
             scores.ceilings = measure_ceiling(scorer, source, backbone)
         score_untrained(scorer, module, scores, stages)
     probe = probe_batch(settings, module, discovery, latents, backbone)
-    fit(
-        settings,
-        folder,
-        module,
-        training_set(settings, module, discovery, latents, backbone),
-        make_trainer,
-        loggers,
-        _make_callbacks(callbacks, make_attention_loss, folder, module, scorer, probe),
-        resume_from,
-        stages,
-        None if prior is None else prior_examples(settings, prior, discovery, backbone, source.class_noun),
-    )
+    with resting(features, settings.hardware):
+        fit(
+            settings,
+            folder,
+            module,
+            training_set(settings, module, discovery, latents, backbone),
+            make_trainer,
+            loggers,
+            _make_callbacks(callbacks, make_attention_loss, folder, module, scorer, probe),
+            resume_from,
+            stages,
+            None if prior is None else prior_examples(settings, prior, discovery, backbone, source.class_noun),
+        )
     module.to(next(backbone.unet.parameters()).device).eval()
     if best := read_best(folder / "checkpoints"):
         stages.say(f"  {best['why']}")

@@ -33,14 +33,18 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     environment.write(folder)
 
     from partcraft_lit.run import train
+    from partcraft_lit.run.memory import in_passes
 
+    settings, passes = in_passes(settings)
+    trainer = {**values["trainer"]}
+    trainer["accumulate_grad_batches"] *= passes
     scores = train(
         settings,
         folder,
         source=wiring.make_source(values),
         load_backbone=wiring.backbone_loader(values),
         load_features=wiring.features_loader(values),
-        make_trainer=config.later(values["trainer"], "trainer"),
+        make_trainer=config.later(trainer, "trainer"),
         loggers=wiring.make_loggers(values, folder),
         callbacks=wiring.callback_makers(values),
         make_attention_loss=wiring.attention_loss_maker(values, settings),

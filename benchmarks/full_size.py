@@ -1,0 +1,270 @@
+"""What a training step costs at full size: ``python benchmarks/full_size.py [--device cuda] [--resolution 512]``.
+
+SD1.5 (and SDXL with ``--kinds sd15,sdxl``, for a GPU) with random weights built from the published settings, so nothing
+is downloaded: one optimisation step of PartCraft as released (LoRA of rank 4 on all attention, three-layer mapper,
+7 + 1 parts, 256 codes, entropy attention loss) on latents that are already encoded. Each case runs in a process of its
+own, so that one peak of memory does not hide another. Before that, shapes and counts of both models are looked up
+without weights. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from partcraft_lit.backbones.attention import cross_attention_sides
+from partcraft_lit.backbones.latent_diffusion import LatentDiffusion, Precision, choose_attention_layers
+from partcraft_lit.backbones.lora import add_lora
+from partcraft_lit.backbones.published import SD1, SDXL_BASE
+from partcraft_lit.backbones.stable_diffusion import StableDiffusion
+from partcraft_lit.backbones.stable_diffusion_xl import StableDiffusionXL
+from partcraft_lit.callbacks.attention_loss import AttentionLoss
+from partcraft_lit.losses.attention import entropy_attention_loss
+from partcraft_lit.methods.part_tokens import PartTokens
+from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.settings import OptimSettings, SampleSettings
+from partcraft_lit.tokens.captions import CaptionBuilder
+from partcraft_lit.tokens.grammar import PartVocabulary
+from partcraft_lit.tokens.mapper import TokenMapper
+from partcraft_lit.types import TokenizedPrompts, TrainingBatch
+
+PARTS, CODES = 7, 256
+OPTIM = OptimSettings(
+    lora_lr=1e-4, mapper_lr=1e-4, unet_lr=1e-4, text_encoder_lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8,
+    warmup_steps=0, phases=(),
+)  # fmt: skip
+SAMPLING = SampleSettings(steps=1, guidance_scale=1.0, scheduler="dpm++", negative_prompt="", batch_size=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement.
+
+    Attributes:
+        kind: "sd15" or "sdxl".
+        weights: number format of the frozen networks.
+        autocast: whether the step runs under bfloat16 autocast.
+        checkpointing: whether activations are computed again in the backward pass.
+        device, batch, resolution, steps: the last are timed one by one; the first of several is not counted.
+    """
+
+    kind: str
+    weights: Precision
+    autocast: bool
+    checkpointing: bool
+    device: str
+    batch: int
+    resolution: int
+    steps: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--resolution", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=1, help="more than one: the first is not counted")
+    parser.add_argument("--kinds", default="sd15", help="sd15, sdxl or both, with a comma")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        print(json.dumps(measure(Case(**json.loads(given.case)))))
+        return
+    print_counts()
+    print(f"\nOne step, batch {given.batch}, {given.resolution} px, {machine(given.device)}:\n")
+    print("| model | weights | autocast | checkpointing | s / step | peak memory, GB | maps | loss |")
+    print("|---|---|---|---|---|---|---|---|")
+    for case in cases(given):
+        print(row(case), flush=True)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    """On a GPU also with activations computed again, which is of no use where memory is not short."""
+    on_gpu = given.device != "cpu"
+    for kind in given.kinds.split(","):
+        for weights, autocast in (("float32", False), ("float32", True), ("bfloat16", True)):
+            for checkpointing in (False, True) if on_gpu else (False,):
+                yield Case(
+                    kind, weights, autocast, checkpointing, given.device, given.batch, given.resolution, given.steps
+                )
+
+
+def row(case: Case) -> str:
+    """Runs a case in a process of its own; a case that fails, for want of memory say, is a row too."""
+    command = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    autocast, again = "bf16" if case.autocast else "no", "yes" if case.checkpointing else "no"
+    head = f"| {case.kind} | {case.weights} | {autocast} | {again} |"
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        return f"{head} failed | | | {last[:80]} |"
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return f"{head} {found['seconds']:.1f} | {found['gigabytes']:.2f} | {found['maps']} | {found['loss']:.4f} |"
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Seconds per step and peak memory of a case, with the maps that were read."""
+    torch.manual_seed(0)
+    backbone = build_backbone(case)
+    module = build_module(backbone).to(case.device).train()
+    if case.checkpointing:
+        backbone.enable_gradient_checkpointing()
+    (optimizer,) = [module.configure_optimizers()]
+    batch = random_batch(backbone, case)
+    seconds: list[float] = []
+    with recorded_maps(backbone) as met:
+        for _ in range(case.steps):
+            met.clear()
+            started = time.perf_counter()
+            with torch.autocast(torch.device(case.device).type, torch.bfloat16, enabled=case.autocast):
+                loss = module.training_step(batch, 0)
+            forward = list(met)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            value = float(loss)  # waits for the device
+            seconds.append(time.perf_counter() - started)
+    counted = seconds[1:] or seconds
+    assert math.isfinite(value)
+    return {
+        "seconds": sum(counted) / len(counted),
+        "gigabytes": peak_gigabytes(case.device),
+        "maps": f"{len(forward)} of {'/'.join(sorted({f'{side}x{side}' for side in forward}))}",
+        "loss": value,
+    }
+
+
+def build_backbone(case: Case) -> LatentDiffusion:
+    """Random weights, made where they are used. No tokenizer: prompts are given as ids."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    settings = SDXL_BASE if case.kind == "sdxl" else SD1
+    with torch.device(case.device):
+        parts: dict[str, Any] = {
+            "unet": UNet2DConditionModel.from_config(settings["unet"]),
+            "vae": AutoencoderKL.from_config(settings["vae"]),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**settings["text_encoder"])),
+        }
+        if case.kind == "sdxl":
+            parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**settings["text_encoder_2"]))
+    parts["scheduler"] = DDPMScheduler.from_config(settings["scheduler"])
+    common = {"name": case.kind, "resolution": case.resolution, "dtype": case.weights, **parts}
+    if case.kind == "sdxl":
+        return StableDiffusionXL(tokenizer=None, tokenizer_2=None, **common)
+    return StableDiffusion(tokenizer=None, **common)
+
+
+def build_module(backbone: LatentDiffusion) -> PersonalizationModule:
+    """PartCraft as released, with its attention loss in place."""
+    vocabulary = PartVocabulary(("background", *(f"part{i}" for i in range(1, PARTS + 1))), (CODES,) * (PARTS + 1))
+    captions = CaptionBuilder(
+        vocabulary, template_prob=0.5, shuffle=True, class_noun="", drop_prob=0.0, background=True
+    )
+    mapper = TokenMapper(PARTS, CODES, backbone.token_widths, layers=3)
+    add_lora(backbone.unet, rank=4, scope="all")
+    module = PersonalizationModule(backbone, PartTokens(vocabulary, mapper, captions, ()), OPTIM, 5.0, SAMPLING)
+    loss = functools.partial(entropy_attention_loss, num_parts=PARTS)
+    AttentionLoss(0.01, loss).on_fit_start(None, module)  # type: ignore[arg-type]
+    return module
+
+
+def random_batch(backbone: LatentDiffusion, case: Case) -> TrainingBatch:
+    """Noise as latents, and a prompt of nothing but the part tokens."""
+    side, tokens = case.resolution // backbone.vae_scale_factor, PARTS + 1
+    ids = torch.full((case.batch, 77), 49407)
+    ids[:, 0], ids[:, 1 : 1 + tokens] = 49406, 0
+    each = torch.arange(tokens).expand(case.batch, tokens)
+    shape = (case.batch, backbone.latent_channels, side, side)
+    batch = TrainingBatch(
+        latents=torch.randn(shape),
+        noise=torch.randn(shape),
+        timesteps=torch.full((case.batch,), 400),
+        label_map=torch.randint(tokens, (case.batch, backbone.attention_size, backbone.attention_size)).byte(),
+        tokens=TokenizedPrompts((ids,) * len(backbone.text_encoders), each + 1, each, torch.zeros_like(each)),
+        prompts=[""] * case.batch,
+        sample_ids=torch.arange(case.batch),
+        image_ids=torch.arange(case.batch),
+    )
+    return batch.to(case.device)
+
+
+@contextmanager
+def recorded_maps(backbone: LatentDiffusion) -> Iterator[list[int]]:
+    """Side of the map of each layer that attention is read from, as the forward pass meets it."""
+    met: list[int] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        met.append(math.isqrt(args[0].shape[1]))
+
+    layers = [backbone.unet.get_submodule(name) for name in backbone.attention_layers]
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    try:
+        yield met
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def peak_gigabytes(device: str) -> float:
+    """Of the GPU's memory, or of the process."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
+
+
+def print_counts() -> None:
+    """Counts and maps of both models on the meta device: nothing is computed."""
+    print("| model | UNet | LoRA r4 cross | LoRA r4 all | mapper, 3 layers | maps at 512 px | at 1024 px |")
+    print("|---|---|---|---|---|---|---|")
+    for name, settings, widths in (("SD1.5", SD1, (768,)), ("SDXL", SDXL_BASE, (768, 1280))):
+        cells = [count(meta_unet(settings)), *(lora_count(meta_unet(settings), scope) for scope in ("cross", "all"))]
+        cells.append(count(TokenMapper(PARTS, CODES, widths, layers=3)))
+        maps = [maps_of(meta_unet(settings), side) for side in (64, 128)]
+        print(f"| {name} | {' | '.join(f'{cell:,}' for cell in cells)} | {' | '.join(maps)} |")
+
+
+def meta_unet(settings: dict[str, dict[str, Any]]) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(settings["unet"])
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def lora_count(unet: Any, scope: str) -> int:
+    return sum(parameter.numel() for parameter in add_lora(unet, rank=4, scope=scope))  # type: ignore[arg-type]
+
+
+def maps_of(unet: Any, latent_size: int) -> str:
+    size, names = choose_attention_layers(unet, latent_size)
+    assert all(cross_attention_sides(unet, latent_size)[name] == size for name in names)
+    return f"{len(names)} of {size}x{size}"
+
+
+def machine(device: str) -> str:
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} of {os.cpu_count()} threads, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()

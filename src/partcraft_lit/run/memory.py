@@ -1,0 +1,54 @@
+"""What the hardware settings ask for, done to networks and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from partcraft_lit.settings import HardwareSettings, TrainSettings
+from partcraft_lit.types import Backbone, PatchFeatures
+
+
+def spare_memory(hardware: HardwareSettings, backbone: Backbone) -> None:
+    """Once images are encoded and before anything trains."""
+    if hardware.gradient_checkpointing:
+        backbone.enable_gradient_checkpointing()
+    if "vae" in hardware.offload:
+        backbone.offload_vae()
+
+
+def in_passes(settings: TrainSettings) -> tuple[TrainSettings, int]:
+    """Settings with batches that fit, and in how many passes a step takes the batch that was asked for.
+
+    Samples are numbered through, and losses are means over samples: the passes of a step hold the samples that one pass
+    would hold, and their mean gradient is its gradient.
+    """
+    hardware, data = settings.hardware, settings.data
+    passes = hardware.passes(data.batch_size)
+    encoded = data.encode_batch_size if hardware.max_batch_size is None else hardware.max_batch_size
+    fewer = replace(data, batch_size=data.batch_size // passes, encode_batch_size=min(data.encode_batch_size, encoded))
+    return replace(settings, data=fewer), passes
+
+
+@contextmanager
+def resting(features: PatchFeatures, hardware: HardwareSettings) -> Iterator[None]:
+    """While it is open, the network that describes patches is on the CPU, where it still works, only slower."""
+    mover: Any = features
+    if "features" not in hardware.offload or not isinstance(getattr(features, "network", None), torch.nn.Module):
+        yield  # colours have no network
+        return
+    home = mover.device
+    try:
+        _move(mover, torch.device("cpu"))
+        yield
+    finally:
+        _move(mover, home)
+
+
+def _move(features: Any, device: torch.device) -> None:
+    features.network.to(device)
+    features.device = device
