@@ -265,7 +265,9 @@ def _sweep_values(override: Override) -> list[str]:
 def _is_path(key: str, value: str) -> bool:
     """Made absolute, so that a run can be read from any folder; a hub id or the name of a run is none."""
     may_exist = key.startswith("backbone.") or key == "ckpt_path"
-    return key == "dataset.dir" or (may_exist and Path(value).expanduser().exists())
+    return key in ("dataset.dir", "dataset.masks", "archive", "paths.data") or (
+        may_exist and Path(value).expanduser().exists()
+    )
 
 
 def _is_quoted(value: str) -> bool:

@@ -14,11 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from miniatures import write_cub
+from miniatures import write_cub, write_dogs
 from partcraft_lit import config
 from partcraft_lit.data.cub import Cub
+from partcraft_lit.data.dogs import Dogs
 from partcraft_lit.data.download import download
+from partcraft_lit.data.folder import ImageFolder
 from partcraft_lit.data.unpack import unpack
 from partcraft_lit.errors import UserError
 from partcraft_lit.run.fetching import fetch
@@ -380,6 +383,46 @@ def test_every_kind_of_archive_comes_out_alike(tmp_path: Path) -> None:
         assert unpack(tmp_path / name, out, **LIMITS) == 2
         assert {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.txt")} == content
         assert (out / "c.txt").stat().st_mode & 0o7000 == 0  # no set-user-id bit
+
+
+def test_the_archives_of_stanford_dogs(tmp_path: Path) -> None:
+    root = write_dogs(tmp_path / "made", per_breed=2, size=32)
+    usb = tmp_path / "usb"
+    usb.mkdir()
+    contents = {"images.tar": ["Images"], "annotation.tar": ["Annotation"]}
+    contents["lists.tar"] = sorted(path.name for path in root.glob("*.mat"))
+    for name, members in contents.items():
+        with tarfile.open(usb / name, "w") as tar:
+            for member in members:
+                tar.add(root / member, member)
+    given = verb.check(
+        config.plain(config.compose("fetch", ["dataset=dogs", f"dataset.dir={tmp_path / 'data' / 'dogs'}"]))
+    )
+    archives = tuple(replace(one, bytes=None, sha256=None) for one in given.download.archives)
+    settings = replace(given, archive=usb, download=replace(given.download, archives=archives))
+    fetch(settings, tmp_path / "run")
+    assert len(Dogs(tmp_path / "data" / "dogs", "all")) == 6
+    with pytest.raises(
+        UserError, match=r"dogs consists of images\.tar, annotation\.tar, lists\.tar; give one of these"
+    ):
+        verb.check(
+            config.plain(config.compose("fetch", ["dataset=dogs", f"archive={usb.parent / 'made' / 'file_list.mat'}"]))
+        )
+
+
+def test_the_archives_of_sims4_faces(tmp_path: Path) -> None:
+    usb = tmp_path / "usb"
+    usb.mkdir()
+    for kind in ("fem", "masc"):
+        picture = tmp_path / f"{kind}.png"
+        Image.new("RGB", (9, 9)).save(picture)
+        with tarfile.open(usb / f"{kind}.tar", "w") as tar:
+            tar.add(picture, f"./{kind}_0001.png")
+    overrides = ["dataset=sims4_faces", f"dataset.dir={tmp_path / 'data' / 'sims4'}", f"archive={usb}"]
+    values = config.plain(config.compose("fetch", overrides))
+    fetch(verb.check(values), tmp_path / "run")
+    source = ImageFolder(tmp_path / "data" / "sims4", labels="folder")
+    assert [source.name(index) for index in range(2)] == ["fem/fem_0001.png", "masc/masc_0001.png"]
 
 
 def test_two_archives_in_folders_of_their_own(tmp_path: Path) -> None:

@@ -55,14 +55,15 @@ class Cub(ImageFiles):
         labels = {key: position[name] for key, name in _rows(root, "image_class_labels.txt", 2, images)}
         in_train = {key: flag == "1" for key, flag in _rows(root, "train_test_split.txt", 2, images)}
         chosen = choose_classes(classes, names)
-        keys = [key for key in images if labels[key] in chosen and split in ("all", _split_name(in_train[key]))]
+        number_of = {label: number for number, label in enumerate(chosen)}
+        keys = [key for key in images if labels[key] in number_of and split in ("all", _split_name(in_train[key]))]
         if not keys:
             raise UserError(f"dataset.split={split} has no images of {', '.join(classes) or 'any class'} in {root}.")
         check_listed(root, [images[key] for key in keys], "images.txt")
         super().__init__(
             root,
             [images[key] for key in keys],
-            labels=[chosen.index(labels[key]) for key in keys],
+            labels=[number_of[labels[key]] for key in keys],
             class_names=[names[index] for index in chosen],
             class_noun=class_noun,
             store=store,
@@ -89,10 +90,15 @@ class Cub(ImageFiles):
         self.keypoint_names = list(parts.values())
         self._row_of = {key: row for row, key in enumerate(images)}
         column = {key: number for number, key in enumerate(parts)}
+        rows = [row for row in read_table(root / "parts/part_locs.txt", 5) if row[0] in self._row_of]
+        wanted = torch.tensor([[self._row_of[row[0]], column.get(row[1], -1)] for row in rows], dtype=torch.long)
+        if len(rows) != len(images) * len(parts) or bool((wanted < 0).any()):
+            raise UserError(
+                f"{root / 'parts/part_locs.txt'} says {len(rows)} places instead of {len(parts)} for each of "
+                f"{len(images)} images. Unpack the archive again."
+            )
         self._places = torch.zeros(len(images), len(parts), 3)  # x, y, visible
-        for key, part, x, y, visible in read_table(root / "parts/part_locs.txt", 5):
-            if key in self._row_of:
-                self._places[self._row_of[key], column[part]] = torch.tensor([float(x), float(y), float(visible)])
+        self._places[wanted[:, 0], wanted[:, 1]] = torch.tensor([[float(value) for value in row[2:]] for row in rows])
 
 
 def _split_name(in_train: bool) -> Split:
