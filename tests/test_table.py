@@ -237,3 +237,21 @@ def test_scores_of_other_settings_stand_beside_those_of_the_run(settings, traine
     command = two.task.steps[1].command
     values = config.plain(config.compose("evaluate", list(command[4:])))
     assert evaluate.evaluation_folder(one.task.folder, values) == two.evaluation()
+
+
+@pytest.mark.slow
+def test_a_whole_table_with_real_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = (
+        "trainer.max_steps=2 eval.reconstructions=2 eval.compositions=1 eval.species=[2,3,4] sample.steps=1 parts.K=3 "
+        "dataset.species=5 dataset.images_per_species=2 parts.nredo=1 eval.hybrids=1"
+    )
+    given = ["table", "table=lambda_attn", "rows=['0','1e-2']", "table.seeds=[0]", f"overrides={tiny}", "jobs=2"]
+    given += [f"paths.logs={tmp_path}/logs", f"paths.store={tmp_path}/store", "resamples=100"]
+    for more in ([], [], ["verify=true"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*given, *more])
+        assert ended.value.code == 0, capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "Verified: 10 pictures were read again" in said and said.count("done in") == 2
+    assert "2 steps of 16 pictures" in (tmp_path / "experiments" / "lambda_attn" / "table.md").read_text()
