@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from miniatures import write_cub
+from partcraft_lit.pictures import to_pil
+from partcraft_lit.zoo.source import Creatures
 
 pytestmark = pytest.mark.slow
 
@@ -48,3 +51,22 @@ def test_training_and_evaluation_on_cub(new_workshop, small, plain, cub):
     (scores,) = run.glob("evaluation/*/scores.json")
     numbers = json.loads(scores.read_text())
     assert numbers["truth/box_iou@real_images"] == pytest.approx(facts["annotations"]["box_iou"])
+
+
+def test_parts_from_mask_files(new_workshop, small, tmp_path):
+    """A folder of photographs with a folder of masks: the given parts are trained, and the truth of the report."""
+    zoo = Creatures(species=2, images_per_species=3, image_size=48, seed=6)
+    for index in range(len(zoo)):
+        mask = (zoo.truth(index).label_map == 1) * 1 + (zoo.truth(index).label_map > 1) * 2
+        for folder, picture in (("images", to_pil(zoo.image(index))), ("masks", Image.fromarray(mask.byte().numpy()))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            picture.save(tmp_path / folder / f"{index}.png")
+    (tmp_path / "masks" / "parts.txt").write_text("head\nrest\n")
+    workshop = new_workshop()
+    given = (f"dataset.dir={tmp_path / 'images'}", f"dataset.masks={tmp_path / 'masks'}", "parts.source=masks")
+    run = workshop.train(
+        *given, "eval.enabled=false", "~callbacks.samples", "~callbacks.attention_maps", "eval.hybrids=1"
+    )
+    facts = json.loads((run / "parts" / "discovery.json").read_text())
+    assert [part["name"] for part in facts["parts"]] == ["background", "head", "rest"]
+    assert facts["quality"]["foreground_iou"] == 1.0
