@@ -70,6 +70,12 @@ class Bundle:
         known = {"modelspec.architecture": f"{family.architecture}/lora"} if family.architecture else {}
         if family.base_version:
             known["ss_base_model_version"] = family.base_version
+        if self.adapters:  # the alpha is folded, whatever it was: see backbones.lora_files
+            known |= {
+                "ss_network_module": "networks.lora",
+                "ss_network_dim": str(rank),
+                "ss_network_alpha": str(rank),
+            }
         return known | {
             "format": "pt",
             "modelspec.sai_model_spec": "1.0.0",
@@ -78,9 +84,6 @@ class Bundle:
             "modelspec.trigger_phrase": ", ".join(part.placeholder for part in self.parts),
             "modelspec.tags": "partcraft, parts, lora",
             "modelspec.license": self.license,
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": str(rank),
-            "ss_network_alpha": str(rank),  # folded, whatever it was: see backbones.lora_files
             "ss_sd_model_name": self.origin.model or "partcraft-lit mini",
             "partcraft.version": __version__,
             "partcraft.run": self.run,
