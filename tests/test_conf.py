@@ -25,6 +25,8 @@ NEEDED = {
     "dataset=imagefolder": ["dataset.dir=/x"],
     "dataset=multi_concept": ["dataset.dir=/x"],
     "experiment=textual_inversion": ["dataset.dir=/x", "dataset.class_noun=cat"],
+    "experiment=custom_diffusion": ["dataset.dir=/x", "dataset.class_noun=cat"],
+    "experiment=break_a_scene": ["dataset.dir=/x", "dataset.masks=/y", "parts.M=2"],
     "experiment=dreambooth": ["dataset.dir=/x", "dataset.class_noun=cat"],
 }
 

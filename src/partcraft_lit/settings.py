@@ -186,6 +186,8 @@ class DataSettings:
         present_only: whether captions leave out parts that the crop cut away.
         encode_batch_size: images per pass through the autoencoder when latents are stored.
         latents: number format of the stored latents.
+        scale_variants: renderings of each image at other scales, drawn and encoded before training, that take its
+            place; 0 trains on the images as they are.
     """
 
     batch_size: Positive
@@ -195,6 +197,7 @@ class DataSettings:
     present_only: bool
     encode_batch_size: Positive
     latents: Literal["float16", "float32"]
+    scale_variants: Count
 
 
 @dataclass(frozen=True)

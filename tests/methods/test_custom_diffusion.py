@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from partcraft_lit.backbones.published import SD1, write_settings
 from partcraft_lit.backbones.trainable import cross_kv, train_backbone, trainable_groups
+from partcraft_lit.data.prior import prior_prompt
 from partcraft_lit.errors import UserError
 from partcraft_lit.randomness import torch_generator
 from partcraft_lit.settings import TrainSettings
@@ -98,3 +99,8 @@ def test_messages(settings_of, overrides, message):
     settings = settings_of("method=custom_diffusion", *overrides)
     with pytest.raises(UserError, match=message):
         settings.method.check(settings, "bird")
+
+
+def test_prior_images_need_a_prompt(settings_of):
+    with pytest.raises(UserError, match=r"prior\.prompt=auto is 'a photo of a' with the noun of the dataset"):
+        prior_prompt(settings_of("method=custom_diffusion").prior, "")

@@ -6,7 +6,7 @@ import functools
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from partcraft_lit.callbacks.metrics_log import append_numbers, read_numbers
 from partcraft_lit.data.datamodule import Collate, PartDataModule
 from partcraft_lit.data.latents import LatentTable, cache_latents
 from partcraft_lit.data.prior import SameCaption, prior_prompt, prior_source
+from partcraft_lit.data.scaled import Both, ScaledExamples, ScaledPictures
 from partcraft_lit.data.training_set import TrainingSet
 from partcraft_lit.files import atomic_write
 from partcraft_lit.metrics.composition import Targets, composition_targets, reconstruction_targets
@@ -113,6 +114,7 @@ def train(
             settings.data.latents,
             counter.count,
         )
+    scaled = scaled_views(settings, source, discovery, backbone, store, stages)
     # Before anything is told to train: they show what the backbone draws as it is.
     prior = prior_latents(settings, backbone, store, source.class_noun, stages)
     module = build_module(settings, discovery.dictionary, backbone, source.class_noun)
@@ -130,7 +132,7 @@ def train(
             settings,
             folder,
             module,
-            training_set(settings, module, discovery, latents, backbone),
+            training_set(settings, module, discovery, latents, backbone, scaled=scaled),
             make_trainer,
             loggers,
             _make_callbacks(callbacks, make_attention_loss, folder, module, scorer, probe),
@@ -210,20 +212,58 @@ def training_set(
     latents: LatentTable,
     backbone: Backbone,
     make_caption: Callable[[Tensor, torch.Generator], str] | None = None,
+    scaled: ScaledViews | None = None,
 ) -> TrainingSet:
-    """Sample numbers -> examples, with the method's captions unless others are given."""
+    """Sample numbers -> examples, with the method's captions unless others are given; of scaled pictures if wanted."""
+    alter = module.method.alter if make_caption is None else None
     return TrainingSet(
         seed=settings.seed,
-        source_len=len(discovery.codes),
-        latents=latents,
-        label_maps=discovery.label_maps,
-        codes=discovery.codes,
+        source_len=len(scaled.codes if scaled else discovery.codes),
+        latents=scaled.latents if scaled else latents,
+        label_maps=scaled.label_maps if scaled else discovery.label_maps,
+        codes=scaled.codes if scaled else discovery.codes,
         make_caption=make_caption or module.method.make_caption,
-        alter=module.method.alter if make_caption is None else None,
+        alter=Both(scaled.alter, alter) if scaled else alter,
         present_only=settings.data.present_only,
         **_of_backbone(backbone, _label_side(settings, backbone, shown=make_caption is not None)),
         flip=settings.data.flip,
         crop=settings.data.crop,
+    )
+
+
+@dataclass(frozen=True)
+class ScaledViews:
+    """What takes the place of the images where training sees them at other scales; see ``data.scaled``."""
+
+    latents: LatentTable
+    label_maps: list[Tensor]
+    codes: Tensor
+    alter: ScaledExamples
+
+
+def scaled_views(
+    settings: TrainSettings, source: ImageSource, discovery: Discovery, backbone: Backbone, store: Store, stages: Stages
+) -> ScaledViews | None:
+    """Latents of ``data.scale_variants`` views of each image; None where images are taken as they are."""
+    variants = settings.data.scale_variants
+    if not variants:
+        return None
+    pictures = ScaledPictures(source, variants, backbone.resolution, backbone.vae_scale_factor, settings.seed)
+    with stages.stage("encode scaled images") as counter:
+        latents = cache_latents(
+            pictures,
+            backbone,
+            store,
+            backbone.resolution,
+            settings.data.encode_batch_size,
+            settings.data.latents,
+            counter.count,
+        )
+    return ScaledViews(
+        latents,
+        pictures.label_maps(discovery.label_maps),
+        discovery.codes.repeat_interleave(variants, dim=0),
+        ScaledExamples([view.words for view in pictures.views], variants),
     )
 
 
@@ -268,7 +308,8 @@ def prior_examples(
 def _label_side(settings: TrainSettings, backbone: Backbone, shown: bool) -> int:
     """Side of an example's label map: as fine as the latents where the diffusion loss asks where parts are."""
     latents = backbone.resolution // backbone.vae_scale_factor
-    return latents if settings.loss.region == "prompted" and not shown else backbone.attention_size
+    fine = settings.loss.region == "prompted" or settings.data.scale_variants > 0
+    return latents if fine and not shown else backbone.attention_size
 
 
 def _of_backbone(backbone: Backbone, label_side: int) -> dict[str, Any]:
