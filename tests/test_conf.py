@@ -104,6 +104,8 @@ def test_what_callbacks_and_loggers_still_wait_for_is_given_at_run_time():
         assert required_of(config.later(node, name)) == {"folder"}, name
     for name, node in values["features"].items():
         assert not required_of(config.later(node, name)), name
+    for name, node in values["metrics"].items():
+        assert not required_of(config.later(node, name)), name
     for node in (values["dataset"], values["backbone"]):
         assert not required_of(config.later(node, "x"))
 
@@ -159,6 +161,7 @@ def test_mistakes_in_keys_and_options(overrides, message):
         (["data.flip='yes'"], r"data\.flip='yes': wanted true or false"),
         (["loss.attention=entropie"], r"loss\.attention=entropie: Did you mean 'entropy'\?"),
         (["loss.lambda_attn=-1"], r"loss\.lambda_attn=-1\.0: wanted a number of at least 0"),
+        (["eval.pictures=[mini,clip_base]"], r"eval\.pictures=clip_base: Did you mean 'clip_base32'"),
         (["parts.features=dinov2"], r"parts\.features=dinov2: Did you mean 'dinov2_"),
         (["lora.scope=al"], r"lora\.scope='al': wanted one of cross, all"),
         (["+datta=1"], r"Unknown key 'datta'\. Did you mean 'data'"),

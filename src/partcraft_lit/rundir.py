@@ -36,6 +36,7 @@ NOT_HASHED = (
     "sample",
     "eval",
     "hardware",
+    "metrics",
     "ckpt_path",
     "output_dir",
     "objective",

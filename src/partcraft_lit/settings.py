@@ -284,6 +284,8 @@ class EvalSettings:
         species: numbers of source images that a hybrid is composed of.
         untrained: pictures per protocol that the untrained model draws, as the lower bound; 0 for none.
         ceiling_images: real images on which the ceiling is measured, at most.
+        pictures: networks by which whole pictures are scored: rows of the group ``metrics``.
+        neighbours: real images among which copies are looked for, at most; 0 for none.
         hybrids: columns of the report's composition grid.
         seed: seed of everything drawn for the scores.
     """
@@ -294,6 +296,8 @@ class EvalSettings:
     species: tuple[Annotated[int, Range(1)], ...]
     untrained: Count
     ceiling_images: Count
+    pictures: tuple[str, ...]
+    neighbours: Count
     hybrids: Positive
     seed: int
 

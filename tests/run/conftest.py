@@ -52,6 +52,7 @@ SMALL = (
     "eval.species=[1,2]",
     "eval.untrained=1",
     "eval.ceiling_images=2",
+    "eval.pictures=[pixels]",
     "eval.hybrids=2",
 )
 #: What a test of something else does without.

@@ -25,6 +25,7 @@ from partcraft_lit.metrics.composition import (
 )
 from partcraft_lit.metrics.cosim import CosineSimilarity
 from partcraft_lit.metrics.emr import ExactMatchingRate
+from partcraft_lit.metrics.features import ImageFeatures
 from partcraft_lit.metrics.parts import PartMetric
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.dictionary import PartDictionary
@@ -35,6 +36,7 @@ from partcraft_lit.run.drawing import draw_missing, is_first_process
 from partcraft_lit.run.image_scores import FILE_NAME, Row, differences, read_rows, write_rows
 from partcraft_lit.run.stages import Stages
 from partcraft_lit.run.truth import TruthScorer, as_numbers, image_rows
+from partcraft_lit.run.whole_pictures import PictureScorer
 from partcraft_lit.settings import EvalSettings, TrainSettings
 from partcraft_lit.store import Store
 from partcraft_lit.types import BACKGROUND, Backbone, ImageSource, PartPrediction, PatchFeatures
@@ -52,6 +54,7 @@ class Scores:
         untrained: the same for the model before training, for protocols where it was measured.
         ceilings: real images read twice: "vae_round_trip", "mirrored", "recropped".
         truth: numbers that need the truth, by protocol; empty where it is not known.
+        pictures: numbers about whole pictures of the trained model, by protocol.
         rows: one per picture of the trained model.
     """
 
@@ -59,6 +62,7 @@ class Scores:
     untrained: dict[str, PartScores] = field(default_factory=dict)
     ceilings: dict[str, PartScores] = field(default_factory=dict)
     truth: dict[str, dict[str, float]] = field(default_factory=dict)
+    pictures: dict[str, dict[str, float]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
 
     def flat(self) -> dict[str, float]:
@@ -67,8 +71,9 @@ class Scores:
         for prefix, group in (("eval", self.protocols), ("untrained", self.untrained), ("ceiling", self.ceilings)):
             for protocol, scores in group.items():
                 numbers.update(scores.flat(protocol.replace(" ", "_"), prefix))
-        for protocol, values in self.truth.items():
-            numbers.update({f"truth/{key}@{protocol.replace(' ', '_')}": value for key, value in values.items()})
+        for kind, group_of in (("truth", self.truth), ("pictures", self.pictures)):
+            for protocol, values in group_of.items():
+                numbers.update({f"{kind}/{key}@{protocol.replace(' ', '_')}": value for key, value in values.items()})
         return numbers
 
 
@@ -98,6 +103,7 @@ class Scorer:
         labels: (N,) classes of the real images, or None.
         folder: where pictures are kept, each with its recipe.
         truth: reads the pictures against the truth, where it is known.
+        pictures: scores whole pictures, where it is wanted.
     """
 
     settings: EvalSettings
@@ -106,6 +112,7 @@ class Scorer:
     labels: Tensor | None
     folder: Path
     truth: TruthScorer | None = None
+    pictures: PictureScorer | None = None
 
     def protocols(self) -> dict[str, Targets]:
         """What is asked for, by protocol."""
@@ -201,6 +208,13 @@ def measure_ceiling(scorer: Scorer, source: ImageSource, backbone: Backbone) -> 
     return ceiling(source, scorer.predictor, backbone, indices, scorer.predictor.dictionary.names)
 
 
+def picture_scorer(
+    settings: EvalSettings, source: ImageSource, features: Sequence[ImageFeatures], facts: Mapping[str, Any]
+) -> PictureScorer | None:
+    """What scores whole pictures by these networks; None without any."""
+    return PictureScorer(source, features, settings.neighbours, facts) if features else None
+
+
 def write_scores(scores: Scores, folder: Path) -> dict[str, float]:
     """``scores.json`` with one number per key; returns the numbers."""
     numbers = scores.flat()
@@ -244,6 +258,7 @@ def evaluate(
     source: ImageSource,
     load_backbone: Callable[[], Backbone],
     load_features: Callable[[], PatchFeatures],
+    load_picture_features: Callable[[], Sequence[ImageFeatures]],
 ) -> dict[str, float]:
     """``partcraft evaluate``: scores a finished run again, with other numbers of pictures if wanted.
 
@@ -255,6 +270,7 @@ def evaluate(
     module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
     scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
     facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
+    scorer = replace(scorer, pictures=picture_scorer(settings.eval, source, load_picture_features(), facts))
     scores = Scores(truth=annotation_numbers(facts))
     with stages.stage("measure ceilings"):
         scores.ceilings = measure_ceiling(scorer, source, backbone)
@@ -333,7 +349,14 @@ def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores,
     for protocol, targets in scorer.protocols().items():
         with stages.stage("score") as counter:
             progress = functools.partial(counter.part, protocol)
-            _add(scores, protocol, scorer.score(module, targets, protocol, progress))
+            found = scorer.score(module, targets, protocol, progress)
+            _add(scores, protocol, found)
+        if scorer.truth is not None and (perfect := scorer.truth.perfect(targets)):
+            scores.truth[f"perfect {protocol}"] = perfect
+        if scorer.pictures is not None:
+            with stages.stage("score whole pictures"):
+                paths = [scorer.folder / row["image"] for row in found.rows]
+                scores.pictures[protocol] = scorer.pictures.score(targets, paths)
     if is_first_process():
         write_rows(scorer.folder / FILE_NAME, scores.rows)
 
@@ -369,6 +392,8 @@ def say_scores(scores: Scores, stages: Stages) -> None:
     for protocol, numbers in scores.truth.items():
         shown = ", ".join(f"{key} {value:.3f}" for key, value in numbers.items())
         stages.say(f"  against the truth, {protocol}: {shown}")
+    for protocol, numbers in scores.pictures.items():
+        stages.say(f"  whole pictures, {protocol}: " + ", ".join(f"{key} {v:.4g}" for key, v in numbers.items()))
 
 
 def annotation_numbers(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,20 +36,12 @@ from partcraft_lit.report.content import (
 from partcraft_lit.report.html import write_report
 from partcraft_lit.run.scoring import Scores, labels_of
 from partcraft_lit.run.stages import Stages
+from partcraft_lit.run.truth import true_hybrids
 from partcraft_lit.settings import TrainSettings
 from partcraft_lit.types import ABSENT, ImageSource, TrainingBatch
 
 #: Source images shown with their parts.
 _SHOWN_IMAGES = 12
-
-
-@runtime_checkable
-class Renders(Protocol):
-    """A source that can draw the true picture of a hybrid."""
-
-    part_names: Sequence[str]
-
-    def render(self, species: Tensor, indices: Sequence[int]) -> Any: ...
 
 
 def write_run_report(
@@ -126,24 +118,6 @@ def compose(
         )
         for row in range(len(targets))
     ]
-
-
-def true_hybrids(source: ImageSource, targets: Targets, facts: Mapping[str, Any]) -> Tensor | None:
-    """(I, 3, H, W) pictures of a perfect composer, in the pose of the background's image; None if unknown.
-
-    Discovered parts stand for the true ones that they were matched with; a true part without a match keeps the species
-    of the first image.
-    """
-    if not isinstance(source, Renders) or "quality" not in facts:
-        return None
-    match: Mapping[str, int | None] = facts["quality"]["match"]
-    species = torch.empty(len(targets), len(source.part_names), dtype=torch.long)
-    for column, name in enumerate(source.part_names):
-        part = match.get(name)
-        givers = targets.sources[:, 0 if part is None else part]
-        species[:, column] = torch.tensor([source.label(int(image)) for image in givers])
-    images: Tensor = source.render(species, targets.sources[:, 0].tolist()).images
-    return images
 
 
 def _sources(source: ImageSource, discovery: Discovery, targets: Targets, row: int, found: Tensor) -> list[Any]:

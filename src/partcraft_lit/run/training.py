@@ -26,6 +26,7 @@ from partcraft_lit.data.scaled import Both, ScaledExamples, ScaledPictures
 from partcraft_lit.data.training_set import TrainingSet
 from partcraft_lit.files import atomic_write
 from partcraft_lit.metrics.composition import Targets, composition_targets, reconstruction_targets
+from partcraft_lit.metrics.features import ImageFeatures
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.discovery import Discovery
 from partcraft_lit.parts.given import check_given
@@ -40,6 +41,7 @@ from partcraft_lit.run.scoring import (
     annotation_numbers,
     labels_of,
     measure_ceiling,
+    picture_scorer,
     say_scores,
     score_trained,
     score_untrained,
@@ -66,6 +68,7 @@ def train(
     source: ImageSource,
     load_backbone: Callable[[], Backbone],
     load_features: Callable[[], PatchFeatures],
+    load_picture_features: Callable[[], Sequence[ImageFeatures]],
     make_trainer: Callable[..., Trainer],
     loggers: Sequence[Logger],
     callbacks: Mapping[str, Callable[..., Callback]],
@@ -81,6 +84,7 @@ def train(
         source: the images.
         load_backbone: loads the text-to-image model; called first, so that missing weights are told at once.
         load_features: loads the network that describes patches.
+        load_picture_features: loads the networks that score whole pictures; called early, for the same reason.
         make_trainer: makes Lightning's trainer; called with loggers, callbacks and what only the run knows.
         loggers: where numbers and pictures go beside the run folder.
         callbacks: name -> maker; called with what only the run knows, see ``_runtime_arguments``.
@@ -101,6 +105,7 @@ def train(
     with stages.stage("load models"):
         backbone, features = load_backbone(), load_features()
     settings.method.check_backbone(backbone, source.class_noun)
+        picture_features = load_picture_features() if settings.eval.enabled else []
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
     facts = write_discovery(source, discovery, folder / "parts", stages)
@@ -120,7 +125,10 @@ def train(
     module = build_module(settings, discovery.dictionary, backbone, source.class_noun)
     predictor = KMeansPartPredictor(discovery.dictionary, features)
     truth = TruthScorer.of(source, facts)
-    scorer = Scorer(settings.eval, predictor, discovery.codes, labels_of(source), folder / "evaluation", truth)
+    pictures = picture_scorer(settings.eval, source, picture_features, facts)
+    scorer = Scorer(
+        settings.eval, predictor, discovery.codes, labels_of(source), folder / "evaluation", truth, pictures
+    )
     scores = Scores(truth=annotation_numbers(facts))
     if settings.eval.enabled:
         with stages.stage("measure ceilings"):

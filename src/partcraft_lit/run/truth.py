@@ -27,6 +27,15 @@ class KnownLooks(Protocol):
     looks: Tensor
 
 
+@runtime_checkable
+class Renders(Protocol):
+    """A source that can draw the true picture of a hybrid."""
+
+    part_names: Sequence[str]
+
+    def render(self, species: Tensor, indices: Sequence[int]) -> Any: ...
+
+
 class TruthScorer:
     """Reads generated pictures with an oracle that knows ground truth only, not the part predictor.
 
@@ -37,6 +46,7 @@ class TruthScorer:
 
     def __init__(self, source: KnownLooks, match: Mapping[str, int | None]) -> None:
         self._labels = cast(ImageSource, source)
+        self._matched = dict(match)
         self._match = [match.get(name) for name in source.part_names]
         self._oracle = SpeciesOracle(looks=source.looks)
 
@@ -50,6 +60,18 @@ class TruthScorer:
     def accuracy(self) -> PartAccuracy:
         """A new metric."""
         return PartAccuracy(self._oracle)
+
+    def perfect(self, targets: Targets) -> dict[str, float]:
+        """What the oracle says of the pictures of a perfect composer: its own errors, and parts that a pose hides.
+
+        No generated picture can be expected to score higher. Empty where such pictures cannot be drawn.
+        """
+        true = true_hybrids(self._labels, targets, {"quality": {"match": self._matched}})
+        if true is None:
+            return {}
+        accuracy = self.accuracy()
+        accuracy.update(true, self.species_of(targets))
+        return as_numbers(accuracy)
 
     def species_of(self, targets: Targets) -> Tensor:
         """(I, true parts) species that each part was asked to come from, ``ABSENT`` where none was."""
@@ -90,3 +112,21 @@ def as_numbers(metric: PartAccuracy) -> dict[str, float]:
     values = {key: float(value) for key, value in metric.compute().items()}
     per_part = {f"part_accuracy_{key.removeprefix('part/')}": v for key, v in values.items() if key.startswith("part/")}
     return {"part_accuracy": values["all"], "color_accuracy": values["color"], "visible": values["seen"], **per_part}
+
+
+def true_hybrids(source: ImageSource, targets: Targets, facts: Mapping[str, Any]) -> Tensor | None:
+    """(I, 3, H, W) pictures of a perfect composer, in the pose of the background's image; None if unknown.
+
+    Discovered parts stand for the true ones that they were matched with; a true part without a match keeps the species
+    of the first image.
+    """
+    if not isinstance(source, Renders) or "quality" not in facts:
+        return None
+    match: Mapping[str, int | None] = facts["quality"]["match"]
+    species = torch.empty(len(targets), len(source.part_names), dtype=torch.long)
+    for column, name in enumerate(source.part_names):
+        part = match.get(name)
+        givers = targets.sources[:, 0 if part is None else part]
+        species[:, column] = torch.tensor([source.label(int(image)) for image in givers])
+    images: Tensor = source.render(species, targets.sources[:, 0].tolist()).images
+    return images

@@ -12,7 +12,14 @@ from partcraft_lit.strict import coerce
 from partcraft_lit.verbs import wiring
 
 #: What does not change the numbers of the trained model.
-_NOT_HASHED = ("eval.enabled", "eval.untrained", "eval.hybrids", "sample.batch_size")
+_NOT_HASHED = (
+    "eval.enabled",
+    "eval.untrained",
+    "eval.hybrids",
+    "eval.pictures",  # more numbers about the same pictures
+    "eval.neighbours",
+    "sample.batch_size",
+)
 
 
 def check(values: Mapping[str, Any]) -> TrainSettings:
@@ -40,7 +47,13 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         return verify(settings, folder, **given)
     from partcraft_lit.run import evaluate
 
-    return evaluate(settings, folder, load_backbone=wiring.backbone_loader(trained), **given)
+    return evaluate(
+        settings,
+        folder,
+        load_backbone=wiring.backbone_loader(trained),
+        load_picture_features=wiring.picture_features_loader(trained),
+        **given,
+    )
 
 
 def evaluation_folder(run_folder: Path, chosen: Mapping[str, Any]) -> Path:
@@ -68,7 +81,7 @@ def chosen_keys(group: str) -> list[str]:
 def _values_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own values, with what was chosen here in their place."""
     own = wiring.values_of_run(_run_of(values))
-    return {**_merged(own, values), "trainer": values["trainer"]}
+    return {**_merged(own, values), "trainer": values["trainer"], "metrics": values["metrics"]}
 
 
 def _merged(own: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:

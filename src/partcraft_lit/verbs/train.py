@@ -45,6 +45,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         load_backbone=wiring.backbone_loader(values),
         load_features=wiring.features_loader(values),
         make_trainer=config.later(trainer, "trainer"),
+        load_picture_features=wiring.picture_features_loader(values),
         loggers=wiring.make_loggers(values, folder),
         callbacks=wiring.callback_makers(values),
         make_attention_loss=wiring.attention_loss_maker(values, settings),

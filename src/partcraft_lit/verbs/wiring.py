@@ -15,6 +15,7 @@ from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.strict import build
 
 if TYPE_CHECKING:
+    from partcraft_lit.metrics.features import ImageFeatures
     from partcraft_lit.settings import TrainSettings
     from partcraft_lit.types import Backbone, ImageSource, PatchFeatures
 
@@ -32,6 +33,7 @@ _OTHER_KEYS = (
     "backbone",
     "features",
     "attention",
+    "metrics",
     "trainer",
     "logger",
     "callbacks",
@@ -64,6 +66,8 @@ def check_choices(values: Mapping[str, Any]) -> None:
     """
     if "features" in values:
         config.choose(values["features"], values["parts"]["features"], "parts.features")
+    for name in values["eval"]["pictures"] or () if "metrics" in values else ():
+        config.choose(values["metrics"], str(name), "eval.pictures")
     loss = values.get("loss", {})
     if loss.get("attention", "none") != "none":
         config.choose(values["attention"], loss["attention"], "loss.attention")
@@ -82,6 +86,13 @@ def features_loader(values: Mapping[str, Any]) -> Callable[[], PatchFeatures]:
     choice = values["parts"]["features"]
     node = config.choose(values["features"], choice, "parts.features")
     return _on_device(config.later(node, f"features.{choice}"), values)
+
+
+def picture_features_loader(values: Mapping[str, Any]) -> Callable[[], list[ImageFeatures]]:
+    """Loads the networks that score whole pictures."""
+    nodes = {name: config.choose(values["metrics"], name, "eval.pictures") for name in values["eval"]["pictures"]}
+    loaders = [_on_device(config.later(node, f"metrics.{name}"), values) for name, node in nodes.items()]
+    return lambda: [load() for load in loaders]
 
 
 def callback_makers(values: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:

@@ -119,6 +119,27 @@ def load_inception(source: str | Path, sha256: str = SHA256, cache: Path | None 
         raise UserError(f"{path} holds no Inception v3 of FID: {str(error).strip().splitlines()[0]}") from error
 
 
+def load_inception_features(
+    source: str | None,
+    sha256: str = SHA256,
+    cache: str | None = None,
+    batch_size: int = 50,
+    device: str | torch.device = "cpu",
+) -> InceptionFeatures:
+    """:func:`load_inception`, ready to describe pictures.
+
+    Raises:
+        UserError: if no file was named, or as :func:`load_inception`.
+    """
+    if source is None:
+        raise UserError(
+            f"metrics.inception.source has to be given for FID on Inception: the path or address of {FILE_NAME}, which "
+            "pytorch-fid publishes among its releases. eval.pictures=[mini] needs no download."
+        )
+    network = load_inception(source, sha256, None if cache is None else Path(cache))
+    return InceptionFeatures(network, batch_size, device)
+
+
 class InceptionV3(nn.Module):
     """Inception v3 up to the pooled features, laid out as in the converted weights of the original graph.
 

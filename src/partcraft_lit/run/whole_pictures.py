@@ -1,0 +1,123 @@
+"""Scores of whole pictures: how like the real ones they are as a set, and whether they are copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.images import read_image
+from partcraft_lit.metrics.composition import Targets
+from partcraft_lit.metrics.features import ImageFeatures, PixelFeatures, unit
+from partcraft_lit.metrics.fid import FrechetDistance
+from partcraft_lit.metrics.kid import KernelDistance
+from partcraft_lit.metrics.memorisation import Memorisation
+from partcraft_lit.run.truth import true_hybrids
+from partcraft_lit.types import ImageSource
+
+_AT_ONCE = 64
+
+
+class PictureScorer:
+    """Describes generated pictures, and the real ones that they stand beside, by each of some networks.
+
+    Args:
+        source: the real images.
+        features: the networks; the keys name them.
+        neighbours: real images among which copies are looked for, at most; spread evenly over the source.
+        facts: what discovery wrote, for the truth where it is known.
+    """
+
+    def __init__(
+        self, source: ImageSource, features: Sequence[ImageFeatures], neighbours: int, facts: Mapping[str, Any]
+    ) -> None:
+        self._source, self._features, self._facts = source, features, facts
+        count = min(neighbours, len(source))
+        self._neighbours = torch.linspace(0, len(source) - 1, count).round().long().tolist() if count else []
+        self._known: dict[str, dict[int, Tensor]] = {network.id: {} for network in features}
+
+    def score(self, targets: Targets, paths: Sequence[Path]) -> dict[str, float]:
+        """Numbers of one protocol.
+
+        The pictures are compared, as a set, with the true hybrids where they are known, else with the images that the
+        backgrounds were taken from: as many real pictures as generated ones.
+
+        Args:
+            targets: what was asked for.
+            paths: one picture per target.
+
+        Returns:
+            Per network ``fid@<id>``, ``kid@<id>`` and ``kid_error@<id>``; ``copied@<id>`` and ``nearest@<id>``, the
+            median distance to the nearest real image over that among real ones; and ``likeness@<id>``, the mean cosine
+            of a picture and the image that it reconstructs, where all of its parts come from one. What would need more
+            pictures is left out.
+        """
+        true = true_hybrids(self._source, targets, self._facts)
+        givers = targets.sources[:, 0].tolist()
+        whole = bool((targets.sources == targets.sources[:, :1]).all())
+        numbers: dict[str, float] = {}
+        for network in self._features:
+            generated = _describe(network, (read_image(path) for path in paths))
+            real = self._real(network, givers) if true is None else _describe(network, true)
+            numbers |= _distances(network, real, generated)
+            if whole:
+                cosines = (unit(generated.double()) * unit(self._real(network, givers).double())).sum(dim=1)
+                numbers[f"likeness@{network.id}"] = float(cosines.mean())
+            if len(self._neighbours) > 1:
+                numbers |= _copies(network, self._real(network, self._neighbours), generated)
+        return numbers
+
+    def _real(self, network: ImageFeatures, indices: Sequence[int]) -> Tensor:
+        """(len(indices), D), each image described once."""
+        known = self._known[network.id]
+        missing = sorted(set(indices) - known.keys())
+        found = _describe(network, (self._source.image(index) for index in missing))
+        known.update(zip(missing, found, strict=True))
+        return torch.stack([known[index] for index in indices])
+
+
+def _describe(network: ImageFeatures, images: Iterable[Tensor]) -> Tensor:
+    """Vectors of pictures of any sizes on the CPU, those of one size together."""
+    found: list[Tensor] = []
+    waiting: list[Tensor] = []
+
+    def flush() -> None:
+        if waiting:
+            found.append(network(torch.stack(waiting)).cpu())
+            waiting.clear()
+
+    for image in images:
+        if waiting and (waiting[0].shape != image.shape or len(waiting) == _AT_ONCE):
+            flush()
+        waiting.append(image)
+    flush()
+    return torch.cat(found) if found else torch.zeros(0, network.dim)
+
+
+def _distances(network: ImageFeatures, real: Tensor, generated: Tensor) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    # Every process reads all pictures: nothing is to be gathered.
+    fid, kid = FrechetDistance(network, sync_on_compute=False), KernelDistance(network, sync_on_compute=False)
+    for vectors, is_real in ((real, True), (generated, False)):
+        fid.update(vectors, is_real)
+        kid.update(vectors, is_real)
+    if len(generated) > 1:
+        numbers[fid.key] = float(fid.compute())
+    if len(generated) > 2:
+        found = kid.compute()
+        numbers |= {kid.key: float(found["value"]), f"kid_error@{network.id}": float(found["standard_error"])}
+    return numbers
+
+
+def _copies(network: ImageFeatures, real: Tensor, generated: Tensor) -> dict[str, float]:
+    metric = Memorisation(network, cosine=not isinstance(network, PixelFeatures), sync_on_compute=False)
+    metric.update(real, real=True)
+    metric.update(generated, real=False)
+    found = metric.compute()
+    return {
+        metric.key: float(found["value"]),
+        f"nearest@{network.id}": float(found["distance"] / found["real_distance"]),
+    }
