@@ -44,19 +44,20 @@ def test_copies_of_the_training_pictures_are_found_out(birds, tmp_path):
         assert found[f"copied@{name}"] == 1
         assert found[f"nearest@{name}"] == pytest.approx(0, abs=1e-4)
         assert found[f"likeness@{name}"] == pytest.approx(1)
-        assert found[f"fid@{name}"] == pytest.approx(0, abs=1e-6)
-        assert found[f"kid_error@{name}"] >= 0
+    assert found["fid@mini-features"] == pytest.approx(0, abs=1e-6)
+    assert found["kid_error@mini-features"] >= 0
+    assert "fid@pixels-8" not in found
 
 
 def test_hybrids_are_compared_with_the_true_ones(birds, facts, tmp_path):
     targets = composition_targets(codes_of(birds), 3, 6)
     true = true_hybrids(birds, targets, facts)
-    scorer = PictureScorer(birds, [PixelFeatures(8)], neighbours=0, facts=facts)
+    scorer = PictureScorer(birds, [embedded_features()], neighbours=0, facts=facts)
     found = scorer.score(targets, saved(tmp_path, true))
-    assert found["fid@pixels-8"] == pytest.approx(0, abs=1e-6)
-    assert set(found) == {"fid@pixels-8", "kid@pixels-8", "kid_error@pixels-8"}  # no one image to be like
+    assert found["fid@mini-features"] == pytest.approx(0, abs=1e-6)
+    assert {key.partition("@")[0] for key in found} == {"fid", "kid", "kid_error"}  # no one image to be like
     noise = torch.randint(0, 256, true.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert scorer.score(targets, saved(tmp_path, noise))["fid@pixels-8"] > 1
+    assert scorer.score(targets, saved(tmp_path, noise))["fid@mini-features"] > 0.1
 
 
 def test_a_perfect_composer_is_read_by_the_oracle(birds, facts):
@@ -67,7 +68,7 @@ def test_a_perfect_composer_is_read_by_the_oracle(birds, facts):
 
 def test_few_pictures_give_few_numbers(birds, tmp_path):
     targets = reconstruction_targets(codes_of(birds), 2)
-    found = PictureScorer(birds, [PixelFeatures(4)], neighbours=1, facts={}).score(
+    found = PictureScorer(birds, [embedded_features()], neighbours=1, facts={}).score(
         targets, saved(tmp_path, [birds.image(0)] * 2)
     )
-    assert set(found) == {"fid@pixels-4", "likeness@pixels-4"}
+    assert set(found) == {"fid@mini-features", "likeness@mini-features"}

@@ -50,10 +50,10 @@ class PictureScorer:
             paths: one picture per target.
 
         Returns:
-            Per network ``fid@<id>``, ``kid@<id>`` and ``kid_error@<id>``; ``copied@<id>`` and ``nearest@<id>``, the
-            median distance to the nearest real image over that among real ones; and ``likeness@<id>``, the mean cosine
-            of a picture and the image that it reconstructs, where all of its parts come from one. What would need more
-            pictures is left out.
+            Per network, but for plain pixels, ``fid@<id>``, ``kid@<id>`` and ``kid_error@<id>``; ``copied@<id>`` and
+            ``nearest@<id>``, the median distance to the nearest real image over that among real ones; and
+            ``likeness@<id>``, the mean cosine of a picture and the image that it reconstructs, where all of its parts
+            come from one. What would need more pictures is left out.
         """
         true = true_hybrids(self._source, targets, self._facts)
         givers = targets.sources[:, 0].tolist()
@@ -62,7 +62,8 @@ class PictureScorer:
         for network in self._features:
             generated = _describe(network, (read_image(path) for path in paths))
             real = self._real(network, givers) if true is None else _describe(network, true)
-            numbers |= _distances(network, real, generated)
+            if not isinstance(network, PixelFeatures):  # as a cloud of points, pixels say nothing, and cost much
+                numbers |= _distances(network, real, generated)
             if whole:
                 cosines = (unit(generated.double()) * unit(self._real(network, givers).double())).sum(dim=1)
                 numbers[f"likeness@{network.id}"] = float(cosines.mean())
