@@ -104,8 +104,8 @@ def train(
     notes = write_rejected(source, folder, stages)
     with stages.stage("load models"):
         backbone, features = load_backbone(), load_features()
-    settings.method.check_backbone(backbone, source.class_noun)
         picture_features = load_picture_features() if settings.eval.enabled else []
+    settings.method.check_backbone(backbone, source.class_noun)
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
     facts = write_discovery(source, discovery, folder / "parts", stages)
