@@ -13,14 +13,20 @@ from partcraft_lit.backbones.lora import add_lora
 POSITIONS = torch.tensor([[1, 4, -1], [2, 3, 5]])
 
 
-@pytest.fixture
-def inputs():
+def inputs_for(unet):
+    """Arguments of a forward pass; what a kind does not take, it passes by."""
     generator = torch.Generator().manual_seed(0)
     return {
         "sample": torch.randn(2, 4, 16, 16, generator=generator),
         "timestep": torch.tensor([10, 700]),
-        "encoder_hidden_states": torch.randn(2, 77, 32, generator=generator),
+        "encoder_hidden_states": torch.randn(2, 77, unet.config.cross_attention_dim, generator=generator),
+        "added_cond_kwargs": {"text_embeds": torch.ones(2, 24), "time_ids": torch.full((2, 6), 32.0)},
     }
+
+
+@pytest.fixture
+def inputs(tiny_backbone):
+    return inputs_for(tiny_backbone.unet)
 
 
 def reference_maps(unet, layer_names, inputs):
@@ -49,8 +55,9 @@ def reference_maps(unet, layer_names, inputs):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_outputs_are_equal_to_the_bit_with_capture_off_and_on(fresh_backbone, inputs, autocast):
-    unet = fresh_backbone.unet
+def test_outputs_are_equal_to_the_bit_with_capture_off_and_on(each_fresh_backbone, autocast):
+    fresh_backbone, unet = each_fresh_backbone, each_fresh_backbone.unet
+    inputs = inputs_for(unet)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         plain = unet(**inputs).sample
         with AttentionCapture(unet, fresh_backbone.attention_layers) as capture:
@@ -87,18 +94,19 @@ def test_a_layer_with_every_feature_of_attention_is_equal_to_the_bit():
     assert capture.maps()[:, 2].max() == 0, "a masked token gets no attention"
 
 
-def test_maps_equal_eager_attention(tiny_backbone, inputs):
+def test_maps_equal_eager_attention(each_backbone):
+    tiny_backbone, inputs, side = each_backbone, inputs_for(each_backbone.unet), each_backbone.attention_size
     expected = reference_maps(tiny_backbone.unet, tiny_backbone.attention_layers, inputs)
     with AttentionCapture(tiny_backbone.unet, tiny_backbone.attention_layers) as capture, torch.no_grad():
         with capture.armed(POSITIONS):
             tiny_backbone.unet(**inputs)
         maps = capture.maps()
-    assert maps.shape == (2, 3, 16, 16)
-    mean = expected.mean(dim=0).unflatten(2, (16, 16))
+    assert maps.shape == (2, 3, side, side)
+    mean = expected.mean(dim=0).unflatten(2, (side, side))
     for row in range(2):
         for column in range(3):
             place = int(POSITIONS[row, column])
-            wanted = mean[row, place] if place >= 0 else torch.zeros(16, 16)
+            wanted = mean[row, place] if place >= 0 else torch.zeros(side, side)
             assert_close(maps[row, column], wanted)
 
 
@@ -134,15 +142,16 @@ def gradients(unet, capture, inputs, batches, checkpointing):
     total = torch.zeros(())
     for number, positions in enumerate(batches):
         with capture.armed(positions):
-            output = unet(inputs["sample"] + number, inputs["timestep"], text).sample
+            output = unet(**{**inputs, "sample": inputs["sample"] + number, "encoder_hidden_states": text}).sample
         total = total + capture.maps().square().sum() + 0.01 * output.square().mean()
     capture.clear()
     total.backward()
     return text.grad
 
 
-def test_gradients_are_the_same_under_checkpointing_though_backward_runs_unarmed(fresh_backbone, inputs):
-    unet = fresh_backbone.unet
+def test_gradients_are_the_same_under_checkpointing_though_backward_runs_unarmed(each_fresh_backbone):
+    fresh_backbone, unet = each_fresh_backbone, each_fresh_backbone.unet
+    inputs = inputs_for(unet)
     add_lora(unet)
     capture = AttentionCapture(unet, fresh_backbone.attention_layers)
     batches = [POSITIONS, POSITIONS.flip(0)]  # two forwards with other places, one backward

@@ -17,14 +17,16 @@ from partcraft_lit.errors import UserError
 
 
 @pytest.fixture
-def unet(fresh_backbone):
-    return fresh_backbone.unet
+def unet(each_fresh_backbone):
+    return each_fresh_backbone.unet
 
 
 def run(unet):
-    generator = torch.Generator().manual_seed(0)
-    latents, text = torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 77, 32, generator=generator)
-    return unet(latents, torch.tensor([500]), text).sample
+    generator, dtype = torch.Generator().manual_seed(0), unet.dtype
+    latents = torch.randn(1, 4, 16, 16, generator=generator).to(dtype)
+    text = torch.randn(1, 77, unet.config.cross_attention_dim, generator=generator).to(dtype)
+    added = {"text_embeds": torch.ones(1, 24), "time_ids": torch.tensor([[32.0, 32.0, 0.0, 0.0, 32.0, 32.0]])}
+    return unet(latents, torch.tensor([500]), text, added_cond_kwargs=added).sample
 
 
 def fill(parameters, seed=1):
@@ -109,15 +111,14 @@ def test_adapter_is_float32_in_a_half_precision_unet(unet):
     parameters = add_lora(unet)
     assert {parameter.dtype for parameter in parameters} == {torch.float32}
     fill(parameters)
-    text = torch.zeros(1, 77, 32, dtype=torch.bfloat16)
-    output = unet(torch.zeros(1, 4, 16, 16, dtype=torch.bfloat16), torch.tensor([1]), text).sample
+    output = run(unet)
     assert output.dtype == torch.bfloat16
     output.float().sum().backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in parameters)
 
 
-def test_save_and_load_give_the_same_model(fresh_backbone):
-    one, other = copy.deepcopy(fresh_backbone.unet), fresh_backbone.unet
+def test_save_and_load_give_the_same_model(unet):
+    one, other = copy.deepcopy(unet), unet
     fill(add_lora(one, rank=3, scope="all"))
     add_lora(other, rank=3, scope="all", seed=9)
     state = lora_state_dict(one)

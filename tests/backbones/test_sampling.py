@@ -142,8 +142,10 @@ def test_schedulers_take_over_the_model_s_schedule_and_never_clip(make_component
     assert len(scheduler.timesteps) == 5
 
 
-def test_leaves_no_trace(fresh_backbone, tokens):
+def test_leaves_no_trace(each_fresh_backbone):
     """Neither gradients nor modes nor the global random state."""
+    fresh_backbone = each_fresh_backbone
+    tokens = plain_tokens(fresh_backbone.tokenizers, ["a photo of a bird", "a red dog", "a bird"])
     add_lora(fresh_backbone.unet)
     fresh_backbone.train()
     state = torch.random.get_rng_state()

@@ -39,7 +39,7 @@ def tokenize(
         prompts: B prompts in the grammar of ``tokens.grammar``.
         vocabulary: the parts and codes they may name.
         tokenizers: one CLIP tokenizer per text encoder; they must agree on the ids of a text (they may differ in
-            padding, as SDXL's do).
+            padding).
         max_length: positions of the text encoder (L).
 
     Returns:
