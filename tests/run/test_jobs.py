@@ -90,3 +90,11 @@ def test_an_interrupt_reaches_the_processes(tmp_path):
         os.kill(table.pid, signal.SIGTERM)
         table.wait(60)
     assert (tmp_path / "told").exists()
+
+
+def test_a_folder_that_vanishes_is_a_failed_job_and_no_crash(tmp_path):
+    gone = task(tmp_path, "gone", f"import shutil; shutil.rmtree({str(tmp_path / 'gone')!r}); sys.exit(1)")
+    rest = task(tmp_path, "rest", "print('x')")
+    errors = run_tasks([gone, rest], 1, lambda text: None)
+    assert list(errors) == ["gone"] and "was removed while it ran" in errors["gone"]
+    assert rest.is_done()

@@ -158,9 +158,13 @@ class _Running:
             self._log = None
 
     def _last_lines(self, most: int = 12) -> str:
-        with (self.task.folder / LOG).open("rb") as file:
-            file.seek(self._from)
-            lines = [line.rstrip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        try:
+            with (self.task.folder / LOG).open("rb") as file:
+                file.seek(self._from)
+                text = file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return f"Its folder {self.task.folder} was removed while it ran."
+        lines = [line.rstrip() for line in text.splitlines() if line.strip()]
         said = [index for index, line in enumerate(lines) if line.startswith("partcraft: ")]
         return "\n".join(lines[said[-1] :] if said and "bug" not in lines[said[-1]] else lines[-most:])
 
