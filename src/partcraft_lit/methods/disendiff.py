@@ -1,0 +1,130 @@
+"""DisenDiff: Custom Diffusion whose tokens are bound to their nouns, and whose nouns look at different places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.errors import UserError
+from partcraft_lit.losses.attention_iou import Kernel, bind_loss, separate_loss
+from partcraft_lit.methods.custom_diffusion import CustomDiffusion
+from partcraft_lit.methods.method import Method, Pieces
+from partcraft_lit.methods.part_tokens import PartTokens
+from partcraft_lit.settings import TrainSettings
+from partcraft_lit.types import Backbone, LossTerm, StepOutput
+
+
+@dataclass
+class DisentangledAttention:
+    """Loss term: each token's map is that of the noun behind it ("bind"), nouns' maps are apart ("separate").
+
+    Attributes:
+        weight: of the term.
+        kernel, smooth: see ``losses.attention_iou``.
+        bind: whether the tokens of a caption are summed, or averaged.
+    """
+
+    weight: float
+    kernel: Kernel
+    smooth: float
+    bind: Literal["sum", "mean"]
+    name: str = "disentangle"
+
+    def __call__(self, step: StepOutput) -> Tensor:
+        """(B,) float32; 0 for a caption without tokens."""
+        if step.attention_maps is None or step.word_maps is None:
+            raise RuntimeError(f"The loss term {self.name!r} needs the attention of part tokens and of their nouns.")
+        used = step.batch.tokens.part_ids >= 0
+        with torch.autocast(used.device.type, enabled=False):
+            bound = bind_loss(step.attention_maps, step.word_maps, self.kernel, self.smooth)
+            bound = bound.masked_fill(~used, 0.0).sum(dim=1)
+            if self.bind == "mean":
+                bound = bound / used.sum(dim=1).clamp_min(1)
+            return bound + separate_loss(step.word_maps, used, self.kernel, self.smooth)
+
+
+class NounTokens(PartTokens):
+    """Part tokens, of which each is watched together with the noun behind it."""
+
+    watches_words = True
+
+    def __init__(self, term: DisentangledAttention, **pieces: Any) -> None:
+        super().__init__(**pieces)
+        self._term = term
+
+    def loss_terms(self) -> Sequence[LossTerm]:
+        return (self._term,)
+
+
+@dataclass(frozen=True)
+class DisenDiff(CustomDiffusion):
+    """The method of Zhang et al. (arXiv 2403.18551): several concepts from one image, without masks.
+
+    Attributes:
+        names: nouns of the parts, as in ``parts.names``.
+        most: concepts that it is meant for; None for a dictionary of any size.
+        weight, kernel, smooth, bind: see ``DisentangledAttention``.
+
+    Source: the paper and its released code. Differs: see ``conf/method/disendiff.yaml``.
+    """
+
+    names: tuple[str, ...]
+    most: int | None
+    weight: float
+    kernel: Kernel
+    smooth: float
+    bind: Literal["sum", "mean"]
+
+    def check(self, settings: TrainSettings, class_noun: str) -> None:
+        """As for Custom Diffusion.
+
+        Raises:
+            UserError: also for too few or too many concepts, and for nouns that are missing or no plain words.
+        """
+        number = settings.parts.M
+        if number < 2 or (self.most is not None and number > self.most):
+            wanted = "2 or more" if self.most is None else f"2 to {self.most}"
+            raise UserError(
+                f"method={self.name} tells {wanted} concepts apart, got parts.M={number}. For one concept take "
+                "method=custom_diffusion; method.most=null allows any number."
+            )
+        if not self.nouns:
+            raise UserError("DisenDiff compares a token with the noun behind it: set method.nouns=true.")
+        if not self.names and settings.parts.source == "discover":
+            raise UserError(
+                "DisenDiff needs a noun for each part: name them from the top of the image down, for instance "
+                "parts.names=[head,wing,body,tail,legs], or the concepts, parts.names=[cat,dog]."
+            )
+        for noun in self.names:
+            if not noun.isalpha():
+                raise UserError(f"parts.names: the noun {noun!r} is not one plain word, and DisenDiff reads one token.")
+        super().check(settings, class_noun)
+
+    def check_backbone(self, backbone: Backbone, class_noun: str) -> None:
+        super().check_backbone(backbone, class_noun)
+        self._check_nouns(self.names, backbone)
+
+    def build(self, pieces: Pieces) -> Method:
+        first = 0 if self.captions.background else 1
+        self._check_nouns(pieces.vocabulary.names[first:], pieces.backbone)
+        return NounTokens(
+            DisentangledAttention(self.weight, self.kernel, self.smooth, self.bind),
+            vocabulary=pieces.vocabulary,
+            mapper=self.make_mapper(pieces),
+            caption_builder=self.make_captions(pieces),
+            tokenizers=pieces.backbone.tokenizers,
+            prepare=self.preparation(pieces.lora, pieces.seed),
+        )
+
+    def _check_nouns(self, nouns: Sequence[str], backbone: Backbone) -> None:
+        for noun in nouns:
+            pieces = backbone.tokenizers[0](noun, add_special_tokens=False).input_ids
+            if len(pieces) != 1:
+                raise UserError(
+                    f"The noun {noun!r} is {len(pieces)} tokens to this model, and DisenDiff reads the attention of "
+                    "one: take a common, single word for this part in parts.names."
+                )
