@@ -672,3 +672,16 @@ class StoreSettings:
     older_than_days: NonNegative | None
     idle_minutes: NonNegative
     paths: PathSettings
+
+
+@dataclass(frozen=True)
+class DoctorSettings:
+    """``partcraft doctor``, beside the settings of the run that it is about.
+
+    Attributes:
+        memory_gb: of the device that is planned for; None for what this one has free.
+        measure: whether steps are measured, or only what is missing is looked for.
+    """
+
+    memory_gb: Rate | None
+    measure: bool

@@ -27,7 +27,14 @@ def build_module(
         backbone: changed here: an adapter is added, weights are told to train.
         class_noun: the data set's own noun, used where the settings ask for "auto".
     """
-    method = build_method(settings, vocabulary_of(dictionary), backbone, class_noun)
+    return assemble(settings, vocabulary_of(dictionary), backbone, class_noun)
+
+
+def assemble(
+    settings: TrainSettings, vocabulary: PartVocabulary, backbone: Backbone, class_noun: str
+) -> PersonalizationModule:
+    """``build_module`` where only the names and numbers of codes are known."""
+    method = build_method(settings, vocabulary, backbone, class_noun)
     method.prepare(backbone)
     spare_memory(settings.hardware, backbone)
     return PersonalizationModule(

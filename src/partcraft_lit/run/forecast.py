@@ -1,0 +1,262 @@
+"""What a run would cost, from steps that are measured on data that is drawn at random."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from partcraft_lit.data.datamodule import Collate
+from partcraft_lit.images import to_unit
+from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.run.assembly import assemble
+from partcraft_lit.settings import DoctorSettings, TrainSettings
+from partcraft_lit.tokens.grammar import PartVocabulary
+from partcraft_lit.types import Backbone, ImageSource, PatchFeatures, TrainingBatch, TrainingExample
+
+#: Share of the memory that may be planned with; the rest is for what allocators cannot use.
+_USABLE = 0.9
+#: A forward pass alone, as a share of a training step.
+_FORWARD_SHARE = 1 / 3
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would cost.
+
+    Attributes:
+        batch_size: images per step and device.
+        seconds_per_step, images_per_s: of training.
+        peak_bytes: memory while training.
+        memory_bytes: what there is.
+        measured: a step of the whole batch was measured; else it was too large, and one of a single image was.
+        fits: the peak is below what may be planned with.
+        advice: overrides that fit and leave the number of images per update as it is; "" where none are needed or
+            known.
+        seconds: of the stages of the run.
+    """
+
+    batch_size: int
+    seconds_per_step: float
+    images_per_s: float
+    peak_bytes: float
+    memory_bytes: float
+    measured: bool
+    fits: bool
+    advice: str
+    seconds: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def probe_module(
+    settings: TrainSettings, backbone: Backbone, class_noun: str, make_attention_loss: Callable[..., Any] | None
+) -> PersonalizationModule:
+    """The module that the run would train, with as many parts and codes as it asks for."""
+    parts = settings.parts
+    names = parts.names if len(parts.names) == parts.M else tuple(f"part{part}" for part in range(1, parts.M + 1))
+    vocabulary = PartVocabulary(("background", *names), (parts.K,) * (parts.M + 1))
+    module = assemble(settings, vocabulary, backbone, class_noun)
+    module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to
+    if make_attention_loss is not None:
+        module.request_attention()
+        module.add_loss_term(make_attention_loss(num_parts=parts.M).term)
+    return module
+
+
+def forecast(
+    settings: TrainSettings,
+    doctor: DoctorSettings,
+    module: PersonalizationModule,
+    source: ImageSource,
+    features: PatchFeatures,
+    trainer: Mapping[str, Any],
+) -> Forecast:
+    """Measures a step of one image, and one of the whole batch if that fits."""
+    device = next(module.backbone.unet.parameters()).device
+    memory = doctor.memory_gb * 1e9 if doctor.memory_gb is not None else free_memory(device)
+    size, precision = settings.data.batch_size, str(trainer["precision"])
+    base, one, seconds = measure(module, 1, precision)
+    peak, measured = base + size * (one - base), size == 1
+    seconds *= size
+    if not measured and peak < _USABLE * min(memory, free_memory(device) + base):
+        _, peak, seconds = measure(module, size, precision)
+        measured = True
+    fits = peak < _USABLE * memory
+    accumulate = int(trainer["accumulate_grad_batches"])
+    return Forecast(
+        batch_size=size,
+        seconds_per_step=seconds,
+        images_per_s=size / seconds,
+        peak_bytes=peak,
+        memory_bytes=memory,
+        measured=measured,
+        fits=fits,
+        advice="" if fits else _advice(module, size, accumulate, base, one, memory, precision),
+        seconds={
+            "parts": _seconds_per_image(lambda: features([source.image(0)])) * len(source),
+            "latents": 2 * _encode_seconds(module.backbone) * len(source),
+            "training": seconds * accumulate * max(int(trainer["max_steps"]), 0),
+            "scores": _drawn(settings) * 2 * settings.sample.steps * _FORWARD_SHARE * seconds / size,
+        },
+    )
+
+
+def _advice(
+    module: PersonalizationModule,
+    size: int,
+    accumulate: int,
+    base: float,
+    one: float,
+    memory: float,
+    precision: str,
+) -> str:
+    """Smaller batches with as many images per update; then the same with activations that are computed again."""
+    found = _batches(size, accumulate, base, one, memory)
+    if found:
+        return found
+    module.backbone.enable_gradient_checkpointing()  # type: ignore[attr-defined]
+    base, one, _ = measure(module, 1, precision)
+    found = _batches(size, accumulate, base, one, memory)
+    return f"hardware.gradient_checkpointing=true {found}" if found else ""
+
+
+def _batches(size: int, accumulate: int, base: float, one: float, memory: float) -> str:
+    """Overrides for the largest batch that fits, or "" if none does.
+
+    Args:
+        size, accumulate: as asked for.
+        base: bytes of weights and all else that is there before a step.
+        one: bytes at the peak of a step of one image.
+        memory: bytes there are.
+    """
+    room = _USABLE * memory - base
+    most = min(int(room // max(one - base, 1.0)), size)
+    if most < 1:
+        return ""
+    steps = next(n for n in range(1, size + 1) if math.ceil(size / n) <= most)
+    return f"data.batch_size={math.ceil(size / steps)} trainer.accumulate_grad_batches={steps * accumulate}"
+
+
+def _drawn(settings: TrainSettings) -> int:
+    scores = settings.eval
+    if not scores.enabled:
+        return 0
+    return scores.reconstructions + scores.compositions * len(scores.species) + 2 * scores.untrained
+
+
+def measure(module: PersonalizationModule, size: int, precision: str) -> tuple[float, float, float]:
+    """Two steps: the bytes before them, those at the peak, and the seconds of the second."""
+    device = next(module.backbone.unet.parameters()).device
+    module.to(device).train()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    optimizer = torch.optim.AdamW(trained, lr=1e-8)
+    batch = _random_batch(module, size).to(device)
+    base = _start_peak(device)
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        with _autocast(device, precision):
+            loss = module.training_step(batch, 0)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        _wait(device)
+        seconds = time.perf_counter() - start
+    peak = _peak(device)
+    with torch.no_grad():
+        for parameter, value in zip(trained, before, strict=True):
+            parameter.copy_(value)
+    return base, max(peak, base), seconds
+
+
+def _random_batch(module: PersonalizationModule, size: int) -> TrainingBatch:
+    backbone, generator = module.backbone, torch.Generator().manual_seed(0)
+    side = backbone.resolution // backbone.vae_scale_factor
+    shape = (backbone.latent_channels, side, side)
+    vocabulary = module.method.vocabulary
+    codes = torch.zeros(vocabulary.num_parts + 1, dtype=torch.long)
+    examples = [
+        TrainingExample(
+            latents=torch.randn(shape, generator=generator),
+            noise=torch.randn(shape, generator=generator),
+            timestep=500,
+            label_map=torch.randint(len(codes), (backbone.attention_size,) * 2, generator=generator).to(torch.uint8),
+            codes=codes,
+            prompt=module.method.make_caption(codes, generator),
+            sample_id=number,
+            image_id=number,
+            crop=(backbone.resolution, backbone.resolution, 0, 0),
+        )
+        for number in range(size)
+    ]
+    return Collate(module.method.tokenize)(examples)
+
+
+def _encode_seconds(backbone: Backbone) -> float:
+    parameter = next(backbone.vae.parameters())
+    pixels = to_unit(torch.zeros(1, 3, backbone.resolution, backbone.resolution, dtype=torch.uint8))
+    return _seconds_per_image(lambda: backbone.encode_images(pixels.to(parameter.device)))
+
+
+def _seconds_per_image(work: Callable[[], Any]) -> float:
+    work()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    dtype = torch.float16 if precision.startswith("16") else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision.endswith("mixed"))
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a run could have: of the GPU what it has, of a CPU what is available."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    with suppress(OSError):
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        if found is not None:
+            return int(found[1]) * 1024.0
+    with suppress(ValueError, AttributeError):
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return math.inf
+
+
+def _start_peak(device: torch.device) -> float:
+    """Forgets the highest use so far; returns that of now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return float(torch.cuda.memory_allocated(device))
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak(device: torch.device) -> float:
+    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> float:
+    with suppress(OSError):
+        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024.0 if found else 0.0
+    return 0.0
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
