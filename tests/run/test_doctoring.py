@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from partcraft_lit.run.forecast import _batches
+from partcraft_lit.run.forecast import images_at_once
 
 
-@pytest.mark.parametrize(
-    ("size", "accumulate", "memory", "expected"),
-    [
-        (8, 1, 20.0, "data.batch_size=8 trainer.accumulate_grad_batches=1"),
-        (8, 1, 10.0, "data.batch_size=4 trainer.accumulate_grad_batches=2"),  # room for (9 - 4) / 1 = 5
-        (8, 2, 8.0, "data.batch_size=3 trainer.accumulate_grad_batches=6"),  # room for 3.2
-        (8, 1, 6.0, "data.batch_size=1 trainer.accumulate_grad_batches=8"),  # room for 1.4
-        (8, 1, 5.5, ""),  # room for 0.95
-        (1, 4, 6.0, "data.batch_size=1 trainer.accumulate_grad_batches=4"),
-    ],
-)
-def test_the_largest_batch_that_fits_with_as_many_images_per_update(size, accumulate, memory, expected):
-    assert _batches(size, accumulate, base=4.0, one=5.0, memory=memory) == expected
+@pytest.mark.parametrize(("memory", "expected"), [(20.0, 14), (10.0, 5), (6.0, 1), (5.5, 0), (1.0, 0)])
+def test_as_many_images_at_once_as_nine_tenths_of_the_memory_hold(memory, expected):
+    assert images_at_once(base=4.0, one=5.0, memory=memory) == expected
 
 
 def doctor(workshop, *overrides):

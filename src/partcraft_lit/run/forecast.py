@@ -34,14 +34,13 @@ class Forecast:
     """What a run would cost.
 
     Attributes:
-        batch_size: images per step and device.
-        seconds_per_step, images_per_s: of training.
+        batch_size: images that go through the networks at once.
+        seconds_per_step, images_per_s: of training, a step being one pass of such a batch.
         peak_bytes: memory while training.
         memory_bytes: what there is.
         measured: a step of the whole batch was measured; else it was too large, and one of a single image was.
         fits: the peak is below what may be planned with.
-        advice: overrides that fit and leave the number of images per update as it is; "" where none are needed or
-            known.
+        advice: overrides that fit and change nothing but rounding; "" where none are needed or known.
         seconds: of the stages of the run.
     """
 
@@ -85,7 +84,8 @@ def forecast(
     """Measures a step of one image, and one of the whole batch if that fits."""
     device = next(module.backbone.unet.parameters()).device
     memory = doctor.memory_gb * 1e9 if doctor.memory_gb is not None else free_memory(device)
-    size, precision = settings.data.batch_size, str(trainer["precision"])
+    passes = settings.hardware.passes(settings.data.batch_size)
+    size, precision = settings.data.batch_size // passes, str(trainer["precision"])
     base, one, seconds = measure(module, 1, precision)
     peak, measured = base + size * (one - base), size == 1
     seconds *= size
@@ -93,7 +93,7 @@ def forecast(
         _, peak, seconds = measure(module, size, precision)
         measured = True
     fits = peak < _USABLE * memory
-    accumulate = int(trainer["accumulate_grad_batches"])
+    accumulate = passes * int(trainer["accumulate_grad_batches"])
     return Forecast(
         batch_size=size,
         seconds_per_step=seconds,
@@ -102,7 +102,7 @@ def forecast(
         memory_bytes=memory,
         measured=measured,
         fits=fits,
-        advice="" if fits else _advice(module, size, accumulate, base, one, memory, precision),
+        advice="" if fits else _advice(module, base, one, memory, precision),
         seconds={
             "parts": _seconds_per_image(lambda: features([source.image(0)])) * len(source),
             "latents": 2 * _encode_seconds(module.backbone) * len(source),
@@ -112,40 +112,26 @@ def forecast(
     )
 
 
-def _advice(
-    module: PersonalizationModule,
-    size: int,
-    accumulate: int,
-    base: float,
-    one: float,
-    memory: float,
-    precision: str,
-) -> str:
-    """Smaller batches with as many images per update; then the same with activations that are computed again."""
-    found = _batches(size, accumulate, base, one, memory)
-    if found:
-        return found
+def _advice(module: PersonalizationModule, base: float, one: float, memory: float, precision: str) -> str:
+    """Fewer images at once; then the same with activations that are computed again."""
+    if most := images_at_once(base, one, memory):
+        return f"hardware.max_batch_size={most}"
     module.backbone.enable_gradient_checkpointing()  # type: ignore[attr-defined]
     base, one, _ = measure(module, 1, precision)
-    found = _batches(size, accumulate, base, one, memory)
-    return f"hardware.gradient_checkpointing=true {found}" if found else ""
+    if most := images_at_once(base, one, memory):
+        return f"hardware.gradient_checkpointing=true hardware.max_batch_size={most}"
+    return ""
 
 
-def _batches(size: int, accumulate: int, base: float, one: float, memory: float) -> str:
-    """Overrides for the largest batch that fits, or "" if none does.
+def images_at_once(base: float, one: float, memory: float) -> int:
+    """How many images fit through the networks at once; 0 if not one does.
 
     Args:
-        size, accumulate: as asked for.
         base: bytes of weights and all else that is there before a step.
         one: bytes at the peak of a step of one image.
         memory: bytes there are.
     """
-    room = _USABLE * memory - base
-    most = min(int(room // max(one - base, 1.0)), size)
-    if most < 1:
-        return ""
-    steps = next(n for n in range(1, size + 1) if math.ceil(size / n) <= most)
-    return f"data.batch_size={math.ceil(size / steps)} trainer.accumulate_grad_batches={steps * accumulate}"
+    return max(int((_USABLE * memory - base) // max(one - base, 1.0)), 0)
 
 
 def _drawn(settings: TrainSettings) -> int:
