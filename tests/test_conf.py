@@ -26,6 +26,7 @@ NEEDED = {
     "dataset=multi_concept": ["dataset.dir=/x"],
     "experiment=textual_inversion": ["dataset.dir=/x", "dataset.class_noun=cat"],
     "experiment=custom_diffusion": ["dataset.dir=/x", "dataset.class_noun=cat"],
+    "experiment=disendiff": ["dataset.dir=/x", "parts.names=[cat,dog]"],
     "experiment=break_a_scene": ["dataset.dir=/x", "dataset.masks=/y", "parts.M=2"],
     "experiment=dreambooth": ["dataset.dir=/x", "dataset.class_noun=cat"],
 }
