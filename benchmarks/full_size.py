@@ -45,7 +45,7 @@ from partcraft_lit.types import TokenizedPrompts, TrainingBatch
 PARTS, CODES = 7, 256
 OPTIM = OptimSettings(
     lora_lr=1e-4, mapper_lr=1e-4, unet_lr=1e-4, text_encoder_lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8,
-    warmup_steps=0, phases=(),
+    warmup_steps=0, cooldown_steps=0, total_steps=1, phases=(),
 )  # fmt: skip
 SAMPLING = SampleSettings(steps=1, guidance_scale=1.0, scheduler="dpm++", negative_prompt="", batch_size=1)
 

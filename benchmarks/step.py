@@ -220,6 +220,8 @@ def our_way(name: str, case: Path, precision: str, scope: str) -> Callable[[], t
         betas=(0.9, 0.999),
         eps=1e-8,
         warmup_steps=0,
+        cooldown_steps=0,
+        total_steps=1,
         phases=(),
     )
     sampling = SampleSettings(steps=1, guidance_scale=1.0, scheduler="ddim", negative_prompt="", batch_size=1)

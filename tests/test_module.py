@@ -38,6 +38,8 @@ OPTIM = OptimSettings(
     betas=(0.9, 0.999),
     eps=1e-8,
     warmup_steps=0,
+    cooldown_steps=0,
+    total_steps=100,
     phases=(),
 )
 SAMPLING = SampleSettings(steps=2, guidance_scale=3.0, scheduler="dpm++", negative_prompt="", batch_size=2)
@@ -182,6 +184,13 @@ def test_warm_up_of_the_learning_rate(fresh_backbone):
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+
+
+def test_the_learning_rate_falls_to_zero_over_the_last_steps():
+    optim = dataclasses.replace(OPTIM, cooldown_steps=4, total_steps=10)
+    assert [optim.factor("lora", step) for step in range(10)] == pytest.approx([1] * 7 + [0.75, 0.5, 0.25])
+    assert optim.factor("lora", 12) == 0
+    assert not optim.is_constant and OPTIM.is_constant
 
 
 # What adds up.

@@ -146,7 +146,7 @@ class PersonalizationModule(LightningModule):
         optimizer = torch.optim.AdamW(
             groups, betas=self._optim.betas, eps=self._optim.eps, weight_decay=self._optim.weight_decay
         )
-        if not self._optim.warmup_steps and not self._optim.phases:
+        if self._optim.is_constant:
             return optimizer
         factors: list[Callable[[int], float]] = [
             functools.partial(self._optim.factor, str(group["name"])) for group in groups

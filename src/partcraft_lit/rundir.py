@@ -45,6 +45,7 @@ NOT_HASHED = (
     "data.num_workers",
     "data.encode_batch_size",
     "prior.batch_size",
+    "optim.total_steps",
     "trainer.max_steps",
     "trainer.max_epochs",
     "trainer.max_time",

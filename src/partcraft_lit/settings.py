@@ -140,6 +140,8 @@ class OptimSettings:
         text_encoder_lr: of the text encoder, likewise.
         weight_decay, betas, eps: AdamW's.
         warmup_steps: over which the rates rise from 0.
+        cooldown_steps: last steps, over which the rates fall to 0; 0 keeps them to the end.
+        total_steps: of the run; known from the configuration, since asking the trainer would start its loader.
         phases: what trains when; empty for everything at all times. The last phase goes on to the end.
     """
 
@@ -151,6 +153,8 @@ class OptimSettings:
     betas: tuple[Share, Share]
     eps: Rate
     warmup_steps: Count
+    cooldown_steps: Count
+    total_steps: int
     phases: tuple[PhaseSettings, ...]
 
     def rate(self, group: str) -> float:
@@ -158,9 +162,16 @@ class OptimSettings:
         return float(getattr(self, f"{group}_lr"))
 
     def factor(self, group: str, step: int) -> float:
-        """What the learning rate is multiplied with at a step: the warm-up, and 0 while the group rests."""
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return warmup if self.trains(group, step) else 0.0
+        """What the learning rate is multiplied with at a step: warm-up, cool-down, and 0 while the group rests."""
+        rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        left = max(0, self.total_steps - step)
+        fall = min(1.0, left / self.cooldown_steps) if self.cooldown_steps else 1.0
+        return rise * fall if self.trains(group, step) else 0.0
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rates stay as they are for the whole run."""
+        return not (self.warmup_steps or self.cooldown_steps or self.phases)
 
     def trains(self, group: str, step: int) -> bool:
         """Whether a group trains at a step."""
