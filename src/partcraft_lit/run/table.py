@@ -128,7 +128,7 @@ def protocol(settings: TableSettings, entrants: Sequence[Entrant]) -> dict[str, 
         "question": table["question"],
         "budgets": {f"{e.row}, seed {e.seed}": e.budget for e in entrants},
         "rows": table["rows"],
-        "folders": {f"{e.row}, seed {e.seed}": str(e.task.folder) for e in entrants},
+        "folders": {f"{e.row}, seed {e.seed}": e.task.folder.name for e in entrants},
         "environment": environment.describe(),
     }
 
