@@ -56,7 +56,7 @@ def start(*jobs: tuple) -> list[multiprocessing.process.BaseProcess]:
 
 
 def test_one_of_four_processes_that_fill_a_store_is_killed(tmp_path: Path) -> None:
-    workers = start(*((tmp_path, KEYS, rank, 0.004) for rank in range(4)))
+    workers = start(*((tmp_path, KEYS, rank, 0.05) for rank in range(4)))  # slow enough to be killed at work
     while sum(1 for path in packs(tmp_path / "kind") for _ in records(path)) < 6:
         time.sleep(0.002)
     os.kill(workers[1].pid or 0, signal.SIGKILL)

@@ -12,6 +12,7 @@ from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.parts.quality import score_parts
 from partcraft_lit.parts.raw import ColorFeatures
 from partcraft_lit.store import Store
+from partcraft_lit.store.packs import packs, records
 from partcraft_lit.types import ABSENT
 
 
@@ -234,8 +235,10 @@ def test_the_store_does_not_answer_another_question(tmp_path, creatures, meaning
 def test_damaged_store_entries_are_computed_again(tmp_path, creatures, meaningful):
     store = Store(tmp_path)
     first = discover(creatures(9), meaningful(), num_parts=2, num_codes=3, store=store)
-    for path in sorted(tmp_path.rglob("*.safetensors"))[::2]:
+    damaged = sorted(tmp_path.rglob("*.pack"))
+    for path in damaged:
         path.write_bytes(path.read_bytes()[:-7])
+    assert damaged
     assert equal(first, discover(creatures(9), meaningful(), num_parts=2, num_codes=3, store=store))
 
 
@@ -249,7 +252,7 @@ def test_interrupted_and_started_again_gives_the_same(tmp_path, creatures, meani
     store = Store(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         discover(creatures(14), meaningful(), store=store, progress=interrupt, **arguments)
-    assert 0 < len(list((tmp_path / "parts").rglob("*.safetensors"))) < 14
+    assert 0 < sum(1 for path in packs(tmp_path / "parts") for _ in records(path)) < 14
     assert equal(never_stopped, discover(creatures(14), meaningful(), store=store, **arguments))
 
 
