@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from partcraft_lit.data.latents import LatentTable
 from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.parts.spool import LabelMaps
 from partcraft_lit.randomness import epoch_index, torch_generator
 from partcraft_lit.types import ABSENT, Alteration, TrainingExample
 
@@ -75,10 +76,8 @@ class TrainingSet(Dataset[TrainingExample]):
             raise ValueError(f"One of each per image is wanted, and at least one image; got {lengths}.")
         self._seed = seed
         self._latents = latents
-        # One buffer: sent to workers as one block instead of one file handle per image.
-        self._maps = torch.cat([label_map.reshape(-1).to(torch.uint8) for label_map in label_maps])
-        self._map_sizes = [tuple(label_map.shape) for label_map in label_maps]
-        self._map_starts = _starts([height * width for height, width in self._map_sizes])
+        # Maps on disk stay there; others are sent to workers as one block instead of one file handle per image.
+        self._maps = label_maps if isinstance(label_maps, LabelMaps) else LabelMaps.in_memory(label_maps)
         self._codes = codes.clone()
         self._make_caption = make_caption
         self._side = resolution // vae_scale_factor
@@ -135,9 +134,7 @@ class TrainingSet(Dataset[TrainingExample]):
         return int(place[0] * (spare[0] + 1)), int(place[1] * (spare[1] + 1))
 
     def _label_map(self, image_id: int, flip: bool, top: int, left: int, height: int, width: int) -> Tensor:
-        start, (grid_height, grid_width) = self._map_starts[image_id], self._map_sizes[image_id]
-        whole = self._maps[start : start + grid_height * grid_width].reshape(grid_height, grid_width)
-        whole = whole.flip(-1) if flip else whole
+        whole = self._maps[image_id].flip(-1) if flip else self._maps[image_id]
         return crop_label_map(
             whole, (top / height, left / width, self._side / height, self._side / width), self._attention_size
         )
@@ -166,11 +163,3 @@ def crop_label_map(label_map: Tensor, box: tuple[float, float, float, float], si
     rows = ((top + centres * height) * label_map.shape[0]).long().clamp_(0, label_map.shape[0] - 1)
     columns = ((left + centres * width) * label_map.shape[1]).long().clamp_(0, label_map.shape[1] - 1)
     return label_map[rows[:, None], columns[None, :]]
-
-
-def _starts(lengths: Sequence[int]) -> list[int]:
-    starts, total = [], 0
-    for length in lengths:
-        starts.append(total)
-        total += length
-    return starts

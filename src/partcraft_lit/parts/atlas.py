@@ -144,7 +144,7 @@ def _code_blocks(source: ImageSource, discovery: Discovery, part: int, colors: T
             break
         members = (column == code).nonzero()[:, 0]
         centroid = discovery.dictionary.code_centroids[part][code]
-        nearness = torch.cosine_similarity(discovery.part_features[members, part], centroid[None], dim=1)
+        nearness = torch.cosine_similarity(discovery.part_features[members, part].float(), centroid[None], dim=1)
         chosen = members[nearness.argsort(descending=True, stable=True)][:_CODE_CROPS].tolist()
         tiles = [
             _crop(

@@ -1,14 +1,15 @@
 """Finds the parts of the objects in a set of images: foreground, then parts, then codes.
 
-Memory is bounded: k-means sees a sample of patches drawn evenly from all images, and what is kept of an image is its
-label map and one vector per part.
+Memory is bounded: k-means sees a sample of patches drawn evenly from all images, then a sample of the images that show
+a part. What is kept of an image, its label map and one vector per part, lies on disk (``parts.labelling``); in memory
+are its codes.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -20,8 +21,8 @@ from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.images import clamp_aspect
 from partcraft_lit.parts.dictionary import PartDictionary, check_names
 from partcraft_lit.parts.foreground import ForegroundChoice, PatchPlaces, choose_foreground
-from partcraft_lit.parts.kmeans import cosine_kmeans, nearest
-from partcraft_lit.parts.predictor import present_parts
+from partcraft_lit.parts.kmeans import assign, cosine_kmeans, nearest, spread
+from partcraft_lit.parts.labelling import LabelledImages, Progress, features_of, label_images
 from partcraft_lit.parts.segmenter import Segmenter
 from partcraft_lit.parts.spool import FeatureSpool
 from partcraft_lit.randomness import derive_seed, torch_generator
@@ -32,12 +33,12 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-#: (stage, done, of how many)
-Progress = Callable[[str, int, int], None]
 #: Tried in this order where the number of foreground clusters is left open.
 FOREGROUND_TRIALS = (2, 4, 8, 16, 32)
 #: Patches that these trials are fitted on at most.
 FOREGROUND_PATCHES = 50_000
+#: Images whose places are gathered in single tensors before they become one.
+_GATHERED = 1024
 #: A larger number has to raise the separation by this factor, since finer clusters fit any rule better.
 FOREGROUND_GAIN = 1.02
 
@@ -52,7 +53,8 @@ class DiscoverySettings:
         codes: "kmeans", or "class": the class of an image is the code of all its foreground parts.
         names: of the M parts, from the top of the image down; "part1"... if empty.
         seed: of every random choice.
-        max_patches: how many patches, over all images, tiers 1 and 2 are fitted on.
+        max_patches: how many patches, over all images, tiers 1 and 2 are fitted on, and how many images of each part
+            tier 3 is. Of more images than that, part features are kept in half precision.
         nredo, niter: runs of each k-means and steps of each run.
         foreground_clusters: clusters of tier 1, which are then merged into object and background; "auto" tries several
             and keeps the one that separates best.
@@ -139,14 +141,14 @@ class Discovery:
     Attributes:
         dictionary: what to read further images with.
         label_maps: one (grid height, grid width) uint8 map per image, 0...M, over the whole image (its centre, if it is
-            longer than 3:1: ``images.clamp_aspect``).
+            longer than 3:1: ``images.clamp_aspect``), read from a temporary file.
         codes: (N, M + 1) int64, ``ABSENT`` where a part is absent.
-        part_features: (N, M + 1, D), zeros where absent.
+        part_features: (N, M + 1, D), zeros where absent; mapped from a temporary file.
         report: numbers and notes.
     """
 
     dictionary: PartDictionary
-    label_maps: list[Tensor]
+    label_maps: Sequence[Tensor]
     codes: Tensor
     part_features: Tensor
     report: DiscoveryReport
@@ -200,17 +202,24 @@ def read_parts(
     batch_size: int = 32,
     store: Store | None = None,
     progress: Progress | None = None,
-) -> tuple[list[Tensor], Tensor, Tensor]:
+) -> tuple[Sequence[Tensor], Tensor, Tensor]:
     """Reads the parts of images with a dictionary that exists, for instance after images were added.
 
     Returns:
         label maps, codes (N, M + 1) by nearest centroid, part features (N, M + 1, D); as in :class:`Discovery`.
     """
     with FeatureSpool(0) as spool:
-        label_maps, part_features, present = _segment_all(
-            source, features, dictionary.segmenter, batch_size, store, progress or _silent, spool
+        found = label_images(
+            source,
+            features,
+            dictionary.segmenter,
+            batch_size=batch_size,
+            dtype=_kept_as(len(source), int(dictionary.settings.get("max_patches", len(source)))),
+            store=store,
+            progress=progress or _silent,
+            spool=spool,
         )
-    return label_maps, dictionary.read_codes(part_features, present), part_features
+    return found.label_maps, found.read_codes(dictionary), found.part_features
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -254,20 +263,22 @@ class _Run:
         if known is not None:
             return self._answer_from_store(known)
         with FeatureSpool(self.spool_bytes) as spool:
-            sample = self._timed("sample patches", lambda: self._sample_patches(spool))
-            segmenter, choice = self._timed("fit foreground and parts", lambda: self._fit_segmenter(sample))
-            label_maps, part_features, present, segmenter = self._timed(
-                "label images", lambda: self._label_images(segmenter, spool)
-            )
-        tables, codes = self._timed("fit codes", lambda: self._fit_codes(part_features, present))
-        report = DiscoveryReport(
-            num_images=len(self.source), num_patches=len(sample.features), foreground=choice.as_dict(), notes=self.notes
-        )
+            segmenter, report = self._fit_sample(spool)
+            found, segmenter = self._timed("label images", lambda: self._label_images(segmenter, spool))
+        tables, codes = self._timed("fit codes", lambda: self._fit_codes(found))
         dictionary = self._name(segmenter, tables, report)
-        report.parts = describe_parts(dictionary, label_maps, codes, part_features)
+        report.parts = found.describe(dictionary, codes)
         report.seconds = self.seconds
         self._remember(dictionary)
-        return Discovery(dictionary, label_maps, codes, part_features, report)
+        return Discovery(dictionary, found.label_maps, codes, found.part_features, report)
+
+    def _fit_sample(self, spool: FeatureSpool) -> tuple[Segmenter, DiscoveryReport]:
+        """Tiers 1 and 2. The sample is forgotten at its end."""
+        sample = self._timed("sample patches", lambda: self._sample_patches(spool))
+        segmenter, choice = self._timed("fit foreground and parts", lambda: self._fit_segmenter(sample))
+        return segmenter, DiscoveryReport(
+            num_images=len(self.source), num_patches=len(sample.features), foreground=choice.as_dict(), notes=self.notes
+        )
 
     # --- before anything expensive ------------------------------------------------------------------------------
 
@@ -326,23 +337,21 @@ class _Run:
     def _answer_from_store(self, known: PartDictionary) -> Discovery:
         dictionary = known.renamed(self._names(known.num_parts))
         with FeatureSpool(0) as spool:
-            label_maps, part_features, present = self._timed(
-                "label images", lambda: self._segment_all(dictionary.segmenter, spool)
-            )
-        codes = dictionary.read_codes(part_features, present)
+            found = self._timed("label images", lambda: self._label_all(dictionary.segmenter, spool))
+        codes = found.read_codes(dictionary)
         if self.settings.codes == "class":
-            codes = _with_classes(codes, present, self._labels())
+            codes = _with_classes(codes, found.present, self._labels())
         facts = dictionary.facts
         report = DiscoveryReport(
             num_images=len(self.source),
             num_patches=int(facts["num_patches"]),
             foreground=dict(facts["foreground"]),
-            parts=describe_parts(dictionary, label_maps, codes, part_features),
+            parts=found.describe(dictionary, codes),
             notes=list(facts["notes"]),
             seconds=self.seconds,
             from_store=True,
         )
-        return Discovery(dictionary, label_maps, codes, part_features, report)
+        return Discovery(dictionary, found.label_maps, codes, found.part_features, report)
 
     # --- pass 1 -------------------------------------------------------------------------------------------------
 
@@ -350,9 +359,10 @@ class _Run:
         """The same number of patches of every image, drawn by (seed, image) alone."""
         chosen = self._sampled_images()
         quota = max(self.settings.max_patches // len(chosen), 1)
+        gathered: list[tuple[Tensor, PatchPlaces]] = []
         parts: list[Tensor] = []
         places: list[PatchPlaces] = []
-        grids = _features_of(self.source, self.features, chosen, self.batch_size)
+        grids = features_of(self.source, self.features, chosen, self.batch_size)
         for done, (index, grid) in enumerate(grids, start=1):
             spool.put(index, grid)
             generator = torch_generator(self.settings.seed, "patches", index)
@@ -360,8 +370,14 @@ class _Run:
             parts.append(grid.flatten(0, 1)[kept].float())
             pixels = clamp_aspect(self.source.image(index))
             places.append(PatchPlaces.of_grid(grid.shape[0], grid.shape[1], index, pixels).select(kept))
+            if len(places) == _GATHERED and done < len(chosen):  # a small tensor takes more room than its numbers
+                gathered.append((torch.cat(parts), PatchPlaces.concatenate(places)))
+                parts, places = [], []
             self.progress("sample patches", done, len(chosen))
-        sample = _Sample(torch.cat(parts), PatchPlaces.concatenate(places))
+        gathered.append((torch.cat(parts), PatchPlaces.concatenate(places)))
+        sample = _Sample(
+            torch.cat([rows for rows, _ in gathered]), PatchPlaces.concatenate([where for _, where in gathered])
+        )
         if not bool(torch.isfinite(sample.features).all()):
             raise UserError(f"Features {self.features.id!r} hold NaN or infinite values; use float32 weights.")
         return sample
@@ -433,20 +449,18 @@ class _Run:
 
     # --- pass 2 -------------------------------------------------------------------------------------------------
 
-    def _label_images(
-        self, segmenter: Segmenter, spool: FeatureSpool
-    ) -> tuple[list[Tensor], Tensor, Tensor, Segmenter]:
+    def _label_images(self, segmenter: Segmenter, spool: FeatureSpool) -> tuple[LabelledImages, Segmenter]:
         """Labels all images; parts that no image shows after cleaning are taken out of the dictionary."""
         while True:
-            label_maps, part_features, present = self._segment_all(segmenter, spool)
-            alive = present.any(dim=0)
+            found = self._label_all(segmenter, spool)
+            alive = found.present.any(dim=0)
             if not bool(alive[0]) or not bool(alive[1:].any()):
                 missing = "background" if not bool(alive[0]) else "foreground"
                 raise UserError(
                     f"No image has any {missing} left after cleaning; lower parts.min_cells and parts.smallest_speck."
                 )
             if bool(alive.all()):
-                return label_maps, part_features, present, segmenter
+                return found, segmenter
             self._too_few_parts(int(alive[1:].sum()), "no image shows the others")
             segmenter = Segmenter(
                 segmenter.offset,
@@ -457,27 +471,46 @@ class _Run:
                 segmenter.smallest_speck,
             )
 
-    def _segment_all(self, segmenter: Segmenter, spool: FeatureSpool) -> tuple[list[Tensor], Tensor, Tensor]:
-        return _segment_all(self.source, self.features, segmenter, self.batch_size, self.store, self.progress, spool)
+    def _label_all(self, segmenter: Segmenter, spool: FeatureSpool) -> LabelledImages:
+        return label_images(
+            self.source,
+            self.features,
+            segmenter,
+            batch_size=self.batch_size,
+            dtype=_kept_as(len(self.source), self.settings.max_patches),
+            store=self.store,
+            progress=self.progress,
+            spool=spool,
+        )
 
     # --- tier 3 -------------------------------------------------------------------------------------------------
 
-    def _fit_codes(self, part_features: Tensor, present: Tensor) -> tuple[list[Tensor], Tensor]:
-        codes = torch.full(present.shape, ABSENT, dtype=torch.long)
+    def _fit_codes(self, found: LabelledImages) -> tuple[list[Tensor], Tensor]:
+        codes = torch.full(found.present.shape, ABSENT, dtype=torch.long)
         tables: list[Tensor] = []
-        by_class = self.settings.codes == "class"
-        for part in range(present.shape[1]):
-            rows = present[:, part]
-            vectors = part_features[rows, part]
-            if by_class and part > 0:
-                table, labels = _class_means(vectors, self._labels()[rows], len(self.source.class_names))
+        num_labels = found.present.shape[1]
+        for part in range(num_labels):
+            images = found.present[:, part].nonzero()[:, 0]
+            if self.settings.codes == "class" and part > 0:
+                labels = self._labels()[images]
+                table = _class_means(found.vectors(part, images), labels, len(self.source.class_names))
             else:
-                table, labels = _by_size(*self._kmeans(vectors, self.settings.num_codes, f"codes{part}"))
-                self._note_codes(part, len(table), int(rows.sum()))
+                table, labels = self._cluster_codes(found, part, images)
+                self._note_codes(part, len(table), len(images))
             tables.append(table)
-            codes[rows, part] = labels
-            self.progress("fit codes", part + 1, present.shape[1])
+            codes[images, part] = labels
+            self.progress("fit codes", part + 1, num_labels)
         return tables, codes
+
+    def _cluster_codes(self, found: LabelledImages, part: int, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Fitted on ``max_patches`` images at most, spread evenly; then all are read in pieces."""
+        fitted = spread(images, self.settings.max_patches)
+        table, labels = self._kmeans(
+            torch.cat(list(found.vectors(part, fitted))), self.settings.num_codes, f"codes{part}"
+        )
+        if len(fitted) < len(images):
+            table, labels = assign(found.vectors(part, images), table)
+        return _by_size(table, labels)
 
     def _note_codes(self, part: int, found: int, images: int) -> None:
         wanted = self.settings.num_codes
@@ -542,48 +575,9 @@ def _kinds(vectors: Tensor, features: PatchFeatures) -> Tensor:
     return torch.cat([vectors[:, :kind_dims], torch.zeros_like(vectors[:, kind_dims:])], dim=1)
 
 
-def _features_of(
-    source: ImageSource, features: PatchFeatures, indices: Sequence[int], batch_size: int
-) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, len(indices), batch_size):
-        batch = indices[start : start + batch_size]
-        yield from zip(batch, features([source.image(index) for index in batch]), strict=True)
-
-
-def _segment_all(
-    source: ImageSource,
-    features: PatchFeatures,
-    segmenter: Segmenter,
-    batch_size: int,
-    store: Store | None,
-    progress: Progress,
-    spool: FeatureSpool,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Label maps, part features (N, M + 1, D) and presence (N, M + 1) of all images."""
-
-    def compute(indices: list[int]) -> Iterable[dict[str, Tensor]]:
-        spooled = {index: grid for index in indices if (grid := spool.get(index)) is not None}
-        others = [index for index in indices if index not in spooled]
-        grids = spooled | dict(_features_of(source, features, others, batch_size))
-        for index in indices:
-            label_map = segmenter.label(grids[index])
-            yield {"label_map": label_map, "part_features": segmenter.describe(grids[index], label_map)}
-
-    number = len(source)
-    entries: list[dict[str, Tensor]] = [{}] * number
-    if store is None:
-        for start in range(0, number, batch_size):
-            batch = list(range(start, min(start + batch_size, number)))
-            entries[batch[0] : batch[-1] + 1] = compute(batch)
-            progress("label images", batch[-1] + 1, number)
-    else:
-        keys = [stable_hash(source.content_hash(index), features.hash, segmenter.hash) for index in range(number)]
-        entries = store.get_or_compute_many(
-            "parts", keys, compute, batch_size, lambda done, total: progress("label images", done, total)
-        )
-    label_maps = [entry["label_map"] for entry in entries]
-    present = torch.stack([present_parts(label_map, segmenter.num_parts + 1) for label_map in label_maps])
-    return label_maps, torch.stack([entry["part_features"] for entry in entries]), present
+def _kept_as(number: int, most: int) -> torch.dtype:
+    """Type of the part features of so many images: half is near enough for codes, and small sets need not save."""
+    return torch.float32 if number <= most else torch.float16
 
 
 def _by_size(centroids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -592,39 +586,21 @@ def _by_size(centroids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return centroids[order], order.argsort()[labels]
 
 
-def _class_means(vectors: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """(num_classes, D) mean directions, zeros for a class that never shows the part, and the labels as codes."""
-    table = torch.zeros(num_classes, vectors.shape[1]).index_add_(0, labels, F.normalize(vectors, dim=1))
-    return F.normalize(table, dim=1), labels
+def _class_means(pieces: Iterator[Tensor], labels: Tensor, num_classes: int) -> Tensor:
+    """(num_classes, D) mean directions of vectors that come in pieces, zeros for a class that never shows the part."""
+    table, done = torch.empty(0), 0
+    for vectors in pieces:
+        if done == 0:
+            table = torch.zeros(num_classes, vectors.shape[1])
+        table.index_add_(0, labels[done : done + len(vectors)], F.normalize(vectors, dim=1))
+        done += len(vectors)
+    return F.normalize(table, dim=1)
 
 
 def _with_classes(codes: Tensor, present: Tensor, labels: Tensor) -> Tensor:
     """Replaces the codes of all foreground parts that are present by the image's class."""
     by_class = torch.where(present, labels[:, None], ABSENT)
     return torch.cat([codes[:, :1], by_class[:, 1:]], dim=1)
-
-
-def describe_parts(
-    dictionary: PartDictionary, label_maps: Sequence[Tensor], codes: Tensor, part_features: Tensor
-) -> list[dict[str, Any]]:
-    parts = dictionary.num_parts + 1
-    share = torch.stack([_shares(label_map, parts) for label_map in label_maps]).mean(dim=0)
-    similarity = F.cosine_similarity(part_features, dictionary.centroids(codes), dim=2)  # (N, M + 1)
-    present = codes != ABSENT
-    return [
-        {
-            "name": dictionary.names[part],
-            "images": int(present[:, part].sum()),
-            "share": round(float(share[part]), 4),
-            "codes": dictionary.num_codes(part),
-            "similarity": round(float(similarity[present[:, part], part].mean()), 4),
-        }
-        for part in range(parts)
-    ]
-
-
-def _shares(label_map: Tensor, num_labels: int) -> Tensor:
-    return torch.bincount(label_map.flatten().long(), minlength=num_labels) / label_map.numel()
 
 
 def _as_tensor(data: bytes) -> Tensor:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from partcraft_lit.errors import UserError
 from partcraft_lit.images import clamp_aspect
 from partcraft_lit.parts.dictionary import PartDictionary, check_names
-from partcraft_lit.parts.discovery import Discovery, DiscoveryReport, describe_parts
+from partcraft_lit.parts.discovery import Discovery, DiscoveryReport
 from partcraft_lit.parts.kmeans import cosine_kmeans
+from partcraft_lit.parts.labelling import describe_parts
 from partcraft_lit.parts.segmenter import Segmenter
 from partcraft_lit.randomness import derive_seed
 from partcraft_lit.types import ABSENT, ImageSource, PatchFeatures, TruthfulSource

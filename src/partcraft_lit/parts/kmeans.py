@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def cosine_kmeans(
     _check(x, k)
     unit = F.normalize(x.detach().float().cpu(), dim=1)
     kept = _subsample((unit.norm(dim=1) > 0.5).nonzero()[:, 0], max_points, seed)
-    points = unit[kept]
+    points = unit if len(kept) == len(unit) else unit[kept]  # no second copy of all
     if len(points) == 0:
         raise ValueError("x holds only zero vectors, which have no direction to cluster by.")
     best: Tensor | None = None
@@ -80,6 +80,25 @@ def nearest(x: Tensor, centroids: Tensor) -> Tensor:
     similarity = x @ centroids.T
     dead = centroids.abs().sum(dim=1) == 0
     return similarity.masked_fill(dead, -math.inf).argmax(dim=-1)
+
+
+def assign(pieces: Iterable[Tensor], centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels vectors that come in pieces, for instance more than a fit could hold.
+
+    Args:
+        pieces: (n, D) each, not all empty; need not be normalised.
+        centroids: (k, D) of length 1.
+
+    Returns:
+        the centroids that are the nearest of any vector, and labels (N,) int64 that count these.
+    """
+    labels = torch.cat([nearest(F.normalize(piece.float(), dim=1), centroids) for piece in pieces])
+    return _without_dead(centroids, labels)
+
+
+def spread(items: Tensor, most: int) -> Tensor:
+    """At most so many of the items, spread evenly over them; all, if they are no more."""
+    return items if len(items) <= most else items[torch.arange(most) * len(items) // most]
 
 
 def _check(x: Tensor, k: int) -> None:
@@ -165,7 +184,10 @@ def _similarity(points: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _drop_dead(unit: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    labels = torch.cat([nearest(chunk, centroids) for chunk in unit.split(65_536)])
+    return _without_dead(centroids, torch.cat([nearest(chunk, centroids) for chunk in unit.split(65_536)]))
+
+
+def _without_dead(centroids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     members = torch.bincount(labels, minlength=len(centroids))
     alive = members > 0
     renumbered = alive.long().cumsum(0) - 1

@@ -244,7 +244,7 @@ class ScaledViews:
     """What takes the place of the images where training sees them at other scales; see ``data.scaled``."""
 
     latents: LatentTable
-    label_maps: list[Tensor]
+    label_maps: Sequence[Tensor]
     codes: Tensor
     alter: ScaledExamples
 

@@ -1,0 +1,163 @@
+"""The pass that labels all images: what it finds lies on disk, and is read in bounded pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from partcraft_lit.parts.dictionary import PartDictionary
+from partcraft_lit.parts.kmeans import nearest
+from partcraft_lit.parts.predictor import present_parts
+from partcraft_lit.parts.segmenter import Segmenter
+from partcraft_lit.parts.spool import FeatureSpool, LabelMaps, RowSpool
+from partcraft_lit.store import Store, stable_hash
+from partcraft_lit.types import ABSENT, ImageSource, PatchFeatures
+
+#: (stage, done, of how many)
+Progress = Callable[[str, int, int], None]
+#: Vectors of one part that are looked at together.
+VECTORS = 65_536
+#: Images whose parts are described together.
+IMAGES = 4096
+
+
+class LabelledImages:
+    """Parts of N images.
+
+    In memory are 16 bytes per image and one per part; the rest is in temporary files, which go with this object.
+
+    Args:
+        number: of images.
+        num_labels: M + 1.
+        dim: width D of the features.
+        dtype: of the part features.
+
+    Attributes:
+        label_maps: one (grid height, grid width) uint8 map per image.
+        part_features: (N, M + 1, D), zeros where a part is absent; mapped from its file.
+        present: (N, M + 1) bool.
+    """
+
+    def __init__(self, number: int, num_labels: int, dim: int, dtype: torch.dtype) -> None:
+        self._rows = RowSpool((number, num_labels, dim), dtype)
+        self.label_maps = LabelMaps(number)
+        self.part_features = self._rows.rows
+        self.present = torch.zeros(number, num_labels, dtype=torch.bool)
+
+    def put(self, index: int, entry: dict[str, Tensor]) -> None:
+        """Takes in a label map and part features, (M + 1, D)."""
+        self.label_maps.put(index, entry["label_map"])
+        self._rows.put(index, entry["part_features"])
+        self.present[index] = present_parts(entry["label_map"], self.present.shape[1])
+
+    def vectors(self, part: int, images: Tensor) -> Iterator[Tensor]:
+        """(n, D) float32 features of a part, in the order of ``images``, in pieces."""
+        for chosen in images.split(VECTORS):
+            yield self.part_features[chosen, part].float()
+            self._rows.release()
+
+    def read_codes(self, dictionary: PartDictionary) -> Tensor:
+        """(N, M + 1) nearest codes, ``ABSENT`` where a part is not present; as the dictionary reads them."""
+        codes = torch.full(self.present.shape, ABSENT, dtype=torch.long)
+        for part, table in enumerate(dictionary.code_centroids):
+            images = self.present[:, part].nonzero()[:, 0]
+            found = [nearest(vectors, table) for vectors in self.vectors(part, images)]
+            codes[images, part] = torch.cat([codes.new_empty(0), *found])
+        return codes
+
+    def describe(self, dictionary: PartDictionary, codes: Tensor) -> list[dict[str, Any]]:
+        """What the report says of each part; see :func:`describe_parts`."""
+        described = describe_parts(dictionary, self.label_maps, codes, self.part_features, self._rows.release)
+        self._rows.release()
+        return described
+
+
+def label_images(
+    source: ImageSource,
+    features: PatchFeatures,
+    segmenter: Segmenter,
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    store: Store | None,
+    progress: Progress,
+    spool: FeatureSpool,
+) -> LabelledImages:
+    """Labels all images of ``source``; what the store knows, or the spool holds, is not computed again."""
+
+    def compute(indices: list[int]) -> Iterable[dict[str, Tensor]]:
+        spooled = {index: grid for index in indices if (grid := spool.get(index)) is not None}
+        others = [index for index in indices if index not in spooled]
+        grids = spooled | dict(features_of(source, features, others, batch_size))
+        for index in indices:
+            label_map = segmenter.label(grids[index])
+            yield {"label_map": label_map, "part_features": segmenter.describe(grids[index], label_map)}
+
+    number = len(source)
+    found = LabelledImages(number, segmenter.num_parts + 1, segmenter.part_centroids.shape[1], dtype)
+    if store is None:
+        for start in range(0, number, batch_size):
+            batch = list(range(start, min(start + batch_size, number)))
+            for index, entry in zip(batch, compute(batch), strict=True):
+                found.put(index, entry)
+            progress("label images", batch[-1] + 1, number)
+    else:
+        keys = [stable_hash(source.content_hash(index), features.hash, segmenter.hash) for index in range(number)]
+        store.fill(
+            "parts", keys, compute, batch_size, lambda done, total: progress("label images", done, total), found.put
+        )
+    return found
+
+
+def features_of(
+    source: ImageSource, features: PatchFeatures, indices: Sequence[int], batch_size: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Index and (grid height, grid width, D) features of each image; holds one batch."""
+    for start in range(0, len(indices), batch_size):
+        batch = indices[start : start + batch_size]
+        yield from zip(batch, features([source.image(index) for index in batch]), strict=True)
+
+
+def describe_parts(
+    dictionary: PartDictionary,
+    label_maps: Sequence[Tensor],
+    codes: Tensor,
+    part_features: Tensor,
+    release: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Per part, the background first: name, images that show it, share of cells, codes, cosine to its code's centroid.
+
+    Args:
+        dictionary: with these parts.
+        label_maps, codes, part_features: of N images, as in ``Discovery``.
+        release: called after each piece that was read.
+    """
+    parts = dictionary.num_parts + 1
+    shares = torch.empty(len(codes), parts)
+    for index, label_map in enumerate(label_maps):
+        shares[index] = _shares(label_map, parts)
+    share = shares.mean(dim=0)
+    similarity = torch.empty(codes.shape)  # (N, M + 1)
+    for start in range(0, len(codes), IMAGES):
+        chunk = slice(start, start + IMAGES)
+        similarity[chunk] = F.cosine_similarity(part_features[chunk].float(), dictionary.centroids(codes[chunk]), dim=2)
+        release()
+    present = codes != ABSENT
+    return [
+        {
+            "name": dictionary.names[part],
+            "images": int(present[:, part].sum()),
+            "share": round(float(share[part]), 4),
+            "codes": dictionary.num_codes(part),
+            "similarity": round(float(similarity[present[:, part], part].mean()), 4),
+        }
+        for part in range(parts)
+    ]
+
+
+def _shares(label_map: Tensor, num_labels: int) -> Tensor:
+    return torch.bincount(label_map.flatten().long(), minlength=num_labels) / label_map.numel()
