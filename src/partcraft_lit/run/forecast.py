@@ -116,7 +116,7 @@ def _advice(module: PersonalizationModule, base: float, one: float, memory: floa
     """Fewer images at once; then the same with activations that are computed again."""
     if most := images_at_once(base, one, memory):
         return f"hardware.max_batch_size={most}"
-    module.backbone.enable_gradient_checkpointing()  # type: ignore[attr-defined]
+    module.backbone.enable_gradient_checkpointing()
     base, one, _ = measure(module, 1, precision)
     if most := images_at_once(base, one, memory):
         return f"hardware.gradient_checkpointing=true hardware.max_batch_size={most}"
