@@ -293,6 +293,7 @@ class EvalSettings:
         reconstructions: source images that are drawn again from their own codes, at most.
         compositions: hybrids drawn for each number of species.
         species: numbers of source images that a hybrid is composed of.
+        concepts: pictures per concept prompt, where a data set has concepts; 0 for none.
         untrained: pictures per protocol that the untrained model draws, as the lower bound; 0 for none.
         ceiling_images: real images on which the ceiling is measured, at most.
         pictures: networks by which whole pictures are scored: rows of the group ``metrics``.
@@ -305,6 +306,7 @@ class EvalSettings:
     reconstructions: Count
     compositions: Count
     species: tuple[Annotated[int, Range(1)], ...]
+    concepts: Count
     untrained: Count
     ceiling_images: Count
     pictures: tuple[str, ...]

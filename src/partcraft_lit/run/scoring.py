@@ -32,6 +32,7 @@ from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import read_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.run.assembly import build_module
+from partcraft_lit.run.concepts import ConceptScorer
 from partcraft_lit.run.drawing import draw_missing, is_first_process
 from partcraft_lit.run.image_scores import FILE_NAME, Row, differences, read_rows, write_rows
 from partcraft_lit.run.stages import Stages
@@ -104,6 +105,7 @@ class Scorer:
         folder: where pictures are kept, each with its recipe.
         truth: reads the pictures against the truth, where it is known.
         pictures: scores whole pictures, where it is wanted.
+        concepts: asks for each concept by itself, where the data set has concepts.
     """
 
     settings: EvalSettings
@@ -113,6 +115,7 @@ class Scorer:
     folder: Path
     truth: TruthScorer | None = None
     pictures: PictureScorer | None = None
+    concepts: ConceptScorer | None = None
 
     def protocols(self) -> dict[str, Targets]:
         """What is asked for, by protocol."""
@@ -215,6 +218,13 @@ def picture_scorer(
     return PictureScorer(source, features, settings.neighbours, facts) if features else None
 
 
+def concept_scorer(
+    settings: EvalSettings, source: ImageSource, features: Sequence[ImageFeatures], names: Sequence[str]
+) -> ConceptScorer | None:
+    """What asks for concepts by their prompts; None for a data set without any."""
+    return ConceptScorer.of(source, names, features, settings.concepts, settings.seed)
+
+
 def write_scores(scores: Scores, folder: Path) -> dict[str, float]:
     """``scores.json`` with one number per key; returns the numbers."""
     numbers = scores.flat()
@@ -270,7 +280,12 @@ def evaluate(
     module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
     scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
     facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
-    scorer = replace(scorer, pictures=picture_scorer(settings.eval, source, load_picture_features(), facts))
+    networks = load_picture_features()
+    scorer = replace(
+        scorer,
+        pictures=picture_scorer(settings.eval, source, networks, facts),
+        concepts=concept_scorer(settings.eval, source, networks, dictionary.names),
+    )
     scores = Scores(truth=annotation_numbers(facts))
     with stages.stage("measure ceilings"):
         scores.ceilings = measure_ceiling(scorer, source, backbone)
@@ -288,6 +303,7 @@ def verify(
     run_folder: Path,
     source: ImageSource,
     load_features: Callable[[], PatchFeatures],
+    load_picture_features: Callable[[], Sequence[ImageFeatures]],
 ) -> int:
     """``partcraft evaluate verify=true``: computes every score of ``scores.csv`` again from the stored pictures.
 
@@ -314,6 +330,10 @@ def verify(
             some = targets[: len(of_protocol)]
             paths, prompts = [folder / row["image"] for row in of_protocol], [row["prompt"] for row in of_protocol]
             computed += scorer.read(some, protocol, paths, prompts).rows
+        concepts = concept_scorer(settings.eval, source, load_picture_features(), dictionary.names)
+        for protocol in concepts.requests if concepts else ():
+            paths = [folder / row["image"] for row in stored if row["protocol"] == protocol]
+            computed += concepts.read(protocol, paths, folder)
     found = differences(stored, computed)
     if found:
         raise UserError(_differences_in_words(found, folder))
@@ -357,8 +377,20 @@ def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores,
             with stages.stage("score whole pictures"):
                 paths = [scorer.folder / row["image"] for row in found.rows]
                 scores.pictures[protocol] = scorer.pictures.score(targets, paths)
+    if scorer.concepts is not None:
+        _score_concepts(scorer.concepts, scorer.folder, module, scores, stages)
     if is_first_process():
         write_rows(scorer.folder / FILE_NAME, scores.rows)
+
+
+def _score_concepts(
+    concepts: ConceptScorer, folder: Path, module: PersonalizationModule, scores: Scores, stages: Stages
+) -> None:
+    for protocol in concepts.requests:
+        with stages.stage("score concepts") as counter:
+            rows, numbers = concepts.score(module, protocol, folder, functools.partial(counter.part, protocol))
+        scores.pictures[protocol] = numbers
+        scores.rows += rows
 
 
 def _add(scores: Scores, protocol: str, of_protocol: ProtocolScores) -> None:

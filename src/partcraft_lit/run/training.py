@@ -39,6 +39,7 @@ from partcraft_lit.run.scoring import (
     Scorer,
     Scores,
     annotation_numbers,
+    concept_scorer,
     labels_of,
     measure_ceiling,
     picture_scorer,
@@ -126,8 +127,9 @@ def train(
     predictor = KMeansPartPredictor(discovery.dictionary, features)
     truth = TruthScorer.of(source, facts)
     pictures = picture_scorer(settings.eval, source, picture_features, facts)
+    concepts = concept_scorer(settings.eval, source, picture_features, discovery.dictionary.names)
     scorer = Scorer(
-        settings.eval, predictor, discovery.codes, labels_of(source), folder / "evaluation", truth, pictures
+        settings.eval, predictor, discovery.codes, labels_of(source), folder / "evaluation", truth, pictures, concepts
     )
     scores = Scores(truth=annotation_numbers(facts))
     if settings.eval.enabled:

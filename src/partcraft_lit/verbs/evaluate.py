@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         "run_folder": _run_of(values),
         "source": wiring.make_source(trained),
         "load_features": wiring.features_loader(trained),
+        "load_picture_features": wiring.picture_features_loader(trained),
     }
     if values["verify"]:
         from partcraft_lit.run import verify
@@ -47,13 +49,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         return verify(settings, folder, **given)
     from partcraft_lit.run import evaluate
 
-    return evaluate(
-        settings,
-        folder,
-        load_backbone=wiring.backbone_loader(trained),
-        load_picture_features=wiring.picture_features_loader(trained),
-        **given,
-    )
+    return evaluate(settings, folder, load_backbone=wiring.backbone_loader(trained), **given)
 
 
 def evaluation_folder(run_folder: Path, chosen: Mapping[str, Any]) -> Path:
@@ -63,7 +59,7 @@ def evaluation_folder(run_folder: Path, chosen: Mapping[str, Any]) -> Path:
         run_folder: of the run.
         chosen: has ``eval`` and ``sample``, where null is as in the run.
     """
-    own = wiring.values_of_run(run_folder)
+    own = _own(run_folder)
     digest = scoring_hash(_merged(own, chosen))
     return run_folder / "evaluation" if digest == scoring_hash(own) else run_folder / "evaluation" / digest
 
@@ -80,8 +76,20 @@ def chosen_keys(group: str) -> list[str]:
 
 def _values_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own values, with what was chosen here in their place."""
-    own = wiring.values_of_run(_run_of(values))
+    own = _own(_run_of(values))
     return {**_merged(own, values), "trainer": values["trainer"], "metrics": values["metrics"]}
+
+
+def _own(run_folder: Path) -> dict[str, Any]:
+    """The run's values; for a key of ``eval`` that is newer than the run, what the configuration says now."""
+    own = wiring.values_of_run(run_folder)
+    return {**own, "eval": {**_default_scores(), **own["eval"]}}
+
+
+@functools.cache
+def _default_scores() -> dict[str, Any]:
+    scores: dict[str, Any] = config.plain(config.compose("train"))["eval"]
+    return scores
 
 
 def _merged(own: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -178,6 +178,7 @@ def _verify(values: Mapping[str, Any], folder: Path, scored: Any) -> int:
         run_folder=folder,
         source=wiring.make_source(trained),
         load_features=wiring.features_loader(trained),
+        load_picture_features=wiring.picture_features_loader(trained),
     )
 
 

@@ -82,10 +82,26 @@ class CreaturesPair:
         family = self.part_names[creature]
         return draw(PLANS[family], self.looks[creature][None], self._pose(index, family), self._size).images[0]
 
+    def another(self, number: int, creature: int | None = None) -> Tensor:
+        """(3, size, size) uint8: the pair, or one of the two by itself, in a pose of its own: in no picture it is so.
+
+        Args:
+            number: of the pose, any.
+            creature: which one; None for both.
+        """
+        poses = [pose_of(self._seed, "another", *self._species, number, family)[None] for family in self.part_names]
+        if creature is None:
+            return self._paired(poses).images[0]
+        plan = PLANS[self.part_names[creature]]
+        return draw(plan, self.looks[creature][None], poses[creature], self._size).images[0]
+
     def _drawn(self, index: int) -> Drawing:
+        return self._paired([self._pose(index, family) for family in self.part_names])
+
+    def _paired(self, poses: Sequence[Tensor]) -> Drawing:
         bird, beast = (
-            PairMember(family, looks[None], self._pose(index, family))
-            for family, looks in zip(self.part_names, self.looks, strict=True)
+            PairMember(family, looks[None], pose)
+            for family, looks, pose in zip(self.part_names, self.looks, poses, strict=True)
         )
         return draw_pair(bird, beast, self._size)
 
