@@ -331,9 +331,10 @@ def verify(
             paths, prompts = [folder / row["image"] for row in of_protocol], [row["prompt"] for row in of_protocol]
             computed += scorer.read(some, protocol, paths, prompts).rows
         concepts = concept_scorer(settings.eval, source, load_picture_features(), dictionary.names)
-        for protocol in concepts.requests if concepts else ():
-            paths = [folder / row["image"] for row in stored if row["protocol"] == protocol]
-            computed += concepts.read(protocol, paths, folder)
+        if concepts is not None:
+            for protocol in concepts.requests:
+                paths = [folder / row["image"] for row in stored if row["protocol"] == protocol]
+                computed += concepts.read(protocol, paths, folder)
     found = differences(stored, computed)
     if found:
         raise UserError(_differences_in_words(found, folder))
