@@ -273,3 +273,22 @@ def test_a_sweeper_hears_finite_numbers_only(start, fake_run, caplog):
     fake_run.does = lambda folder: scores
     result = start("train", "objective=eval/emr")
     assert result.code == 2 and "Did you mean 'eval/emr@reconstruction'" in result.err
+
+
+def test_a_sweep_of_jobs_with_several_processes_is_refused(start, fake_run):
+    """Lightning would start each further process with the command line of the sweep."""
+    result = start("train", "-m", "loss.lambda_attn=0.1,0.01", "trainer.devices=2", "trainer.strategy=ddp")
+    assert result.code == 2 and "trainer.devices=1" in result.err and not fake_run.calls
+
+
+def test_processes_started_outside_need_a_folder_that_they_share(start, fake_run, monkeypatch, tmp_path):
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    result = start("train")
+    assert result.code == 2 and "one of 2 processes of a run" in result.err and "hydra.run.dir=FOLDER" in result.err
+    folder = tmp_path / "shared"
+    with rundir.held(folder):  # by the first process
+        result = start("train", f"hydra.run.dir={folder}")
+    assert result.code == 0, result.err
+    assert [call.folder for call in fake_run.calls] == [folder]
+    assert not (folder / rundir.FINISHED).exists() and not (folder / "environment.json").exists()  # the first writes

@@ -123,20 +123,41 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
 
 def _prepare(verb: str, module: ModuleType, overrides: list[str], multirun: bool) -> list[str]:
     """Checks the configuration of every job before the first starts; says in which folder a single job works."""
-    from partcraft_lit import config
+    from partcraft_lit import config, environment
 
     if multirun:
         for point in config.sweep_points(overrides):
-            module.check(config.plain(config.compose(verb, point)))
+            values = config.plain(config.compose(verb, point))
+            module.check(values)
+            if verb == "train":
+                _check_sweep(values)
         return []
     values = config.plain(config.compose(verb, overrides))
     module.check(values)
     if any(text.lstrip("+").startswith("hydra.run.dir=") for text in overrides):
         return []
+    _, processes = environment.position()
+    if processes > 1 and verb == "train":
+        raise UserError(
+            f"This is one of {processes} processes of a run, as RANK, LOCAL_RANK or SLURM_PROCID says, and each would "
+            "choose a folder of its own. Name one that they share: hydra.run.dir=FOLDER."
+        )
     folder, message = module.choose_folder(values)
     if message:
         print(message, flush=True)
     return [config.quoted("hydra.run.dir", str(folder))]
+
+
+def _check_sweep(values: Mapping[str, Any]) -> None:
+    """Lightning starts further processes with the command line it finds, and that of a sweep starts the sweep again."""
+    from partcraft_lit import environment
+
+    processes = environment.trainer_processes(values["trainer"])
+    if processes > 1:
+        raise UserError(
+            f"A sweep (-m) trains one job after the other in one process, and here a job would take {processes}. Add "
+            "trainer.devices=1, or start the jobs as commands of their own, without -m."
+        )
 
 
 def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
@@ -144,13 +165,13 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from partcraft_lit import config, rundir
+    from partcraft_lit import config, environment, rundir
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     progress.folder = folder
-    further_process = os.environ.get("LOCAL_RANK", "0") != "0"  # of one run, whose first process holds the folder
     try:
-        with nullcontext() if further_process else rundir.held(folder):
+        # Further processes of a run work in the folder that its first holds.
+        with rundir.held(folder) if environment.is_first_process() else nullcontext():
             return module.main(config.plain(cfg), folder)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,47 @@ def free_gpu_gigabytes() -> float | None:
     if not torch.cuda.is_available():
         return None
     return min(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())) / 1e9
+
+
+def position() -> tuple[int, int]:
+    """Number of this process among those of one run, and how many there are, as whoever started it says.
+
+    torchrun sets RANK, Lightning sets LOCAL_RANK for the further processes that it starts, srun sets SLURM_PROCID.
+    """
+    names = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+    for number, count in names:
+        try:
+            rank, world = int(os.environ[number]), int(os.environ.get(count, "1"))
+        except (KeyError, ValueError):
+            continue
+        return rank, max(world, rank + 1)
+    return 0, 1
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what is written once."""
+    return position()[0] == 0
+
+
+def local_number() -> int:
+    """Number of this process among those of one run on this machine."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
+def trainer_processes(trainer: Mapping[str, Any]) -> int:
+    """How many processes a configured trainer uses on this machine."""
+    devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
+    if isinstance(devices, (list, tuple)):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    if devices not in ("auto", -1, "-1"):
+        return int(devices) if str(devices).isdigit() else 1  # what is no number, the trainer itself refuses
+    if accelerator not in ("auto", "gpu", "cuda"):
+        return 1
+    import torch  # late: this module is also read where nothing heavy may be loaded
+
+    return max(1, torch.cuda.device_count())
 
 
 def describe() -> dict[str, Any]:

@@ -91,7 +91,7 @@ class PersonalizationModule(LightningModule):
             numbers[f"train/loss_{term.name}"] = value.detach()
             total = total + term.weight * value
         numbers["train/loss"] = total.detach()
-        self.log_dict(numbers, batch_size=len(batch.latents))
+        self.log_dict(numbers, batch_size=len(batch.latents), sync_dist=True)  # of all processes' shares
         return total
 
     def forward_step(self, batch: TrainingBatch) -> StepOutput:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from partcraft_lit.environment import is_first_process
 from partcraft_lit.files import atomic_write
 from partcraft_lit.parts.atlas import draw_atlas, draw_masks
 from partcraft_lit.parts.dictionary import PartDictionary
@@ -75,9 +76,10 @@ def discover_parts(
 
 
 def write_discovery(source: ImageSource, discovery: Discovery, folder: Path, stages: Stages) -> dict[str, Any]:
-    """Dictionary, atlas, mask sheet and report; returns the report with the quality where the truth is known."""
-    folder.mkdir(parents=True, exist_ok=True)
-    discovery.dictionary.save(folder)
+    """Dictionary, atlas, mask sheet and report; returns the report with the quality where the truth is known.
+
+    Of several processes of a run only the first writes.
+    """
     facts = discovery.report.as_dict()
     if isinstance(source, TruthfulSource):
         quality = score_parts(source, discovery.label_maps, discovery.codes)
@@ -88,6 +90,10 @@ def write_discovery(source: ImageSource, discovery: Discovery, folder: Path, sta
         )
     if isinstance(source, AnnotatedSource):
         facts["annotations"] = compare_annotations(source, discovery.label_maps, discovery.dictionary, stages)
+    if not is_first_process():
+        return facts
+    folder.mkdir(parents=True, exist_ok=True)
+    discovery.dictionary.save(folder)
     atomic_write(folder / "discovery.json", json.dumps(facts, indent=1) + "\n")
     with stages.stage("draw atlas"):
         draw_atlas(source, discovery, folder / "atlas.png")

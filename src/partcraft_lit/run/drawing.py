@@ -82,11 +82,6 @@ def weights_digest(module: PersonalizationModule) -> str:
     return digest.hexdigest()
 
 
-def is_first_process() -> bool:
-    """Whether this process writes what is written once."""
-    return _position()[0] == 0
-
-
 def _recipes(module: PersonalizationModule, prompts: Sequence[str], seeds: Sequence[int], protocol: str) -> list[str]:
     sampling = {k: v for k, v in dataclasses.asdict(module.sampling).items() if k not in _NOT_IN_RECIPE}
     shared = {"protocol": protocol, "sample": sampling, "weights": weights_digest(module)}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from partcraft_lit.callbacks.checkpoint import newest_good
+from partcraft_lit.environment import is_first_process
 from partcraft_lit.errors import UserError
 from partcraft_lit.files import atomic_write
 from partcraft_lit.images import read_image
@@ -33,7 +34,7 @@ from partcraft_lit.parts.discovery import read_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.run.assembly import build_module
 from partcraft_lit.run.concepts import ConceptScorer
-from partcraft_lit.run.drawing import draw_missing, is_first_process
+from partcraft_lit.run.drawing import draw_missing
 from partcraft_lit.run.image_scores import FILE_NAME, Row, differences, read_rows, write_rows
 from partcraft_lit.run.stages import Stages
 from partcraft_lit.run.truth import TruthScorer, as_numbers, image_rows

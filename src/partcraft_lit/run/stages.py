@@ -10,11 +10,15 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from partcraft_lit.environment import is_first_process
+
 _log = logging.getLogger("partcraft_lit")
 
 
 class Stages:
     """Named stages with their seconds; a line when one ends, a bar while one counts.
+
+    Only the first process of a run speaks.
 
     Attributes:
         seconds: name -> seconds, in order.
@@ -22,7 +26,7 @@ class Stages:
 
     def __init__(self, console: Console | None = None) -> None:
         self.seconds: dict[str, float] = {}
-        self._console = console or Console()
+        self._console = console or Console(quiet=not is_first_process())
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Counter]:

@@ -24,6 +24,7 @@ from partcraft_lit.data.latents import LatentTable, cache_latents
 from partcraft_lit.data.prior import SameCaption, prior_prompt, prior_source
 from partcraft_lit.data.scaled import Both, ScaledExamples, ScaledPictures
 from partcraft_lit.data.training_set import TrainingSet
+from partcraft_lit.environment import is_first_process
 from partcraft_lit.files import atomic_write
 from partcraft_lit.metrics.composition import Targets, composition_targets, reconstruction_targets
 from partcraft_lit.metrics.features import ImageFeatures
@@ -153,6 +154,8 @@ def train(
     module.to(next(backbone.unet.parameters()).device).eval()
     if best := read_best(folder / "checkpoints"):
         stages.say(f"  {best['why']}")
+    if not is_first_process():
+        return _help_to_score(scorer, module, scores)
     with stages.stage("map tokens"):
         dictionary = discovery.dictionary
         together = write_token_space(folder, module.method.bake(), dictionary.codes_per_part, dictionary.names)
@@ -174,6 +177,13 @@ def train(
         logger.finalize("success")
     stages.say(f"Report: {path}")
     return numbers
+
+
+def _help_to_score(scorer: Scorer, module: PersonalizationModule, scores: Scores) -> dict[str, float]:
+    """What further processes of a run do after training: they draw their share, score it all, and write nothing."""
+    if scorer.settings.enabled:
+        score_trained(scorer, module, scores, Stages())
+    return scores.flat()
 
 
 def fit(

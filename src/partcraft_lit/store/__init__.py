@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from partcraft_lit import environment
 from partcraft_lit.files import mendable
 from partcraft_lit.store.packs import PackIndex, PackWriter, read
 
@@ -259,14 +260,9 @@ def _check_names(kind: str, key: str) -> None:
 
 
 def _turn() -> float:
-    """Share of the work before that of this process: 0 for the first of those that a trainer starts, or for one."""
-    try:
-        rank, world = (
-            int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
-        )
-    except ValueError:
-        return 0.0
-    return (rank % world) / world if world > 1 else 0.0
+    """Share of the work before that of this process: 0 for the first of a run's processes, or for one alone."""
+    rank, world = environment.position()
+    return rank / world
 
 
 class Damaged(Exception):

@@ -30,7 +30,8 @@ def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
 
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
-    environment.write(folder)
+    if environment.is_first_process():
+        environment.write(folder)
 
     from partcraft_lit.run import train
     from partcraft_lit.run.memory import in_passes
@@ -52,7 +53,8 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         resume_from=wiring.resume_from(values, folder),
         config=dict(values),
     )
-    rundir.mark_finished(folder)
+    if environment.is_first_process():
+        rundir.mark_finished(folder)
     return _for_sweeper(scores, values["objective"], values["objective_if_nan"])
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from partcraft_lit import config, rundir
+from partcraft_lit import config, environment, rundir
 from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.strict import build
 
@@ -122,12 +121,12 @@ def make_loggers(values: Mapping[str, Any], folder: Path) -> list[Any]:
 
 
 def device(values: Mapping[str, Any]) -> str:
-    """The first device of the kind that the trainer will use."""
+    """The device of the kind that the trainer will use: the first, or that of this process among several."""
     import torch
 
     accelerator = values.get("trainer", {}).get("accelerator", "auto")
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return f"cuda:{environment.local_number() % torch.cuda.device_count()}"
     if accelerator in ("gpu", "cuda"):
         raise UserError(
             f"trainer.accelerator={accelerator}: torch sees no CUDA device here. Use trainer=cpu, or look at what "
