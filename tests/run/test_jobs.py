@@ -77,7 +77,9 @@ def test_a_folder_that_another_process_holds_is_waited_for(tmp_path):
 def test_an_interrupt_reaches_the_processes(tmp_path):
     code = f"""
         import sys; from pathlib import Path; from partcraft_lit.run.jobs import Step, Task, run_tasks
-        child = "import pathlib, time\\ntry:\\n  pathlib.Path('{tmp_path}/up').touch(); time.sleep(60)\\n"
+        child = "import pathlib, signal, time\\n"  # a shell's background jobs are started deaf to interrupts
+        child += "signal.signal(signal.SIGINT, signal.default_int_handler)\\n"
+        child += "try:\\n  pathlib.Path('{tmp_path}/up').touch(); time.sleep(60)\\n"
         child += "except KeyboardInterrupt:\\n  pathlib.Path('{tmp_path}/told').touch()"
         steps = (Step((sys.executable, "-S", "-c", child), lambda: False),)
         run_tasks([Task("x", Path("{tmp_path}/x"), steps)], 1, print)
