@@ -94,7 +94,7 @@ def test_new_networks_make_new_runs(settings, monkeypatch):
 
 # Whole tables, with a stand-in for the training command.
 
-ROWS = "rows=['0','1e-1','1e-2']"
+ROWS = "rows=['0','1e-4','1e-2']"
 SMALL = (ROWS, "table.seeds=[0,1]", "resamples=100")
 
 
@@ -186,15 +186,15 @@ def test_a_table_is_made_and_made_again_without_training(start, trainer, tmp_pat
 
 
 def test_what_failed_is_listed_and_only_that_is_tried_again(start, trainer, tmp_path):
-    trainer.failing = {"1e-1, seed 1"}
+    trainer.failing = {"1e-4, seed 1"}
     code, said = start()
     assert code == 2 and "1 runs of the table are missing" in said and "it broke" in said
     folder = tmp_path / "experiments" / "lambda_attn"
-    assert "MISSING 1e-1, seed 1: partcraft: it broke." in (folder / "table.md").read_text()
-    assert summary(folder)["1e-1", "EMR"]["seeds"] == "1"
+    assert "MISSING 1e-4, seed 1: partcraft: it broke." in (folder / "table.md").read_text()
+    assert summary(folder)["1e-4", "EMR"]["seeds"] == "1"
     trainer.failing = set()
     assert start()[0] == 0
-    assert trainer.trained.count("1e-1, seed 1") == 1 and len(trainer.trained) == 6
+    assert trainer.trained.count("1e-4, seed 1") == 1 and len(trainer.trained) == 6
     assert "MISSING" not in (folder / "table.md").read_text()
 
 
