@@ -136,7 +136,7 @@ class ReleasedStep:
             for part in range(len(self.parts)):
                 place = (ids == vocabulary + part).nonzero().flatten()
                 if len(place) > 1:
-                    raise NotImplementedError("a part token that occurs twice")
+                    raise ValueError("A part token occurs twice in a caption, which the released way cannot train.")
                 found = mean[row, :, int(place.item())] if len(place) else torch.zeros_like(mean[row, :, 0])
                 chosen.append(found.view(self.attention_size, self.attention_size))
         maps = torch.stack(chosen).view(masks.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self, cast
@@ -23,7 +24,7 @@ MIN_ATTENTION_SIZE = 16
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-class LatentDiffusion(nn.Module):
+class LatentDiffusion(nn.Module, ABC):
     """A latent diffusion model with one or more CLIP text encoders; kinds differ in ``encode_prompts``.
 
     All networks are frozen and in evaluation mode where they are built; an adapter added to ``unet`` later is the only
@@ -143,6 +144,7 @@ class LatentDiffusion(nn.Module):
             decoded = cast(Tensor, self.vae.decode(unscaled).sample)  # type: ignore[operator]
         return decoded.to(latents.device).float()
 
+    @abstractmethod
     def encode_prompts(
         self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
     ) -> Conditioning:
@@ -158,7 +160,6 @@ class LatentDiffusion(nn.Module):
         Raises:
             ValueError: if there are part tokens and no vectors, or their shapes differ.
         """
-        raise NotImplementedError
 
     def encode_no_prompt(self) -> Conditioning:
         """One row: what stands for the absence of a prompt in classifier-free guidance."""
