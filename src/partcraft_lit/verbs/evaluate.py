@@ -29,7 +29,7 @@ def check(values: Mapping[str, Any]) -> TrainSettings:
 
 
 def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
-    folder = evaluation_folder(_run_of(values), values)
+    folder = evaluation_folder(wiring.run_of(values), values)
     return folder, f"Scores go to {folder}"
 
 
@@ -38,7 +38,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     trained = _values_of(values)
 
     given: dict[str, Any] = {
-        "run_folder": _run_of(values),
+        "run_folder": wiring.run_of(values),
         "source": wiring.make_source(trained),
         "load_features": wiring.features_loader(trained),
         "load_picture_features": wiring.picture_features_loader(trained),
@@ -76,7 +76,7 @@ def chosen_keys(group: str) -> list[str]:
 
 def _values_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own values, with what was chosen here in their place."""
-    own = _own(_run_of(values))
+    own = _own(wiring.run_of(values))
     return {**_merged(own, values), "trainer": values["trainer"], "metrics": values["metrics"]}
 
 
@@ -95,7 +95,3 @@ def _default_scores() -> dict[str, Any]:
 def _merged(own: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: {k: v for k, v in chosen[key].items() if v is not None} for key in ("eval", "sample")}
     return {**own, **{key: {**own[key], **given[key]} for key in given}}
-
-
-def _run_of(values: Mapping[str, Any]) -> Path:
-    return rundir.find_run(str(values["run"]), Path(values["paths"]["logs"]).expanduser() / "train" / "runs")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ _OWN = ("run.log", rundir.LOCK)
 
 
 def check(values: Mapping[str, Any]) -> ExportSettings:
-    _run_of(values)
+    wiring.run_of(values)
     settings = wiring.settings_of(ExportSettings, {key: value for key, value in values.items() if key != "paths"})
     if not settings.to:
         raise UserError("to=[] names no tool; wanted some of diffusers, a1111, comfyui.")
@@ -30,14 +29,12 @@ def check(values: Mapping[str, Any]) -> ExportSettings:
 
 
 def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
-    if values["output_dir"] is not None:
-        return Path(values["output_dir"]).expanduser(), ""
-    return _run_of(values) / "export" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), ""
+    return wiring.folder_in_run(values, "export"), ""
 
 
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
-    run_folder = _run_of(values)
+    run_folder = wiring.run_of(values)
     trained = wiring.values_of_run(run_folder)
 
     from partcraft_lit.run import export
@@ -92,7 +89,3 @@ def _written_before(folder: Path) -> set[str]:
         return {MANIFEST, *map(str, files)}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-
-
-def _run_of(values: Mapping[str, Any]) -> Path:
-    return rundir.find_run(str(values["run"]), Path(values["paths"]["logs"]).expanduser() / "train" / "runs")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from partcraft_lit import rundir
 from partcraft_lit.errors import UserError
 from partcraft_lit.settings import GenerateSettings, TrainSettings
 from partcraft_lit.verbs import wiring
 
 
 def check(values: Mapping[str, Any]) -> GenerateSettings:
-    _run_of(values)
+    wiring.run_of(values)
     settings = wiring.settings_of(GenerateSettings, {key: value for key, value in values.items() if key != "paths"})
     if (settings.prompt is None) == (settings.prompts_file is None):
         raise UserError(
@@ -27,14 +25,12 @@ def check(values: Mapping[str, Any]) -> GenerateSettings:
 
 
 def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
-    if values["output_dir"] is not None:
-        return Path(values["output_dir"]).expanduser(), ""
-    return _run_of(values) / "generated" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), ""
+    return wiring.folder_in_run(values, "generated"), ""
 
 
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
-    run_folder = _run_of(values)
+    run_folder = wiring.run_of(values)
     trained = wiring.values_of_run(run_folder)
 
     from partcraft_lit.run import generate
@@ -46,7 +42,3 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         trained=wiring.settings_of(TrainSettings, trained),
         load_backbone=wiring.backbone_loader({**trained, "trainer": values["trainer"]}),
     )
-
-
-def _run_of(values: Mapping[str, Any]) -> Path:
-    return rundir.find_run(str(values["run"]), Path(values["paths"]["logs"]).expanduser() / "train" / "runs")

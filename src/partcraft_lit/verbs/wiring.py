@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -198,3 +199,15 @@ def _on_device(load: Callable[..., Any], values: Mapping[str, Any]) -> Callable[
         return load(device=device(values))
 
     return loaded
+
+
+def run_of(values: Mapping[str, Any]) -> Path:
+    """Folder of the trained run that ``run`` names: a path, a folder's name, or "latest"."""
+    return rundir.find_run(str(values["run"]), Path(values["paths"]["logs"]).expanduser() / "train" / "runs")
+
+
+def folder_in_run(values: Mapping[str, Any], kind: str) -> Path:
+    """``output_dir``, or a new dated folder for what is made from a run."""
+    if values["output_dir"] is not None:
+        return Path(values["output_dir"]).expanduser()
+    return run_of(values) / kind / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
