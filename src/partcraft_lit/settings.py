@@ -220,7 +220,8 @@ class CaptionSettings:
         shuffle: whether their order is drawn anew each time.
         drop_prob: probability of leaving out each part.
         background: whether the background has a token.
-        class_noun: a word after the tokens: "auto" for the dataset's own noun, "" for none.
+        class_noun: a word after the tokens: "auto" for the dataset's own noun, "" for none; "each" for the name of its
+            part after each token.
         separator: what stands between two tokens, spaces included, such as " and ".
         templates: sentences with one "{}" each; empty for the 27 of Textual Inversion.
     """

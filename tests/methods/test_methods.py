@@ -224,3 +224,15 @@ def test_a_word_of_several_tokens(fresh_backbone, tools):
     recipe.check_backbone(fresh_backbone, "bird")
     with pytest.raises(UserError, match="'platypus' is 7 tokens to this model"):
         recipe.check_backbone(fresh_backbone, "platypus")
+
+
+def test_each_token_may_have_a_noun_of_its_own(fresh_backbone, tools):
+    words = ("method.captions.class_noun=each", "method.captions.separator=' and '", "parts.names=[head,wing]")
+    plain = ("method.captions.background=false", "method.captions.shuffle=false", "method.captions.template_prob=0")
+    for method in ("dreambooth", "custom_diffusion"):
+        module = tools.build(copy.deepcopy(fresh_backbone), f"method={method}", *words, *plain)
+        caption = module.method.make_caption(torch.tensor([0, 2, 1]), torch.Generator().manual_seed(0))
+        assert caption == "<head:2> head and <wing:1> wing"
+    settings = tools.settings_of("method=dreambooth", words[0])
+    with pytest.raises(UserError, match=r"name the parts, for instance parts\.names=\[cat,dog\]"):
+        settings.method.check(settings, "")

@@ -18,7 +18,8 @@ class CustomDiffusion(PartTokensRecipe):
     """The method of Kumari et al. (arXiv 2212.04488).
 
     Attributes:
-        nouns: whether each token is followed by the name of its part, as a concept's token is by its class noun.
+        nouns: whether each token is followed by the name of its part, as a concept's token is by its class noun; the
+            same as ``captions.class_noun=each``.
         detach_start: whether keys and values of the first text position stay out of training.
 
     Source: the paper and its released code. Differs: prior images go by one prompt, or come from a folder, for all
@@ -42,7 +43,8 @@ class CustomDiffusion(PartTokensRecipe):
         super().check(settings, class_noun)
 
     def make_captions(self, pieces: Pieces) -> CaptionBuilder:
-        return replace(super().make_captions(pieces), nouns=self.nouns)
+        builder = super().make_captions(pieces)
+        return replace(builder, nouns=self.nouns or builder.nouns)
 
     def preparation(self, lora: LoraSettings, seed: int) -> Preparation:
         release = super().preparation(lora, seed)

@@ -31,6 +31,6 @@ class DreamBooth(PartTokensRecipe):
         if not self.captions.class_noun:
             raise UserError(
                 "DreamBooth needs a class noun behind its tokens: set method.captions.class_noun to auto, the noun of "
-                "the dataset, or to a word such as bird."
+                "the dataset, to each, the name of each part, or to a word such as bird."
             )
         super().check(settings, class_noun)

@@ -21,6 +21,9 @@ from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper, mean_norms
 from partcraft_lit.types import Alteration, Backbone, LossTerm, TokenizedPrompts
 
+#: In place of one class noun: each token is followed by the name of its own part.
+EACH = "each"
+
 
 class Method(Protocol):
     """A way to personalise a backbone by part tokens. Implementations are ``nn.Module``s.
@@ -107,11 +110,13 @@ class Pieces:
         )
 
     def make_captions(self, captions: CaptionSettings) -> CaptionBuilder:
+        nouns = {"auto": self.class_noun, EACH: ""}
         return CaptionBuilder(
             vocabulary=self.vocabulary,
             template_prob=captions.template_prob,
             shuffle=captions.shuffle,
-            class_noun=self.class_noun if captions.class_noun == "auto" else captions.class_noun,
+            class_noun=nouns.get(captions.class_noun, captions.class_noun),
+            nouns=captions.class_noun == EACH,
             drop_prob=captions.drop_prob,
             background=captions.background,
             separator=captions.separator,

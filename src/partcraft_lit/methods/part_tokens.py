@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from partcraft_lit.backbones.trainable import UnetTraining, train_backbone
 from partcraft_lit.errors import UserError
-from partcraft_lit.methods.method import Method, Pieces, embedding_tables
+from partcraft_lit.methods.method import EACH, Method, Pieces, embedding_tables
 from partcraft_lit.settings import CaptionSettings, LoraSettings, PhaseSettings, TokenSettings, TrainSettings
 from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
@@ -138,6 +138,11 @@ class PartTokensRecipe:
             )
         if self.captions.class_noun == "auto":
             require_noun(class_noun, "method.captions.class_noun")
+        if self.captions.class_noun == EACH and not settings.parts.names and settings.parts.source == "discover":
+            raise UserError(
+                "method.captions.class_noun=each writes the name of its part behind each token: name the parts, for "
+                "instance parts.names=[cat,dog]."
+            )
         check_phases(settings.optim.phases, self.groups())
 
     def check_backbone(self, backbone: Backbone, class_noun: str) -> None:
