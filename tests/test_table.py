@@ -12,7 +12,7 @@ from partcraft_lit import cli, config, rundir
 from partcraft_lit.errors import UserError
 from partcraft_lit.images import read_image
 from partcraft_lit.run import table as run_table
-from partcraft_lit.run.image_scores import write_rows
+from partcraft_lit.run.image_scores import write_networks, write_rows
 from partcraft_lit.verbs import evaluate
 from partcraft_lit.verbs import table as verb
 
@@ -135,7 +135,9 @@ class Trainer:
                 facts = {"protocol": protocol, "index": index, "seed": 1, "prompt": "a bird", "image": image.name}
                 rows.append({**facts, "emr/all": score, "cosim/all": score / 2, "part_accuracy/all": float("nan")})
         write_rows(folder / "evaluation" / "scores.csv", rows)
-        (folder / "scores.json").write_text("{}")
+        numbers = {f"pictures/fid@mini@{name}": 0.1 - strength for name in ("reconstruction", "2_species")}
+        numbers |= {f"pictures/kid@mini@{name}": (1 - strength) / 1000 for name in ("reconstruction", "2_species")}
+        (folder / "scores.json").write_text(json.dumps(numbers))
         (folder / "costs.json").write_text('{"trainable_parameters": 1234, "train_seconds": 90.0}')
         rundir.mark_finished(folder)
 
@@ -183,6 +185,30 @@ def test_a_table_is_made_and_made_again_without_training(start, trainer, tmp_pat
     before = (folder / "summary.csv").read_bytes()
     assert start()[0] == 0
     assert len(trainer.trained) == 6 and (folder / "summary.csv").read_bytes() == before
+
+
+def test_distances_of_whole_pictures_name_their_protocol_and_how_far_they_are_known(start, trainer, tmp_path):
+    assert start()[0] == 0
+    text = (tmp_path / "experiments" / "lambda_attn" / "table.md").read_text()
+    parts, pictures = text.split("## Parts")[1].split("## Whole pictures")
+    assert "| FID ↓ fid@mini | FID, paper | KID × 1000 ↓ kid@mini | parameters | training |" in pictures
+    assert "| 1e-2 | **0.090** [0.090, 0.090] | 12.9 | **0.990** [0.990, 0.990] | 1,234 | 90 s |" in pictures
+    assert "FID" not in parts and "n = seeds × pictures: 2 × 6, 2 × 18" in pictures
+    assert "FID, KID × 1000: one value for each seed, so the interval is over 2 seeds alone" in pictures
+    assert "in 50% of cases; FID and KID are of 6 pictures." in pictures and pictures.count("Below 5,000 pictures") == 1
+    cells = summary(tmp_path / "experiments" / "lambda_attn")
+    assert float(cells["0", "KID × 1000 (kid@mini)"]["p_value"]) == 0.5  # two signs show no more
+
+
+def test_networks_that_have_not_seen_the_pictures_are_missing_work(settings, trainer):
+    one = verb.entrant(settings("rows=['0']"), "0", 0)
+    trainer([one.task], 1, print)
+    given = "overrides=eval.pictures=[mini,clip_base32] metrics.clip_base32.source=/models/clip"
+    two = verb.entrant(settings("rows=['0']", given), "0", 0)
+    assert two.task.folder == one.task.folder and one.task.is_done() and not two.task.is_done()
+    assert "metrics.clip_base32.source=/models/clip" in two.task.steps[1].command
+    write_networks(two.evaluation(), ["mini", "clip_base32"])
+    assert two.task.is_done() and one.task.is_done()
 
 
 def test_what_failed_is_listed_and_only_that_is_tried_again(start, trainer, tmp_path):

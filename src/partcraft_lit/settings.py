@@ -559,12 +559,15 @@ class ColumnSettings:
 
     Attributes:
         metric: a column of ``scores.csv`` with ``per="image"``, else a key of the run's ``scores.json`` or, at its last
-            step, of ``metrics.jsonl``.
-        protocols: the sets of pictures it is taken over; empty for ``per="run"``.
+            step, of ``metrics.jsonl``, without the protocol. A * stands for anything: one column for each metric that
+            the runs have, none if they have none.
+        protocols: the sets of pictures it is taken over; empty for numbers that are not of pictures.
         higher: whether more is better.
         per: what it has one value for: each "image", or each "run".
         panel: panel of the figure to which it gives a point, where columns are points.
         x: place of that point.
+        times: what the values are multiplied by for the table.
+        block: heading of the part of the table that it stands in; None for the panel's.
     """
 
     metric: str
@@ -573,6 +576,8 @@ class ColumnSettings:
     per: Literal["image", "run"] = "image"
     panel: str | None = None
     x: float | None = None
+    times: float = 1.0
+    block: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import math
 
 import pytest
 
-from partcraft_lit.report.tables import Entry, Table, csv_text, latex, markdown, short
+from partcraft_lit.report.tables import Column, Entry, Table, csv_text, latex, markdown, short
 
 NOTHING = Entry(math.nan, math.nan, math.nan)
 TABLE = Table(
     title="losses",
     question="Which?",
-    columns={"EMR": True, "FID": False},
+    columns=[Column("EMR"), Column("FID", higher=False, key="fid@x")],
     rows={
         "a_b": [Entry(0.5, 0.4, 0.6, best=True, reported=0.46), Entry(12.3, math.nan, math.nan)],
         "c|d": [Entry(0.45, 0.35, 0.55, ties=True), NOTHING],
@@ -27,7 +27,7 @@ TABLE = Table(
 def test_markdown():
     lines = markdown(TABLE).splitlines()
     assert lines[:4] == ["# losses", "", "Which?", ""]
-    assert lines[4] == "|  | EMR ↑ | EMR, paper | FID ↓ | parameters |"
+    assert lines[4] == "|  | EMR ↑ | EMR, paper | FID ↓ fid@x | parameters |"
     assert lines[6] == "| a_b | **0.500** [0.400, 0.600] | 0.460 | 12.3 | 1,000 |"
     assert lines[7] == r"| c\|d | 0.450 ≈ [0.350, 0.550] | – | – | – |"
     assert lines[-1] == "- n = 3"

@@ -125,6 +125,13 @@ def test_verifying_recomputes_the_table_from_the_pictures(tiny_run, new_workshop
     ended = workshop("evaluate", "verify=true", f"run={run}")
     assert ended.code == 2 and "1 numbers of" in ended.out, ended.out
     assert "reconstruction, picture 0: emr/all is" in ended.out
+    rows[0]["emr/all"] -= 0.25
+    write_rows(table, rows)
+    numbers = json.loads((run / "scores.json").read_text())
+    numbers["pictures/nearest@pixels-32@2_species"] *= 1.01
+    (run / "scores.json").write_text(json.dumps(numbers))
+    ended = workshop("evaluate", "verify=true", f"run={run}")
+    assert ended.code == 2 and "pictures/nearest@pixels-32@2_species is" in ended.out, ended.out
     (run / "evaluation" / rows[1]["image"]).unlink()
     ended = workshop("evaluate", "verify=true", f"run={run}")
     assert ended.code == 2 and "1 pictures of" in ended.out and "draws them again" in ended.out

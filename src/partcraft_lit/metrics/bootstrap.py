@@ -70,7 +70,7 @@ def paired_p_value(a: Values, b: Values, seed: int = 0, resamples: int = 10_000)
 
     Twice the share of resampled differences on the far side of zero: below 0.05 where the 95 % interval of the
     difference leaves zero out, up to the accuracy of the draws. It is never below what n signs alone could show,
-    ``2 ** (1 - n)`` for n images, so that two images prove nothing.
+    ``2 ** (1 - n)`` for n images, or n seeds where each has a single number, so that two images prove nothing.
 
     Args:
         a: one list per seed, one number per image.
@@ -84,7 +84,8 @@ def paired_p_value(a: Values, b: Values, seed: int = 0, resamples: int = 10_000)
     differences = _differences(a, b)
     means = _resampled_means(differences, resamples, seed)
     far = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    smallest = 2.0 ** (1 - max(len(row) for row in differences))
+    images = max(len(row) for row in differences)
+    smallest = 2.0 ** (1 - (images if images > 1 else len(differences)))
     return min(max(2 * (far + 1) / (resamples + 1), smallest), 1.0)
 
 

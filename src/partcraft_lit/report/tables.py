@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -29,53 +29,86 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Column:
+    """Head of a column.
+
+    Attributes:
+        name: what is measured.
+        higher: whether more is better.
+        key: by what exactly, behind the name; "" for nothing.
+        block: the columns of one block stand together under this heading.
+    """
+
+    name: str
+    higher: bool = True
+    key: str = ""
+    block: str = ""
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows by columns.
 
     Attributes:
         title: heading.
         question: that it answers.
-        columns: name -> whether more is better.
+        columns: their heads.
         rows: name -> one entry per column.
-        extra: name of a further column -> one text per row, as the costs of a row.
+        extra: name of a further column, in the last block -> one text per row, as the costs of a row.
         notes: sentences below it.
     """
 
     title: str
     question: str
-    columns: Mapping[str, bool]
+    columns: Sequence[Column]
     rows: Mapping[str, Sequence[Entry]]
     extra: Mapping[str, Sequence[str]]
     notes: Sequence[str]
 
+    def blocks(self) -> dict[str, list[int]]:
+        """Heading -> its columns, in their order."""
+        found: dict[str, list[int]] = {}
+        for index, column in enumerate(self.columns):
+            found.setdefault(column.block, []).append(index)
+        return found
+
     def reported_columns(self) -> list[int]:
-        """Columns for which the paper gives a value of some row."""
+        """Columns for which the paper gives a value of some row; of several with one name, the first."""
         entries = list(self.rows.values())
-        return [i for i in range(len(self.columns)) if any(row[i].reported is not None for row in entries)]
+        first = {column.name: index for index, column in reversed(list(enumerate(self.columns)))}
+        return [i for i in sorted(first.values()) if any(row[i].reported is not None for row in entries)]
 
 
 def markdown(table: Table) -> str:
-    """GitHub's Markdown: best values bold, ties marked."""
-    head, body = _cells(table, _markdown_entry)
+    """GitHub's Markdown: best values bold, ties marked, a table for each block."""
     lines = [f"# {table.title}", "", table.question, ""]
-    lines += ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    lines += ["| " + " | ".join(text.replace("|", r"\|") for text in row) + " |" for row in body]
-    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes), ""])
+    for block, head, body in _blocks(table, _markdown_entry):
+        lines += [f"## {block}", ""] if block else []
+        lines += ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+        lines += ["| " + " | ".join(text.replace("|", r"\|") for text in row) + " |" for row in body]
+        lines.append("")
+    return "\n".join([*lines, *(f"- {note}" for note in table.notes), ""])
 
 
 def latex(table: Table) -> str:
-    """A ``tabular`` for booktabs; the notes are comments."""
-    head, body = _cells(table, _latex_entry)
-    marks = {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+    """A ``tabular`` for booktabs, one for each block; headings of blocks and notes are comments."""
     lines = [f"% {note}" for note in (table.title, *table.notes)]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule"]
+    for block, head, body in _blocks(table, _latex_entry):
+        lines += [f"% {block}"] if block else []
+        lines += _tabular(head, body)
+    return "\n".join([*lines, ""])
+
+
+def _tabular(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    marks = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$"}
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule"]
     for index, row in enumerate([head, *body]):
         texts = [_escaped(text) if index == 0 or not place else text for place, text in enumerate(row)]
         line = " & ".join(texts) + r" \\"
         for mark, command in marks.items():
             line = line.replace(mark, command)
         lines += [line, r"\midrule"] if index == 0 else [line]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -95,23 +128,34 @@ def short(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
 
 
-def _cells(table: Table, show: Callable[[Entry], str]) -> tuple[list[str], list[list[str]]]:
-    """The heading and the lines, as text."""
+def _blocks(table: Table, show: Callable[[Entry], str]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Heading, head and lines of each block, as text."""
+    blocks = table.blocks()
+    for place, (block, indices) in enumerate(blocks.items()):
+        extra = table.extra if place == len(blocks) - 1 else {}
+        head, body = _cells(table, indices, show)
+        costs = [[texts[row] for texts in extra.values()] for row in range(len(body))]
+        yield block, [*head, *extra], [[*line, *of_row] for line, of_row in zip(body, costs, strict=True)]
+
+
+def _cells(table: Table, indices: Sequence[int], show: Callable[[Entry], str]) -> tuple[list[str], list[list[str]]]:
+    """The heading and the lines of some columns."""
     reported = table.reported_columns()
     head = [""]
-    for index, (name, higher) in enumerate(table.columns.items()):
-        head.append(f"{name} {'↑' if higher else '↓'}")
+    for index in indices:
+        column = table.columns[index]
+        head.append(f"{column.name} {'↑' if column.higher else '↓'}" + (f" {column.key}" if column.key else ""))
         if index in reported:
-            head.append(f"{name}, paper")
-    head += list(table.extra)
+            head.append(f"{column.name}, paper")
     body = []
-    for place, (name, entries) in enumerate(table.rows.items()):
+    for name, entries in table.rows.items():
         line = [name]
-        for index, entry in enumerate(entries):
-            line.append(show(entry))
+        for index in indices:
+            line.append(show(entries[index]))
             if index in reported:
-                line.append("–" if entry.reported is None else short(entry.reported))
-        body.append(line + [texts[place] for texts in table.extra.values()])
+                said = entries[index].reported
+                line.append("–" if said is None else short(said))
+        body.append(line)
     return head, body
 
 

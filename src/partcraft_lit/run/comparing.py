@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from partcraft_lit.callbacks.metrics_log import read_numbers
 from partcraft_lit.metrics.bootstrap import interval, paired_p_value
-from partcraft_lit.run.image_scores import FILE_NAME, Row, read_rows
+from partcraft_lit.run.image_scores import FILE_NAME, Row, read_rows, stored_numbers
 from partcraft_lit.settings import ColumnSettings
 
 #: A difference to the best row counts from here on.
@@ -78,9 +79,10 @@ def read_run(seed: int, folder: Path, evaluation: Path) -> RunScores:
         UserError: if the scores of the pictures are missing or damaged.
     """
     rows = read_rows(evaluation / FILE_NAME)
-    numbers = {key: points[-1][1] for key, points in read_numbers(folder / "metrics.jsonl").items()}
-    for path in (folder / "scores.json", evaluation / "scores.json"):
-        numbers.update({key: math.nan if value is None else value for key, value in _json(path).items()})
+    logged = {key: points[-1][1] for key, points in read_numbers(folder / "metrics.jsonl").items()}
+    # Those with a protocol may be of other pictures than the ones that are compared.
+    numbers = {key: value for key, value in logged.items() if "@" not in key}
+    numbers |= stored_numbers(folder, evaluation)
     costs = _json(folder / "costs.json")
     parameters = costs.get("trainable_parameters")
     return RunScores(seed, folder, rows, numbers, parameters, costs.get("train_seconds"))
@@ -89,13 +91,19 @@ def read_run(seed: int, folder: Path, evaluation: Path) -> RunScores:
 def values_of(runs: Sequence[RunScores], column: ColumnSettings) -> Values:
     """The column's values, pictures in one order for every run; empty if a run does not have them."""
     if column.per == "run":
-        found = [run.numbers.get(column.metric, math.nan) for run in runs]
+        keys = keys_of(column)
+        found = [column.times * statistics.fmean(run.numbers.get(key, math.nan) for key in keys) for run in runs]
         return [[value] for value in found] if all(math.isfinite(value) for value in found) else []
     values: Values = []
     for run in runs:
         of_run = [row for protocol in column.protocols for row in run.rows if row["protocol"] == protocol]
-        values.append([float(row.get(column.metric, math.nan)) for row in of_run])
+        values.append([column.times * float(row.get(column.metric, math.nan)) for row in of_run])
     return values if all(values) else []
+
+
+def keys_of(column: ColumnSettings) -> list[str]:
+    """Keys of ``scores.json`` over which a column with ``per="run"`` is a mean."""
+    return [f"{column.metric}@{p.replace(' ', '_')}" for p in column.protocols] or [column.metric]
 
 
 def compare(

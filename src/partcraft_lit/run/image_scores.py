@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,13 @@ from partcraft_lit.errors import UserError
 from partcraft_lit.files import atomic_write
 
 FILE_NAME = "scores.csv"
+_NETWORKS = "networks.json"
 #: Columns that are no scores.
 FACTS = ("protocol", "index", "seed", "prompt", "image", "asked", "found")
 #: Two computations of a score may differ by this much: codes are whole numbers, cosines are rounded.
 TOLERANCE = 1e-4
+#: The same for numbers of whole sets, which have sizes of their own.
+RELATIVE_TOLERANCE = 1e-3
 
 Row = dict[str, Any]
 
@@ -61,6 +65,57 @@ def differences(stored: Sequence[Row], computed: Sequence[Row]) -> list[str]:
             if not _same(before, value):
                 found.append(f"{_where(ours[key])}: {column} is {before:.4f} in the table, computed again {value:.4f}.")
     return sorted(found)
+
+
+def stored_numbers(run_folder: Path, evaluation: Path) -> dict[str, float]:
+    """The numbers of an evaluation; those for the run's own settings may have been left by its training.
+
+    Args:
+        run_folder: of the run.
+        evaluation: inside it.
+    """
+    numbers = _numbers(run_folder / "scores.json") if evaluation == run_folder / "evaluation" else {}
+    return numbers | _numbers(evaluation / "scores.json")
+
+
+def write_networks(evaluation: Path, names: Sequence[str]) -> None:
+    """Which rows of the group ``metrics`` have scored the pictures."""
+    atomic_write(evaluation / _NETWORKS, json.dumps(list(names)) + "\n")
+
+
+def read_networks(evaluation: Path) -> list[str] | None:
+    """What ``write_networks`` wrote; None if nothing did."""
+    try:
+        found = json.loads((evaluation / _NETWORKS).read_text())
+    except (OSError, ValueError):
+        return None
+    return [str(name) for name in found] if isinstance(found, list) else None
+
+
+def _numbers(path: Path) -> dict[str, float]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(k): math.nan if v is None else float(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+
+def number_differences(stored: Mapping[str, float], computed: Mapping[str, float]) -> list[str]:
+    """Numbers of whole sets of pictures that are not what was computed again, one sentence each."""
+    return [
+        f"{key} is {stored[key]:.6g} there, computed again {value:.6g}."
+        if key in stored
+        else f"{key}, computed again {value:.6g}, is not there."
+        for key, value in computed.items()
+        if not _close(stored.get(key), value)
+    ]
+
+
+def _close(stored: float | None, computed: float) -> bool:
+    """Nothing was measured is a number that is missing, or NaN."""
+    if stored is None or math.isnan(stored) or math.isnan(computed):
+        return math.isnan(computed) and (stored is None or math.isnan(stored))
+    return math.isclose(stored, computed, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-5)
 
 
 def _key(row: Row) -> tuple[str, int]:

@@ -6,22 +6,39 @@ import math
 from collections.abc import Mapping, Sequence
 
 from partcraft_lit.report.figure import Bar, Figure, Line, Panel, Point
+from partcraft_lit.run.columns import Column
 from partcraft_lit.run.comparing import Cell
 from partcraft_lit.settings import ProtocolSettings
 
 Cells = Mapping[str, Mapping[str, Cell]]
 
 
-def panels_of(table: ProtocolSettings, cells: Cells) -> Figure:
-    """Bars, lines along the rows, or lines along the columns, as the protocol says."""
-    kind, wanted = table.figure.kind, table.figure.panels
-    if kind == "bars":
-        panels = [Panel(name, _bars(cells[name])) for name in wanted]
-    elif kind == "lines":
-        panels = [Panel(name, _lines_of_rows(table, cells[name])) for name in wanted]
-    else:
-        panels = [Panel(name, _lines_of_columns(table, cells, name)) for name in wanted]
+def panels_of(table: ProtocolSettings, columns: Sequence[Column], cells: Cells) -> Figure:
+    """Bars, lines along the rows, or lines along the columns, as the protocol says; a panel for each network.
+
+    Args:
+        table: the protocol.
+        columns: of the table.
+        cells: title of a column -> row -> cell.
+    """
+    panels: list[Panel] = []
+    for wanted in table.figure.panels:
+        if table.figure.kind == "columns":
+            of_panel = [column for column in columns if column.chosen.panel == wanted]
+            for key in dict.fromkeys(column.key for column in of_panel):
+                some = [column for column in of_panel if column.key == key]
+                panels.append(Panel(_title(wanted, some[0]), _lines_of_columns(some, cells)))
+            continue
+        for column in columns:
+            if column.name == wanted:
+                of_column = cells[column.title]
+                marks = _bars(of_column) if table.figure.kind == "bars" else _lines_of_rows(table, of_column)
+                panels.append(Panel(_title(wanted, column), marks))
     return Figure(panels, table.figure.x, table.figure.log)
+
+
+def _title(name: str, column: Column) -> str:
+    return f"{name} {column.key}".rstrip() + ("" if column.chosen.higher else ", low is good")
 
 
 def _bars(cells: Mapping[str, Cell]) -> list[Bar | Line]:
@@ -39,14 +56,13 @@ def _lines_of_rows(table: ProtocolSettings, cells: Mapping[str, Cell]) -> list[B
     return _sorted(curves)
 
 
-def _lines_of_columns(table: ProtocolSettings, cells: Cells, panel: str) -> list[Bar | Line]:
+def _lines_of_columns(columns: Sequence[Column], cells: Cells) -> list[Bar | Line]:
     curves: dict[str, list[Point]] = {}
-    for name, column in table.columns.items():
-        if column.panel != panel or column.x is None:
-            continue
-        for row, cell in cells[name].items():
-            if math.isfinite(cell.mean):
-                curves.setdefault(row, []).append(Point(column.x, cell.mean, cell.low, cell.high))
+    for column in columns:
+        x = column.chosen.x
+        for row, cell in cells[column.title].items():
+            if x is not None and math.isfinite(cell.mean):
+                curves.setdefault(row, []).append(Point(x, cell.mean, cell.low, cell.high))
     return _sorted(curves)
 
 

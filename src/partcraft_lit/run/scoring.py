@@ -35,7 +35,16 @@ from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.run.assembly import build_module
 from partcraft_lit.run.concepts import ConceptScorer
 from partcraft_lit.run.drawing import draw_missing
-from partcraft_lit.run.image_scores import FILE_NAME, Row, differences, read_rows, write_rows
+from partcraft_lit.run.image_scores import (
+    FILE_NAME,
+    Row,
+    differences,
+    number_differences,
+    read_rows,
+    stored_numbers,
+    write_networks,
+    write_rows,
+)
 from partcraft_lit.run.stages import Stages
 from partcraft_lit.run.truth import TruthScorer, as_numbers, image_rows
 from partcraft_lit.run.whole_pictures import PictureScorer
@@ -306,7 +315,9 @@ def verify(
     load_features: Callable[[], PatchFeatures],
     load_picture_features: Callable[[], Sequence[ImageFeatures]],
 ) -> int:
-    """``partcraft evaluate verify=true``: computes every score of ``scores.csv`` again from the stored pictures.
+    """``partcraft evaluate verify=true``: computes every number again from the stored pictures.
+
+    That is each line of ``scores.csv``, and of ``scores.json`` the means over them and what was said of whole pictures.
 
     Returns:
         Number of pictures that were read.
@@ -324,28 +335,35 @@ def verify(
         )
     dictionary = PartDictionary.load(run_folder / "parts")
     scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
-    computed: list[Row] = []
+    networks = load_picture_features()
+    facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
+    pictures = picture_scorer(settings.eval, source, networks, facts)
+    again = Scores()
     with stages.stage("verify"):
         for protocol, targets in scorer.protocols().items():
             of_protocol = [row for row in stored if row["protocol"] == protocol][: len(targets)]
             some = targets[: len(of_protocol)]
             paths, prompts = [folder / row["image"] for row in of_protocol], [row["prompt"] for row in of_protocol]
-            computed += scorer.read(some, protocol, paths, prompts).rows
-        concepts = concept_scorer(settings.eval, source, load_picture_features(), dictionary.names)
+            _add(again, protocol, scorer.read(some, protocol, paths, prompts))
+            if pictures is not None:
+                again.pictures[protocol] = pictures.score(some, paths)
+        concepts = concept_scorer(settings.eval, source, networks, dictionary.names)
         if concepts is not None:
-            for protocol in concepts.requests:
-                paths = [folder / row["image"] for row in stored if row["protocol"] == protocol]
-                computed += concepts.read(protocol, paths, folder)
-    found = differences(stored, computed)
+            _read_concepts(concepts, folder, stored, again)
+    found = differences(stored, again.rows)
     if found:
-        raise UserError(_differences_in_words(found, folder))
-    stages.say(f"{len(computed)} pictures read again: every number of {folder / FILE_NAME} is the same.")
-    return len(computed)
+        raise UserError(_differences_in_words(found, folder / FILE_NAME))
+    if found := number_differences(stored_numbers(run_folder, folder), again.flat()):
+        raise UserError(_differences_in_words(found, folder / "scores.json"))
+    stages.say(
+        f"{len(again.rows)} pictures read again: every number of {folder / FILE_NAME} and their means are the same."
+    )
+    return len(again.rows)
 
 
-def _differences_in_words(found: Sequence[str], folder: Path, most: int = 10) -> str:
+def _differences_in_words(found: Sequence[str], path: Path, most: int = 10) -> str:
     more = f"\n  and {len(found) - most} more" if len(found) > most else ""
-    return f"{len(found)} numbers of {folder / FILE_NAME} differ:\n  " + "\n  ".join(found[:most]) + more
+    return f"{len(found)} numbers of {path} differ:\n  " + "\n  ".join(found[:most]) + more
 
 
 def scorer_of_run(
@@ -383,6 +401,7 @@ def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores,
         _score_concepts(scorer.concepts, scorer.folder, module, scores, stages)
     if is_first_process():
         write_rows(scorer.folder / FILE_NAME, scores.rows)
+        write_networks(scorer.folder, scorer.settings.pictures)
 
 
 def _score_concepts(
@@ -392,6 +411,14 @@ def _score_concepts(
         with stages.stage("score concepts") as counter:
             rows, numbers = concepts.score(module, protocol, folder, functools.partial(counter.part, protocol))
         scores.pictures[protocol] = numbers
+        scores.rows += rows
+
+
+def _read_concepts(concepts: ConceptScorer, folder: Path, stored: Sequence[Row], scores: Scores) -> None:
+    for protocol in concepts.requests:
+        paths = [folder / row["image"] for row in stored if row["protocol"] == protocol]
+        rows = concepts.read(protocol, paths, folder)
+        scores.pictures[protocol] = concepts.numbers(protocol, rows)
         scores.rows += rows
 
 

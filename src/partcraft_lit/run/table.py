@@ -16,7 +16,9 @@ from partcraft_lit.files import atomic_write
 from partcraft_lit.images import read_image
 from partcraft_lit.pictures import grid, label, save_png
 from partcraft_lit.report.figure import draw_figure
+from partcraft_lit.report.tables import Column as Head
 from partcraft_lit.report.tables import Entry, Table, csv_text, latex, markdown
+from partcraft_lit.run.columns import Column, columns_of, notes_on
 from partcraft_lit.run.comparing import Cell, RunScores, compare, read_run
 from partcraft_lit.run.image_scores import FACTS
 from partcraft_lit.run.jobs import Task, run_tasks
@@ -102,8 +104,10 @@ def verify_table(settings: TableSettings, folder: Path, entrants: Sequence[Entra
     summary = folder / "summary.csv"
     if not summary.is_file():
         wrong.append(f"{summary} is missing: the table has not been written.")
-    elif any(rows.values()) and summary.read_text() != _summary(rows, _cells(settings, rows)):
-        wrong.append(f"{summary} is not what the scores of the pictures give.")
+    elif any(rows.values()):
+        cells = _cells(settings, columns_of(settings.table.columns, rows.values()), rows)
+        if summary.read_text() != _summary(rows, cells):
+            wrong.append(f"{summary} is not what the scores of the pictures give.")
     if wrong:
         raise UserError(f"The table in {folder} cannot be verified:\n" + "\n".join(wrong))
     stages.say(f"Verified: {pictures} pictures were read again, and every number of {folder} is the same.")
@@ -151,15 +155,18 @@ def _read(
     return rows, missing
 
 
-def _cells(settings: TableSettings, rows: Mapping[str, Sequence[RunScores]]) -> dict[str, dict[str, Cell]]:
-    protocols = settings.table
+def _cells(
+    settings: TableSettings, columns: Sequence[Column], rows: Mapping[str, Sequence[RunScores]]
+) -> dict[str, dict[str, Cell]]:
+    """Title of a column -> row -> cell."""
+    of_rows = settings.table.rows
     reported = {
-        name: {row: protocols.rows[row].reported[name] for row in rows if name in protocols.rows[row].reported}
-        for name in protocols.columns
+        column.name: {row: of_rows[row].reported[column.name] for row in rows if column.name in of_rows[row].reported}
+        for column in columns
     }
     return {
-        name: compare(rows, column, reported[name], settings.level, settings.resamples)
-        for name, column in protocols.columns.items()
+        column.title: compare(rows, column.chosen, reported[column.name], settings.level, settings.resamples)
+        for column in columns
     }
 
 
@@ -170,23 +177,24 @@ def _write(
     rows: Mapping[str, Sequence[RunScores]],
     missing: Mapping[str, str],
 ) -> dict[str, dict[str, Cell]]:
-    cells = _cells(settings, rows)
+    columns = columns_of(settings.table.columns, rows.values())
+    cells = _cells(settings, columns, rows)
     table = Table(
         title=settings.table.name,
         question=settings.table.question,
-        columns={name: column.higher for name, column in settings.table.columns.items()},
-        rows={row: [_entry(cells[column][row]) for column in cells] for row in rows},
+        columns=[_head(column) for column in columns],
+        rows={row: [_entry(cells[column.title][row]) for column in columns] for row in rows},
         extra={
             "parameters": [_parameters(runs) for runs in rows.values()],
             "training": [_seconds(runs) for runs in rows.values()],
         },
-        notes=_notes(settings, entrants, rows, cells, missing),
+        notes=_notes(settings, entrants, rows, columns, cells, missing),
     )
     atomic_write(folder / "results.csv", _results(rows))
     atomic_write(folder / "summary.csv", _summary(rows, cells))
     atomic_write(folder / "table.md", markdown(table))
     atomic_write(folder / "table.tex", latex(table))
-    draw_figure(folder / "figure.png", settings.table.question, panels_of(settings.table, cells))
+    draw_figure(folder / "figure.png", settings.table.question, panels_of(settings.table, columns, cells))
     if settings.table.maps:
         _write_maps(folder / "maps.png", settings.table.maps, rows)
     return cells
@@ -226,6 +234,11 @@ def _summary(rows: Mapping[str, Sequence[RunScores]], cells: Mapping[str, Mappin
     )
 
 
+def _head(column: Column) -> Head:
+    block = column.chosen.block if column.chosen.block is not None else column.chosen.panel or ""
+    return Head(column.name, column.chosen.higher, column.key, block)
+
+
 def _entry(cell: Cell) -> Entry:
     return Entry(cell.mean, cell.low, cell.high, cell.best, cell.ties, cell.reported)
 
@@ -234,17 +247,22 @@ def _notes(
     settings: TableSettings,
     entrants: Sequence[Entrant],
     rows: Mapping[str, Sequence[RunScores]],
+    columns: Sequence[Column],
     cells: Mapping[str, Mapping[str, Cell]],
     missing: Mapping[str, str],
 ) -> list[str]:
-    sizes = sorted({(cell.seeds, cell.images) for column in cells.values() for cell in column.values() if cell.seeds})
+    of_pictures = [cells[column.title] for column in columns if column.chosen.per == "image"]
+    sizes = sorted({(cell.seeds, cell.images) for column in of_pictures for cell in column.values() if cell.seeds})
     counts = ", ".join(f"{seeds} × {images}" for seeds, images in sizes)
     notes = [
         f"Mean [{settings.level:.0%} bootstrap interval over seeds and pictures]; n = seeds × pictures: {counts}.",
         "Bold is the best of a column; ≈ marks what a paired test cannot tell from it (p ≥ 0.05).",
     ]
+    notes += notes_on(columns, rows.values())
     if any(cell.reported is not None for column in cells.values() for cell in column.values()):
-        notes.append("Columns with “paper” are as published, on the data and the backbone of the paper.")
+        notes.append(
+            "Columns with “paper” are as published: the data, the backbone and the networks behind FID are the paper's."
+        )
     budgets = list(dict.fromkeys(entrant.budget for entrant in entrants))
     notes.append(
         f"Every row has the same budget: {budgets[0]}."

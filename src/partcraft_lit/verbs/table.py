@@ -114,6 +114,7 @@ def _overrides(settings: TableSettings, row: str, seed: int) -> Iterator[str]:
 def _scoring_overrides(settings: TableSettings, row: str, seed: int, folder: Path) -> Iterator[str]:
     """The same scores for a run that another table trained."""
     values = run_values(settings, row, seed)
+    yield from (text for text in _overrides(settings, row, seed) if text.lstrip("+").startswith("metrics."))
     yield config.quoted("run", str(folder))
     yield config.quoted("paths.logs", str(settings.paths.logs.expanduser().absolute()))
     yield f"trainer.accelerator={values['trainer']['accelerator']}"
@@ -152,12 +153,17 @@ def _composed(overrides: tuple[str, ...], where: str) -> dict[str, Any]:
 
 
 def _is_scored(folder: Path, chosen: Mapping[str, Any]) -> bool:
-    """Whether the table of scores and all its pictures are there."""
+    """Whether the table of scores and all its pictures are there, and every network that is wanted has seen them."""
     if not (folder / rundir.FINISHED).is_file():
         return False
-    from partcraft_lit.run.image_scores import FILE_NAME, read_rows
+    from partcraft_lit.run.image_scores import FILE_NAME, read_networks, read_rows
 
     place = evaluate.evaluation_folder(folder, chosen)
+    seen = read_networks(place)
+    if seen is None:  # of a run before this was written down
+        seen = wiring.values_of_run(folder)["eval"].get("pictures", [])
+    if not set(chosen["eval"]["pictures"]) <= set(seen):
+        return False
     try:
         return all((place / row["image"]).is_file() for row in read_rows(place / FILE_NAME))
     except UserError:
