@@ -209,6 +209,7 @@ def our_way(name: str, case: Path, precision: str, scope: str) -> Callable[[], t
     """Sets the module's own step up, on what the store would give it."""
     weights = torch.bfloat16 if precision == "bf16" else torch.float32
     backbone, given = make_backbone(name, weights), load_file(case)
+    backbone.offload_vae()  # as hardware=cpu does
     mapper = make_mapper(backbone)
     add_lora(backbone.unet, scope=scope)  # type: ignore[arg-type]
     optim = OptimSettings(

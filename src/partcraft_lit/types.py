@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -345,8 +346,8 @@ class Backbone(Protocol):
         """The UNet's activations are computed again in the backward pass."""
         ...
 
-    def offload_vae(self) -> None:
-        """From now on the VAE is on the CPU while it does nothing."""
+    def offload_vae(self, folder: Path | None = None) -> None:
+        """From now on the VAE is on the CPU while it does nothing; where all is there, in a file in ``folder``."""
         ...
 
 

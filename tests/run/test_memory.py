@@ -29,6 +29,14 @@ def test_a_batch_is_split_into_equal_passes(batch, most, passes):
     assert dataclasses.replace(NONE, max_batch_size=most).passes(batch) == passes
 
 
+def test_without_a_gpu_the_networks_of_the_first_minutes_rest():
+    settings = settings_for("hardware=cpu", "backbone=sd15")
+    assert settings.hardware.offload == ("vae", "features")
+    values = config.plain(config.compose("train", ["hardware=cpu", "backbone=sd15"]))
+    assert values["trainer"]["accelerator"] == "cpu"
+    assert values["backbone"]["dtype"] == "bfloat16"
+
+
 @pytest.mark.parametrize("preset", ["8gb", "12gb", "16gb", "24gb"])
 def test_presets_ask_for_less_the_smaller_they_are_and_keep_the_batch(preset):
     settings = settings_for(f"hardware={preset}", "backbone=sd15")
@@ -171,16 +179,27 @@ def test_a_resting_vae_works_on_the_unet_s_device_and_goes_back(each_fresh_backb
     moves = []
     vae = each_fresh_backbone.vae
     monkeypatch.setattr(vae, "to", lambda device: moves.append(str(device)))
-    each_fresh_backbone.offload_vae()
-    device = torch.device("cpu", 0)
+    device = torch.device("cuda", 0)
     monkeypatch.setattr(type(each_fresh_backbone), "device", property(lambda self: device))
+    each_fresh_backbone.offload_vae()
     assert all(torch.equal(a, b) for a, b in zip(each_fresh_backbone.encode_images(pixels), expected))
     assert torch.equal(each_fresh_backbone.decode_latents(expected[0]), pictures)
-    assert moves == ["cpu", "cpu:0", "cpu", "cpu:0", "cpu"]
+    assert moves == ["cpu", "cuda:0", "cpu", "cuda:0", "cpu"]
     monkeypatch.setattr(vae, "encode", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         each_fresh_backbone.encode_images(pixels)
-    assert moves[-2:] == ["cpu:0", "cpu"], "also after an error"
+    assert moves[-2:] == ["cuda:0", "cpu"], "also after an error"
+
+
+def test_on_a_cpu_a_resting_vae_lies_in_a_file_and_works_as_before(each_fresh_backbone: LatentDiffusion, tmp_path):
+    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    expected = each_fresh_backbone.encode_images(pixels)
+    weight = next(each_fresh_backbone.vae.parameters())
+    before = weight.data_ptr()
+    spare_memory(dataclasses.replace(NONE, offload=("vae",)), each_fresh_backbone, tmp_path)
+    assert weight.data_ptr() != before
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(each_fresh_backbone.encode_images(pixels), expected))
 
 
 def test_patch_features_rest_on_the_cpu_and_come_back():

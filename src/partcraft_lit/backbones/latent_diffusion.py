@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 
 from partcraft_lit.backbones.attend import AttendProcessor
 from partcraft_lit.backbones.attention import cross_attention_sides
+from partcraft_lit.backbones.convolve import shorten_convolutions
 from partcraft_lit.backbones.text import plain_tokens
 from partcraft_lit.backbones.weights import weights_hash
 from partcraft_lit.errors import UserError
+from partcraft_lit.store.mapped import MappedWeights
 from partcraft_lit.types import Conditioning, TokenizedPrompts
 
 #: Attention is read at the coarsest maps that are at least this wide: 16 for SD1.5 at 512 px, as in PartCraft.
@@ -90,6 +93,7 @@ class LatentDiffusion(nn.Module, ABC):
         self.hash = weights_hash([unet, vae, *text_encoders], self._scale, self._shift)
         self.unet = _cast(unet, dtype)
         self.unet.set_attn_processor(AttendProcessor())  # type: ignore[operator]
+        shorten_convolutions(self.unet)
         self.vae = _cast(vae, vae_dtype)
         encoders = nn.ModuleList([_cast(encoder, dtype) for encoder in text_encoders])
         self.text_encoders = cast(Sequence[nn.Module], encoders)
@@ -98,6 +102,7 @@ class LatentDiffusion(nn.Module, ABC):
         # Latents are not bounded, so they are never clipped, whatever a scheduler's default says.
         self.noise_scheduler = DDPMScheduler.from_config(scheduler.config, clip_sample=False)
         self._vae_rests = False
+        self._vae_file: MappedWeights | None = None
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -181,10 +186,18 @@ class LatentDiffusion(nn.Module, ABC):
         """Trades time for memory: the UNet's activations are computed again in the backward pass."""
         self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
 
-    def offload_vae(self) -> None:
-        """From now on the VAE is on the CPU, and on the UNet's device only while it encodes or decodes."""
+    def offload_vae(self, folder: Path | None = None) -> None:
+        """From now on the VAE is on the CPU, and on the UNet's device only while it encodes or decodes.
+
+        Where that is the CPU too, it rests in a file.
+
+        Args:
+            folder: for that file, which nobody sees; see ``MappedWeights``.
+        """
         self._vae_rests = True
         self.vae.to("cpu")
+        if self.device.type == "cpu" and self._vae_file is None:
+            self._vae_file = MappedWeights(self.vae, folder)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """What moves the module, and with it the one that holds it, leaves a resting VAE where it is."""
@@ -208,6 +221,8 @@ class LatentDiffusion(nn.Module, ABC):
         finally:
             if self._vae_rests:
                 self.vae.to("cpu")
+            if self._vae_file is not None:
+                self._vae_file.let_go()
 
 
 def _cast(network: Any, precision: torch.dtype | Precision) -> Any:

@@ -36,7 +36,7 @@ def assemble(
     """``build_module`` where only the names and numbers of codes are known."""
     method = build_method(settings, vocabulary, backbone, class_noun)
     method.prepare(backbone)
-    spare_memory(settings.hardware, backbone)
+    spare_memory(settings.hardware, backbone, settings.paths.store.expanduser())
     return PersonalizationModule(
         backbone,
         method,

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from partcraft_lit.settings import HardwareSettings, TrainSettings
+from partcraft_lit.store.mapped import MappedWeights
 from partcraft_lit.types import Backbone, PatchFeatures
 
 
-def spare_memory(hardware: HardwareSettings, backbone: Backbone) -> None:
-    """Once images are encoded and before anything trains."""
+def spare_memory(hardware: HardwareSettings, backbone: Backbone, folder: Path | None = None) -> None:
+    """Once images are encoded and before anything trains; ``folder`` as for ``resting``."""
     if hardware.gradient_checkpointing:
         backbone.enable_gradient_checkpointing()
     if "vae" in hardware.offload:
-        backbone.offload_vae()
+        backbone.offload_vae(folder)
 
 
 def in_passes(settings: TrainSettings) -> tuple[TrainSettings, int]:
@@ -35,13 +37,25 @@ def in_passes(settings: TrainSettings) -> tuple[TrainSettings, int]:
 
 
 @contextmanager
-def resting(features: PatchFeatures, hardware: HardwareSettings) -> Iterator[None]:
-    """While it is open, the network that describes patches is on the CPU, where it still works, only slower."""
+def resting(features: PatchFeatures, hardware: HardwareSettings, folder: Path | None = None) -> Iterator[None]:
+    """While it is open, the network that describes patches is on the CPU, where it still works, only slower.
+
+    Where it is on the CPU anyway, it is in a file from now on, and read from there when it works.
+
+    Args:
+        features: with or without a network.
+        hardware: whether they rest.
+        folder: for that file, which nobody sees; see ``MappedWeights``.
+    """
     mover: Any = features
     if "features" not in hardware.offload or not isinstance(getattr(features, "network", None), torch.nn.Module):
         yield  # colours have no network
         return
-    home = mover.device
+    home = torch.device(mover.device)
+    if home.type == "cpu":
+        MappedWeights(mover.network, folder)
+        yield
+        return
     try:
         _move(mover, torch.device("cpu"))
         yield

@@ -138,7 +138,7 @@ def train(
             scores.ceilings = measure_ceiling(scorer, source, backbone)
         score_untrained(scorer, module, scores, stages)
     probe = probe_batch(settings, module, discovery, latents, backbone)
-    with resting(features, settings.hardware):
+    with resting(features, settings.hardware, store.root):
         fit(
             settings,
             folder,
