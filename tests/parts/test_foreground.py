@@ -96,19 +96,21 @@ def test_inwardness_by_hand():
     pixels = torch.full((3, 32, 32), 255, dtype=torch.uint8)
     pixels[:, 6:26, 6:26] = 102
     pixels[:, 12:20, 12:20] = 255
-    found = inwardness(pixels, 32, 32)
+    (found,) = inwardness([pixels], [(32, 32)])
     assert float(found[0, 0]) == float(found[4, 16]) == 0
     assert float(found[8, 8]) == pytest.approx(0.5, abs=1e-5)
     assert float(found[16, 16]) == pytest.approx(1.0)
-    assert inwardness(pixels, 16, 16).shape == (16, 16)
+    assert inwardness([pixels], [(16, 16)])[0].shape == (16, 16)
 
 
 def test_a_slow_gradient_is_near_the_border_and_a_plain_picture_is_all_border():
     ramp = torch.linspace(0, 250, 64).to(torch.uint8).expand(3, 64, 64).clone()
     ramp[:, 28:36, 28:36] = torch.tensor([250, 0, 0], dtype=torch.uint8)[:, None, None]
-    found = inwardness(ramp, 64, 64)
+    plain = torch.full((3, 20, 50), 7, dtype=torch.uint8)
+    found, nothing = inwardness([ramp, plain], [(64, 64), (8, 20)])
     assert float(found[20, 20]) < 0.25 < 0.9 < float(found[32, 32])
-    assert float(inwardness(torch.full((3, 20, 50), 7, dtype=torch.uint8), 8, 20).max()) == 0
+    assert nothing.shape == (8, 20)
+    assert float(nothing.max()) == 0
 
 
 def test_many_clusters_are_split_by_inwardness_where_it_is_known():
@@ -118,7 +120,7 @@ def test_many_clusters_are_split_by_inwardness_where_it_is_known():
     labels = torch.zeros(32, 32, dtype=torch.long)
     labels[8:24, 8:16] = 1
     labels[8:24, 16:24] = 2
-    choice = choose_foreground(labels.flatten(), PatchPlaces.of_grid(32, 32, 0, pixels), 3)
+    choice = choose_foreground(labels.flatten(), PatchPlaces.of_grid(32, 32, 0, *inwardness([pixels], [(32, 32)])), 3)
     assert choice.is_foreground.tolist() == [False, True, False]
     assert choice.separation > 0.8
     unknown = choose_foreground(labels.flatten(), PatchPlaces.of_grid(32, 32, 0), 3)

@@ -128,3 +128,15 @@ def test_a_full_disk_says_what_is_wanted(monkeypatch):
     monkeypatch.setattr(spool.os, "posix_fallocate", full, raising=False)
     with pytest.raises(UserError, match=r"need 0\.40 GB more .*No space left.*TMPDIR"):
         RowSpool((10_000, 10, 1000), torch.float32)
+
+
+def test_a_disk_that_takes_only_a_piece_of_what_is_written_loses_nothing(monkeypatch):
+    real = spool.os.pwrite
+    monkeypatch.setattr(spool.os, "pwrite", lambda file, data, offset: real(file, data[:5], offset))
+    maps, x = LabelMaps(3), torch.randn(4, 7)
+    with FeatureSpool(1 << 20) as features:
+        for index, label_map in enumerate(MAPS):
+            maps.put(index, label_map)
+            features.put(index, x + index)
+        assert [found.tolist() for found in maps] == [label_map.tolist() for label_map in MAPS]
+        assert all(torch.equal(features.get(index), x + index) for index in range(3))

@@ -89,3 +89,13 @@ def test_absorbing_leaves_large_pieces_and_uniform_maps():
     assert torch.equal(absorb_specks(labels, 3, 4), labels)
     uniform = torch.ones(2, 2, dtype=torch.long)
     assert torch.equal(absorb_specks(uniform, 3, 9), uniform)
+
+
+def test_images_labelled_together_are_labelled_as_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(5, 6), (3, 9), (5, 6), (5, 6), (3, 9)]  # of two shapes, so that specks are absorbed in two groups
+    grids = [features(torch.randint(0, 3, size, generator=generator).tolist()) for size in sizes]
+    labelling = segmenter(smallest_speck=3, min_cells=4)
+    together = labelling.label_all(grids)
+    assert any(bool((labelling.label(grid) != segmenter().label(grid)).any()) for grid in grids)
+    assert all(torch.equal(found, labelling.label(grid)) for found, grid in zip(together, grids, strict=True))

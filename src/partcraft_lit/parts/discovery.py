@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.images import clamp_aspect
 from partcraft_lit.parts.dictionary import PartDictionary, check_names
-from partcraft_lit.parts.foreground import ForegroundChoice, PatchPlaces, choose_foreground
-from partcraft_lit.parts.kmeans import assign, cosine_kmeans, nearest, spread
-from partcraft_lit.parts.labelling import LabelledImages, Progress, features_of, label_images
+from partcraft_lit.parts.foreground import ForegroundChoice, PatchPlaces, choose_foreground, inwardness
+from partcraft_lit.parts.kmeans import all_finite, assign, cosine_kmeans, nearest, spread
+from partcraft_lit.parts.labelling import LabelledImages, Progress, label_images, with_features
 from partcraft_lit.parts.segmenter import Segmenter
 from partcraft_lit.parts.spool import FeatureSpool
 from partcraft_lit.randomness import derive_seed, torch_generator
@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 FOREGROUND_TRIALS = (2, 4, 8, 16, 32)
 #: Patches that these trials are fitted on at most.
 FOREGROUND_PATCHES = 50_000
-#: Images whose places are gathered in single tensors before they become one.
-_GATHERED = 1024
 #: A larger number has to raise the separation by this factor, since finer clusters fit any rule better.
 FOREGROUND_GAIN = 1.02
 
@@ -359,28 +357,35 @@ class _Run:
         """The same number of patches of every image, drawn by (seed, image) alone."""
         chosen = self._sampled_images()
         quota = max(self.settings.max_patches // len(chosen), 1)
-        gathered: list[tuple[Tensor, PatchPlaces]] = []
-        parts: list[Tensor] = []
+        rows, filled = torch.empty(0), 0
         places: list[PatchPlaces] = []
-        grids = features_of(self.source, self.features, chosen, self.batch_size)
-        for done, (index, grid) in enumerate(grids, start=1):
-            spool.put(index, grid)
-            generator = torch_generator(self.settings.seed, "patches", index)
-            kept = torch.randperm(grid.shape[0] * grid.shape[1], generator=generator)[:quota].sort().values
-            parts.append(grid.flatten(0, 1)[kept].float())
-            pixels = clamp_aspect(self.source.image(index))
-            places.append(PatchPlaces.of_grid(grid.shape[0], grid.shape[1], index, pixels).select(kept))
-            if len(places) == _GATHERED and done < len(chosen):  # a small tensor takes more room than its numbers
-                gathered.append((torch.cat(parts), PatchPlaces.concatenate(places)))
-                parts, places = [], []
-            self.progress("sample patches", done, len(chosen))
-        gathered.append((torch.cat(parts), PatchPlaces.concatenate(places)))
-        sample = _Sample(
-            torch.cat([rows for rows, _ in gathered]), PatchPlaces.concatenate([where for _, where in gathered])
-        )
-        if not bool(torch.isfinite(sample.features).all()):
+        for start in range(0, len(chosen), self.batch_size):
+            batch = chosen[start : start + self.batch_size]
+            found = list(with_features(self.source, self.features, batch, len(batch)))
+            grids = [grid for _, _, grid in found]
+            sizes = [(grid.shape[0], grid.shape[1]) for grid in grids]
+            inward = inwardness([clamp_aspect(pixels) for _, pixels, _ in found], sizes)
+            if filled == 0:  # one block, so that there is never a second of that size; unused rows take no memory
+                rows = torch.empty(quota * len(chosen), grids[0].shape[-1])
+            kept = [self._drawn_cells(index, grid, quota) for index, grid in zip(batch, grids, strict=True)]
+            for index, grid, cells in zip(batch, grids, kept, strict=True):
+                spool.put(index, grid)
+                rows[filled : filled + len(cells)] = grid.flatten(0, 1)[cells]
+                filled += len(cells)
+            here = [
+                PatchPlaces.of_grid(*size, index, depth).select(cells)
+                for index, size, depth, cells in zip(batch, sizes, inward, kept, strict=True)
+            ]
+            places.append(PatchPlaces.concatenate(here))  # a small tensor takes more room than its numbers
+            self.progress("sample patches", start + len(batch), len(chosen))
+        sample = _Sample(rows[:filled], PatchPlaces.concatenate(places))
+        if not all_finite(sample.features):
             raise UserError(f"Features {self.features.id!r} hold NaN or infinite values; use float32 weights.")
         return sample
+
+    def _drawn_cells(self, index: int, grid: Tensor, quota: int) -> Tensor:
+        generator = torch_generator(self.settings.seed, "patches", index)
+        return torch.randperm(grid.shape[0] * grid.shape[1], generator=generator)[:quota].sort().values
 
     def _sampled_images(self) -> list[int]:
         """All images; where there are more than patches wanted, as many, spread evenly."""
@@ -390,9 +395,11 @@ class _Run:
     # --- tiers 1 and 2 ------------------------------------------------------------------------------------------
 
     def _fit_segmenter(self, sample: _Sample) -> tuple[Segmenter, ForegroundChoice]:
+        """The sample's features become directions in place: they may be the largest thing in memory."""
         dim = sample.features.shape[1]
         offset = sample.features.mean(dim=0) if self.settings.center else torch.zeros(dim)
-        directions = F.normalize(_kinds(sample.features - offset, self.features), dim=1)
+        directions = _kinds(sample.features.sub_(offset), self.features)
+        F.normalize(directions, dim=1, out=directions)
         if not bool((directions.norm(dim=1) > 0.5).any()):
             raise UserError("All patches of all images look the same, so there are no parts to find.")
         centroids, choice = self._fit_foreground(directions, sample.places)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -41,8 +43,8 @@ class PatchPlaces:
         return (self.rows.abs() < CENTRE) & (self.cols.abs() < CENTRE)
 
     @classmethod
-    def of_grid(cls, height: int, width: int, image: int, pixels: Tensor | None = None) -> PatchPlaces:
-        """All cells of one grid, row by row; of the picture ``pixels`` (3, H, W), if it is given."""
+    def of_grid(cls, height: int, width: int, image: int, inward: Tensor | None = None) -> PatchPlaces:
+        """All cells of one grid, row by row, with what :func:`inwardness` says of them, if it is given."""
         rows = (torch.arange(height) + 0.5) / height * 2 - 1
         cols = (torch.arange(width) + 0.5) / width * 2 - 1
         row_edge = (torch.arange(height) == 0) | (torch.arange(height) == height - 1)
@@ -52,7 +54,7 @@ class PatchPlaces:
             rows=rows[:, None].expand(height, width).reshape(-1),
             cols=cols[None, :].expand(height, width).reshape(-1),
             border=(row_edge[:, None] | col_edge[None, :]).reshape(-1),
-            inwardness=None if pixels is None else inwardness(pixels, height, width).reshape(-1),
+            inwardness=None if inward is None else inward.reshape(-1),
         )
 
     def select(self, index: Tensor) -> PatchPlaces:
@@ -71,36 +73,52 @@ class PatchPlaces:
         )
 
 
-def inwardness(pixels: Tensor, height: int, width: int, side: int = 32) -> Tensor:
+def inwardness(pictures: Sequence[Tensor], grids: Sequence[tuple[int, int]], side: int = 32) -> list[Tensor]:
     """How far each cell is from the border of the picture, in colour: the least sum of colour steps on any way there.
 
     A background that reaches the border and changes gradually is near it everywhere, also between an animal's legs; an
     object is a step away, wherever it stands.
 
     Args:
-        pixels: (3, H, W) uint8.
-        height, width: of the grid of cells.
+        pictures: (3, H, W) uint8 each.
+        grids: height and width of the grid of cells of each.
         side: the shorter side of the small picture in which ways are measured.
 
     Returns:
-        (height, width) float32; 1 is the farthest place of the picture, 0 its border.
+        (height, width) float32 each; 1 is the farthest place of the picture, 0 its border.
 
     Source: the geodesic saliency of Wei et al., ECCV 2012, on pixels instead of superpixels.
     """
-    small = resize(pixels.float() / 255, short_side_size(pixels.shape[1], pixels.shape[2], side))
-    right = (small[:, :, 1:] - small[:, :, :-1]).square().sum(dim=0).sqrt()
-    down = (small[:, 1:] - small[:, :-1]).square().sum(dim=0).sqrt()
-    cost = torch.zeros(small.shape[1:])
-    cost[1:-1, 1:-1] = torch.inf
+    small = [
+        resize(pixels.float() / 255, short_side_size(pixels.shape[1], pixels.shape[2], side)) for pixels in pictures
+    ]
+    alike: dict[torch.Size, list[int]] = defaultdict(list)
+    for number, picture in enumerate(small):
+        alike[picture.shape].append(number)
+    found: dict[int, Tensor] = {}
+    for numbers in alike.values():
+        costs = _least_cost(torch.stack([small[number] for number in numbers]))
+        for number, cost in zip(numbers, costs, strict=True):
+            whole = (cost / cost.max().clamp_min(1e-6)).expand(3, -1, -1)
+            found[number] = resize(whole, grids[number])[0]
+    return [found[number] for number in range(len(small))]
+
+
+def _least_cost(small: Tensor) -> Tensor:
+    """(B, 3, h, w) pictures -> (B, h, w): colour steps to the border. Pictures are taken together because a step of the
+    search costs the same for many as for one."""
+    right = (small[..., 1:] - small[..., :-1]).square().sum(dim=1).sqrt()
+    down = (small[..., 1:, :] - small[..., :-1, :]).square().sum(dim=1).sqrt()
+    cost = torch.zeros(len(small), *small.shape[2:])
+    cost[:, 1:-1, 1:-1] = torch.inf
     while True:
         before = cost.clone()
-        cost[1:] = torch.minimum(cost[1:], cost[:-1] + down)
-        cost[:-1] = torch.minimum(cost[:-1], cost[1:] + down)
-        cost[:, 1:] = torch.minimum(cost[:, 1:], cost[:, :-1] + right)
-        cost[:, :-1] = torch.minimum(cost[:, :-1], cost[:, 1:] + right)
+        cost[:, 1:] = torch.minimum(cost[:, 1:], cost[:, :-1] + down)
+        cost[:, :-1] = torch.minimum(cost[:, :-1], cost[:, 1:] + down)
+        cost[..., 1:] = torch.minimum(cost[..., 1:], cost[..., :-1] + right)
+        cost[..., :-1] = torch.minimum(cost[..., :-1], cost[..., 1:] + right)
         if torch.equal(cost, before):
-            break
-    return resize((cost / cost.max().clamp_min(1e-6)).expand(3, -1, -1), (height, width))[0]
+            return cost
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from partcraft_lit.randomness import numpy_generator, torch_generator
 SAME = 1e-6
 #: What a nat of mutual information between cluster and group costs, in mean cosine.
 GROUP_COST = 0.1
+#: Vectors that are looked at together.
+_ROWS = 65_536
 
 
 def cosine_kmeans(
@@ -54,11 +56,13 @@ def cosine_kmeans(
     the input as long as it is, and start from random points.
     """
     _check(x, k)
-    unit = F.normalize(x.detach().float().cpu(), dim=1)
-    kept = _subsample((unit.norm(dim=1) > 0.5).nonzero()[:, 0], max_points, seed)
-    points = unit if len(kept) == len(unit) else unit[kept]  # no second copy of all
-    if len(points) == 0:
+    x = x.detach().float().cpu()
+    directed = torch.cat([F.normalize(chunk, dim=1).norm(dim=1) > 0.5 for chunk in x.split(_ROWS)])
+    kept = _subsample(directed.nonzero()[:, 0], max_points, seed)
+    if len(kept) == 0:
         raise ValueError("x holds only zero vectors, which have no direction to cluster by.")
+    points = x[kept]  # the only copy that is made: x may be the largest thing in memory
+    F.normalize(points, dim=1, out=points)
     best: Tensor | None = None
     best_value = -math.inf
     for start in _starts(points, k, nredo, seed, None if groups is None else groups[kept]):
@@ -69,7 +73,7 @@ def cosine_kmeans(
         if value > best_value:
             best, best_value = centroids, value
     assert best is not None
-    return _drop_dead(unit, best)
+    return assign(x.split(_ROWS), best)
 
 
 def nearest(x: Tensor, centroids: Tensor) -> Tensor:
@@ -106,8 +110,13 @@ def _check(x: Tensor, k: int) -> None:
         raise ValueError(f"x must be (N, D) with N > 0, got {tuple(x.shape)}.")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
-    if not bool(torch.isfinite(x).all()):
+    if not all_finite(x):
         raise ValueError("x holds NaN or infinite values; the features of some image are broken.")
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether (N, D) holds numbers only; in pieces, since torch needs as much memory again to say so."""
+    return all(bool(torch.isfinite(chunk).all()) for chunk in x.split(_ROWS))
 
 
 def _subsample(points: Tensor, most: int, seed: int) -> Tensor:
@@ -180,11 +189,7 @@ def _lloyd(points: Tensor, start: Tensor, niter: int) -> Tensor:
 
 
 def _similarity(points: Tensor, centroids: Tensor) -> Tensor:
-    return torch.cat([(chunk @ centroids.T).amax(dim=1) for chunk in points.split(65_536)])
-
-
-def _drop_dead(unit: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    return _without_dead(centroids, torch.cat([nearest(chunk, centroids) for chunk in unit.split(65_536)]))
+    return torch.cat([(chunk @ centroids.T).amax(dim=1) for chunk in points.split(_ROWS)])
 
 
 def _without_dead(centroids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -92,10 +92,10 @@ def label_images(
     def compute(indices: list[int]) -> Iterable[dict[str, Tensor]]:
         spooled = {index: grid for index in indices if (grid := spool.get(index)) is not None}
         others = [index for index in indices if index not in spooled]
-        grids = spooled | dict(features_of(source, features, others, batch_size))
-        for index in indices:
-            label_map = segmenter.label(grids[index])
-            yield {"label_map": label_map, "part_features": segmenter.describe(grids[index], label_map)}
+        computed = {index: grid for index, _, grid in with_features(source, features, others, batch_size)}
+        grids = [spooled[index] if index in spooled else computed[index] for index in indices]
+        for grid, label_map in zip(grids, segmenter.label_all(grids), strict=True):
+            yield {"label_map": label_map, "part_features": segmenter.describe(grid, label_map)}
 
     number = len(source)
     found = LabelledImages(number, segmenter.num_parts + 1, segmenter.part_centroids.shape[1], dtype)
@@ -113,13 +113,14 @@ def label_images(
     return found
 
 
-def features_of(
+def with_features(
     source: ImageSource, features: PatchFeatures, indices: Sequence[int], batch_size: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Index and (grid height, grid width, D) features of each image; holds one batch."""
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Index, pixels and (grid height, grid width, D) features of each image; holds one batch."""
     for start in range(0, len(indices), batch_size):
         batch = indices[start : start + batch_size]
-        yield from zip(batch, features([source.image(index) for index in batch]), strict=True)
+        images = [source.image(index) for index in batch]
+        yield from zip(batch, images, features(images), strict=True)
 
 
 def describe_parts(

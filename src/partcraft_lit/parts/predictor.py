@@ -45,11 +45,12 @@ class KMeansPartPredictor:
         parts, dim = self.num_parts + 1, self.dictionary.dim
         if len(images) == 0:
             return PartPrediction(torch.empty(0, parts, dtype=torch.long), [], torch.empty(0, parts, dim))
-        label_maps, means = [], []
-        for features in self.features(images):
-            label_map = self.dictionary.segmenter.label(features)
-            label_maps.append(label_map)
-            means.append(self.dictionary.segmenter.describe(features, label_map))
+        grids = self.features(images)
+        label_maps = self.dictionary.segmenter.label_all(grids)
+        means = [
+            self.dictionary.segmenter.describe(grid, label_map)
+            for grid, label_map in zip(grids, label_maps, strict=True)
+        ]
         part_features = torch.stack(means)
         present = torch.stack([present_parts(label_map, parts) for label_map in label_maps])
         return PartPrediction(self.dictionary.read_codes(part_features, present), label_maps, part_features)

@@ -24,7 +24,7 @@ class FeatureSpool:
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        self._left = budget_bytes
+        self._left, self._end = budget_bytes, 0
         self._file = tempfile.TemporaryFile(prefix="partcraft-features-")  # noqa: SIM115 closed by __exit__
         self._places: dict[int, tuple[int, torch.Size, torch.dtype]] = {}
 
@@ -42,21 +42,18 @@ class FeatureSpool:
         if len(data) > self._left:
             return
         try:
-            offset = self._file.seek(0, 2)
-            self._file.write(data)
-            self._file.flush()
+            write_at(self._file.fileno(), data, self._end)
         except OSError:  # the disk is full: computing twice is slower, but right
             self._left = 0
             return
-        self._left -= len(data)
-        self._places[index] = (offset, features.shape, features.dtype)
+        self._places[index] = (self._end, features.shape, features.dtype)
+        self._left, self._end = self._left - len(data), self._end + len(data)
 
     def get(self, index: int) -> Tensor | None:
         if index not in self._places:
             return None
         offset, shape, dtype = self._places[index]
-        self._file.seek(offset)
-        data = bytearray(self._file.read(dtype.itemsize * shape.numel()))
+        data = bytearray(os.pread(self._file.fileno(), dtype.itemsize * shape.numel(), offset))
         return torch.frombuffer(data, dtype=dtype).view(shape)
 
 
@@ -93,7 +90,7 @@ class LabelMaps(Sequence[Tensor]):
         assert self._file is not None
         data = _bytes_of(label_map.to(torch.uint8))
         with _room_wanted(len(data)):
-            os.pwrite(self._file.fileno(), data, self._end)
+            write_at(self._file.fileno(), data, self._end)
         self._starts[index], self._end = self._end, self._end + len(data)
         self._sizes[index] = torch.tensor(label_map.shape)
 
@@ -153,7 +150,7 @@ class RowSpool:
     def put(self, index: int, row: Tensor) -> None:
         """Written to the file, past the mapping, so that it is not counted as this process's memory."""
         with _room_wanted(self._row_bytes):
-            os.pwrite(self._file.fileno(), _bytes_of(row.to(self.rows.dtype)), index * self._row_bytes)
+            write_at(self._file.fileno(), _bytes_of(row.to(self.rows.dtype)), index * self._row_bytes)
 
     def release(self) -> None:
         """Gives the memory behind ``rows`` back; the numbers stay in the file."""
@@ -173,5 +170,17 @@ def _room_wanted(size: int) -> Iterator[None]:
         ) from error
 
 
-def _bytes_of(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+def write_at(file: int, data: memoryview, offset: int) -> None:
+    """Writes all of it: on a disk that is nearly full the system writes a piece first, and says so only then.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The tensor's own memory, or that of a copy if it does not lie in one piece."""
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
