@@ -5,7 +5,6 @@ import importlib
 import inspect
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -155,6 +154,37 @@ def test_mistakes_end_before_anything_is_made(start, fake_run):
     assert not fake_run.calls and not Path("logs").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("dataset=cub", "dataset.dri=x"), "Did you mean 'dataset.dir'"),
+        (("backbone.source=x",), "It is a key of backbone=sd15 and backbone=sd21 and backbone=sdxl."),
+        (("callbacks.sampels.every_n_steps=3",), "Did you mean 'callbacks.samples.every_n_steps'"),
+        (("dataset=folder",), "dataset.dir has to be given: dataset.dir=PATH"),
+        (("parts.names=head",), "parts.names='head': wanted a list, such as [head]"),
+        (("logger=tensorboard",), "no such option. Options: csv, none, wandb."),
+        (("--multirn",), "'--multirn' is no option. Did you mean '--multirun'"),
+        (("trainer.max_steps=-5",), "trainer: `max_steps` must be a non-negative integer"),
+        (("trainer.accelerator=cup",), "trainer.accelerator=cup: wanted one of auto, cpu"),
+        (("sample.steps=2000",), "sample.steps=2000: wanted a number from 1 to 1000"),
+        (("paths.logs={file}/below",), "is a file, and the folder"),
+    ],
+)
+def test_typical_mistakes_are_told_before_any_work(start, fake_run, tmp_path, arguments, message):
+    file = tmp_path / "file"
+    file.touch()
+    result = start("train", *(text.format(file=file) for text in arguments), settings=[])
+    assert result.code == 2 and message in result.err and "Traceback" not in result.err, result.err
+    assert len(result.err.splitlines()) == 1 and not fake_run.calls
+
+
+def test_a_folder_that_cannot_be_written_into(start, fake_run, monkeypatch, tmp_path):
+    # Who runs as root may write anywhere.
+    monkeypatch.setattr("partcraft_lit.files.os.access", lambda path, mode: False)
+    result = start("train")
+    assert result.code == 2 and "cannot be written into" in result.err and not fake_run.calls
+
+
 def test_errors_of_a_run(start, fake_run):
     def fail(error):
         def does(folder):
@@ -170,6 +200,9 @@ def test_errors_of_a_run(start, fake_run):
     fake_run.does = fail(OSError(errno.ENOSPC, "No space left on device", "/x/y"))
     result = start("train")
     assert result.code == 2 and "The disk is full for /x/y" in result.err
+    fake_run.does = fail(PermissionError(errno.EACCES, "Permission denied", "/x/y"))
+    result = start("train")
+    assert result.code == 2 and "/x/y: Permission denied. Give another path" in result.err
     fake_run.does = fail(ZeroDivisionError("oops"))
     result = start("train")
     assert result.code == 1 and "Traceback" in result.err and "this is a bug" in result.err
@@ -227,20 +260,16 @@ def test_discover(start, fake_run):
     assert fake_run.calls[-1].settings.parts.M == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "limit_s"), [(["train", "--help"], 4.0), (["train", "loss.lamda_attn=1"], 6.0), (["nope"], 3.0)]
-)
-def test_help_and_mistakes_load_nothing_heavy(arguments, limit_s, tmp_path):
-    """Limits are twice what is promised, for a busy machine; that torch is not loaded is what keeps the promise."""
+@pytest.mark.parametrize("arguments", [("train", "--help"), ("train", "loss.lamda_attn=1"), ("nope",)])
+def test_help_and_mistakes_load_nothing_heavy(arguments, tmp_path):
+    """That torch is not loaded is what makes them answer within a second or two."""
     script = (
         "import sys; from partcraft_lit import cli\n"
         "try:\n    cli.main(sys.argv[1:])\n"
         "finally:\n    assert 'torch' not in sys.modules, 'torch was imported'"
     )
-    begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert "torch was imported" not in done.stderr and done.returncode in (0, 2), done.stderr
-    assert time.monotonic() - begun < limit_s
 
 
 def test_train_py_is_the_verb_train(tmp_path):

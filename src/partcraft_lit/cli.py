@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 a mistake that the user can mend, with a message; 130 inte
 
 from __future__ import annotations
 
+import argparse
 import errno
 import functools
 import importlib
@@ -18,7 +19,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from partcraft_lit import __version__
-from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.errors import UserError, did_you_mean, nearest_names
 
 #: Verb -> what it does. Each has a module in ``verbs`` and a primary configuration of its name in ``conf``.
 VERBS = {
@@ -33,6 +34,8 @@ VERBS = {
     "store": "stats, verify or prune: what is computed once and kept for all runs",
     "pretrain": "the embedded model, features or oracle, from nothing",
 }
+#: What a disk says of a path that the user has to change.
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
 USAGE = """\
 partcraft {version} - part-level personalisation of text-to-image models
 
@@ -96,7 +99,7 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     say = functools.partial(print, flush=True)
     # Its parser takes options before overrides or after them, not between.
     given = sorted(given, key=lambda text: text not in ("-m", "--multirun"))
-    args = get_args_parser().parse_args(given)
+    args = _parsed(get_args_parser(), given, verb)
     chosen = {text: environment.hardware_choice(config.renamed(text, verb), say) for text in args.overrides}
     written = {text: config.as_written(choice, args.multirun) for text, choice in chosen.items()}
     overrides = list(written.values())
@@ -121,9 +124,22 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     return max(codes, default=0) if 1 not in codes else 1
 
 
+def _parsed(parser: argparse.ArgumentParser, given: list[str], verb: str) -> argparse.Namespace:
+    """Raises a UserError for an option that does not exist; the parser itself would print all of its options."""
+    known = [text for action in parser._actions for text in action.option_strings]
+    for text in given:
+        name = text.partition("=")[0]
+        if name.startswith("-") and "." not in name and name not in known:
+            raise UserError(
+                f"'{text}' is no option. {nearest_names(name, known)}Settings are written key=value, without dashes; "
+                f"partcraft {verb} --help names them all."
+            )
+    return parser.parse_args(given)
+
+
 def _prepare(verb: str, module: ModuleType, overrides: list[str], multirun: bool) -> list[str]:
     """Checks the configuration of every job before the first starts; says in which folder a single job works."""
-    from partcraft_lit import config, environment
+    from partcraft_lit import config, environment, files
 
     if multirun:
         for point in config.sweep_points(overrides):
@@ -143,6 +159,7 @@ def _prepare(verb: str, module: ModuleType, overrides: list[str], multirun: bool
             "choose a folder of its own. Name one that they share: hydra.run.dir=FOLDER."
         )
     folder, message = module.choose_folder(values)
+    files.make_folder(folder)
     if message:
         print(message, flush=True)
     return [config.quoted("hydra.run.dir", str(folder))]
@@ -224,13 +241,17 @@ def _report(error: Exception, full: bool) -> int:
 
 
 def _known_cause(error: BaseException | None) -> Exception | None:
-    """A user's mistake that another library wrapped, or a full disk, somewhere in the chain of causes."""
+    """A user's mistake that another library wrapped, or what the disk refused, somewhere in the chain of causes."""
     while error is not None:
         if isinstance(error, UserError):
             return error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" for {error.filename}" if error.filename else ""
             return UserError(f"The disk is full{where}. Make room and start the same command again; it continues.")
+        if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+            return UserError(
+                f"{error.filename}: {error.strerror}. Give another path, or see whose it is and what its rights are."
+            )
         error = error.__cause__ or error.__context__
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.errors import UserError, did_you_mean, nearest_names
 from partcraft_lit.rundir import settings_hash
 from partcraft_lit.strict import bind, join
 
@@ -109,7 +110,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
         try:
             return hydra_compose(verb, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error, verb) from error
+            raise explain(error, verb, overrides) from error
 
 
 def plain(cfg: Any) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def plain(cfg: Any) -> dict[str, Any]:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = str(error.full_key)
-        raise UserError(f"{key} has to be given: {key}=VALUE.") from error
+        raise UserError(f"{key} has to be given: {key}={'PATH' if key in PATH_KEYS else 'VALUE'}.") from error
     except OmegaConfBaseException as error:
         raise UserError(f"The configuration cannot be resolved at '{error.full_key}': {first_line(error)}") from error
     assert isinstance(values, dict)
@@ -167,13 +168,13 @@ def choose(table: Mapping[str, Any], choice: str, key: str) -> Mapping[str, Any]
         UserError: if there is no such row.
     """
     if choice not in table:
-        raise UserError(f"{key}={choice}: {did_you_mean(choice, table)} Known: {', '.join(sorted(table))}.")
+        raise UserError(f"{key}={choice}: {nearest_names(choice, table)}Known: {', '.join(sorted(table))}.")
     node: Mapping[str, Any] = table[choice]
     return node
 
 
-def explain(error: Exception, verb: str) -> UserError:
-    """What an error of composing means to the person who typed the command."""
+def explain(error: Exception, verb: str, overrides: Sequence[str] = ()) -> UserError:
+    """What an error of composing with these overrides means to the person who typed the command."""
     text = str(error) or str(error.__cause__ or "")
     if isinstance(error, OverrideParseException):
         return _explain_unreadable(error)
@@ -181,10 +182,10 @@ def explain(error: Exception, verb: str) -> UserError:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = list(error.options or [])
         return UserError(
-            f"{group}={option}: no such option. {did_you_mean(option, options)} Options: {', '.join(options)}."
+            f"{group}={option}: no such option. {nearest_names(option, options)}Options: {', '.join(options)}."
         )
     if found := re.search(r"(?:Could not override|config group|Could not delete from config\.) '([^']+)'", text):
-        return UserError(f"Unknown key '{found[1]}'. {_nearest_key(found[1], verb)}")
+        return UserError(f"Unknown key '{found[1]}'. {_nearest_key(found[1], verb, overrides)}")
     if found := re.search(r"You must specify '([^']+)'", text):
         group = found[1]
         options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
@@ -196,7 +197,7 @@ def explain(error: Exception, verb: str) -> UserError:
             "for text with a comma put it in quotes inside the quotes."
         )
     if found := re.search(r"Key '([^']+)' (?:is not in struct|not in)", text + str(error.__cause__ or "")):
-        return UserError(f"Unknown key '{found[1]}'. {_nearest_key(found[1], verb)}")
+        return UserError(f"Unknown key '{found[1]}'. {_nearest_key(found[1], verb, overrides)}")
     return UserError(f"The configuration cannot be composed: {first_line(error.__cause__ or error)}")
 
 
@@ -222,19 +223,34 @@ def _explain_unreadable(error: OverrideParseException) -> UserError:
     )
 
 
-def _nearest_key(given: str, verb: str) -> str:
-    """A sentence: a key with the same last name in another group, else the nearest spelling, and how to find all."""
-    known = list(keys_of(OmegaConf.to_container(compose(verb), resolve=False)))
-    last = given.rpartition(".")[2].lower()
-    elsewhere = [key for key in known if key.rpartition(".")[2].lower() == last]
+def _nearest_key(given: str, verb: str, overrides: Sequence[str]) -> str:
+    """Sentences: which option of the group has the key, else where one of its name is, else the nearest spelling."""
+    group, _, rest = given.partition(".")
+    if having := _options_with(group, rest):
+        options = " and ".join(f"{group}={option}" for option in having)
+        return f"It is a key of {options}. All keys: partcraft {verb} --help."
+    known = list(keys_of(OmegaConf.to_container(compose(verb, _choices(overrides)), resolve=False)))
+    elsewhere = [key for key in known if key.rpartition(".")[2].lower() == given.rpartition(".")[2].lower()]
     if elsewhere:
-        return f"Did you mean {' or '.join(repr(key) for key in elsewhere[:3])}?"
-    near = did_you_mean(given, known)
-    if not near.startswith("Did"):  # the list of known keys would be long: those of the group, if there is one
-        group = given.partition(".")[0]
-        inner = [key for key in known if key.startswith(f"{group}.")]
-        near = did_you_mean(given, inner or [key for key in known if "." not in key])
+        nearest = sorted(elsewhere, key=lambda key: -SequenceMatcher(None, given, key).ratio())
+        return f"Did you mean {' or '.join(repr(key) for key in nearest[:3])}?"
+    inner = [key for key in known if key.startswith(f"{group}.")]
+    # In the group itself first. The list of all known keys would be long.
+    near = nearest_names(given, inner).rstrip() or nearest_names(given, known).rstrip()
+    near = near or did_you_mean(given, inner or [key for key in known if "." not in key])
     return f"{near} All keys: partcraft {verb} --help."
+
+
+def _choices(overrides: Sequence[str]) -> list[str]:
+    """Those overrides that choose an option that exists, so that its keys are known."""
+    pairs = [override.partition("=")[::2] for override in overrides]
+    return [f"{group}={option}" for group, option in pairs if (conf_dir() / group / f"{option}.yaml").is_file()]
+
+
+def _options_with(group: str, key: str) -> list[str]:
+    """Options of a group whose own YAML has a key."""
+    files = sorted((conf_dir() / group).glob("*.yaml")) if key else []
+    return [file.stem for file in files if key in keys_of(OmegaConf.to_container(OmegaConf.load(file)))]
 
 
 def _target(node: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -71,6 +71,25 @@ def mendable(path: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder to write into, and those above it; one that is there is kept.
+
+    Raises:
+        UserError: if it cannot be made, or nothing can be written into it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        file = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
+        if file is not None:
+            raise UserError(f"{file} is a file, and the folder {path} is wanted. Choose another path.") from error
+        raise _as_user_error(error, path) or UserError(
+            f"The folder {path} cannot be made: {error.strerror}. Choose a folder that you may write to."
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"The folder {path} cannot be written into. Choose another, or change its rights.")
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

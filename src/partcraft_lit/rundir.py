@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from partcraft_lit.errors import UserError
-from partcraft_lit.files import atomic_write
+from partcraft_lit.files import atomic_write, make_folder
 
 try:
     import fcntl
@@ -128,7 +128,7 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UserError: if another process has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # "a" creates without truncating. The file stays: removing it would let two processes lock two files of one name.
     with (folder / LOCK).open("a") as file:
         if fcntl is not None:

@@ -278,7 +278,7 @@ class PriorSettings:
 class SampleSettings:
     """How images are drawn."""
 
-    steps: Positive
+    steps: Annotated[int, Range(1, 1000)]  # no model has a longer noise schedule
     guidance_scale: NonNegative
     scheduler: Literal["dpm++", "ddim", "euler", "ddpm"]
     negative_prompt: str

@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.errors import UserError, did_you_mean, nearest_names
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
-        hint_text = f" {did_you_mean(value, [str(a) for a in arguments])}" if isinstance(value, str) else ""
+        hint_text = f" {nearest_names(value, [str(a) for a in arguments])}".rstrip() if isinstance(value, str) else ""
         raise UserError(f"{where}={value!r}: wanted one of {_names(arguments)}.{hint_text}")
     if isinstance(hint, type) and is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)
@@ -151,7 +151,7 @@ def _coerce_union(value: Any, choices: Sequence[Any], where: str) -> Any:
 
 def _coerce_sequence(value: Any, origin: Any, arguments: tuple[Any, ...], where: str) -> Any:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise _wrong(value, "a list, such as [1,2]", where)
+        raise _wrong(value, f"a list, such as [{value}]" if isinstance(value, str) else "a list, such as [1,2]", where)
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
             raise _wrong(value, f"a list of {len(arguments)} values", where)

@@ -28,7 +28,7 @@ BIRD = PartVocabulary(["background", "head", "left wing", "tail", "crest"], [4, 
         ("a<head:1>b", ["a", PartToken(1, 1), "b"]),
         ("<head:1>*1.3 bird", [PartToken(1, 1, 1.3), " bird"]),
         ("<head:1>*.5<head:2>*2.", [PartToken(1, 1, 0.5), PartToken(1, 2, 2.0), "."]),
-        ("<head:1>*1, <head:1>*x", [PartToken(1, 1), ", ", PartToken(1, 1), "*x"]),
+        ("<head:1>*1, <head:1> *x", [PartToken(1, 1), ", ", PartToken(1, 1), " *x"]),
     ],
 )
 def test_a_prompt_splits_into_text_and_tokens(prompt, pieces):
@@ -54,6 +54,7 @@ def test_rendering_is_the_inverse_of_parsing(named):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
+        ("a <head:17>*x bird", r"'<head:17>\*x bird' in the prompt: behind '\*' stands the part's weight"),
         ("a <haed:17> bird", r"'<haed:17>' in the prompt: There is no part called 'haed'. Did you mean 'head'\?"),
         ("<HAED:17>", r"Did you mean 'head'\?"),
         ("<lora:thing:0.8>", r"no part called 'lora'.*Parts are 0 background, 1 head, 2 left wing, 3 tail, 4 crest"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -153,7 +154,10 @@ def check_tokenizers(location: str, components: Components) -> Components:
 def explained(location: str, revision: str | None = None, variant: str | None = None) -> Iterator[None]:
     """Turns what the hub's libraries raise into what a person can do about it."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # An argument of diffusers' own to the hub's client, on every fetch.
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
+            yield
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
+import logging
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 from partcraft_lit.errors import UserError
 from partcraft_lit.files import atomic_write
 
+_log = logging.getLogger(__name__)
 #: (bytes so far, bytes in all)
 Progress = Callable[[int, int], None]
 _BLOCK = 1 << 20
@@ -61,7 +64,9 @@ def download(
     for url in urls:
         for attempt in range(tries):
             if attempt:
-                time.sleep(pause_s * 2 ** (attempt - 1))
+                pause = pause_s * 2 ** (attempt - 1)
+                _log.warning("%s; trying again in %.0f s", problems[-1], pause)
+                time.sleep(pause)
             try:
                 _fetch_rest(url, part, size, timeout_s, progress)
                 check_content(part, size, sha256)
@@ -78,6 +83,8 @@ def download(
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 problems.append(f"{url}: {error or type(error).__name__}")
+                if _is_unknown_name(error):
+                    break
             else:
                 part.replace(path)
                 _tag_of(part).unlink(missing_ok=True)
@@ -153,6 +160,12 @@ def _first_byte(answer: http.client.HTTPResponse) -> int:
     """Where a partial answer begins, -1 if it does not say so."""
     said = (answer.headers.get("Content-Range") or "").removeprefix("bytes ").partition("-")[0]
     return int(said) if said.isdigit() else -1
+
+
+def _is_unknown_name(error: Exception) -> bool:
+    """No such machine, or no network at all: it would be the same a little later."""
+    reason = getattr(error, "reason", error)
+    return isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME
 
 
 def _tag_of(part: Path) -> Path:

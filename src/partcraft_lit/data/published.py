@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from partcraft_lit.data.image_files import existing_folder
-from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.errors import UserError, did_you_mean, nearest_names
 
 Split = Literal["train", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "test", "all")
@@ -70,7 +70,7 @@ def check_listed(root: Path, paths: Sequence[str], listed_in: str) -> None:
 def check_split(split: str) -> None:
     """Raises a UserError for a split that does not exist."""
     if split not in SPLITS:
-        raise UserError(f"dataset.split={split!r}: {did_you_mean(split, SPLITS)} Known: {', '.join(SPLITS)}.")
+        raise UserError(f"dataset.split={split!r}: {nearest_names(split, SPLITS)}Known: {', '.join(SPLITS)}.")
 
 
 def choose_classes(wanted: Sequence[str], names: Sequence[str]) -> list[int]:

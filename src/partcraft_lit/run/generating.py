@@ -37,7 +37,7 @@ def generate(
     """
     stages = Stages()
     prompts = read_prompts(settings)
-    _check_prompts([*prompts, settings.sample.negative_prompt], run_folder)
+    _check_prompts(prompts, settings.sample.negative_prompt, run_folder)
     with stages.stage("load"):
         module, _ = load_trained(trained, run_folder, load_backbone(), class_noun="")
     module.method.tokenize(prompts)  # a prompt that is too long is told before anything is drawn
@@ -78,13 +78,11 @@ def read_prompts(settings: GenerateSettings) -> list[str]:
     return prompts
 
 
-def _check_prompts(prompts: Sequence[str], run_folder: Path) -> None:
+def _check_prompts(prompts: Sequence[str], negative_prompt: str, run_folder: Path) -> None:
     vocabulary = vocabulary_of(PartDictionary.load(run_folder / "parts"))
-    for prompt in prompts:
-        try:
-            parse(prompt, vocabulary)
-        except UserError as error:
-            raise UserError(f"{error} (Prompt: {prompt!r})" if len(prompts) > 2 else str(error)) from None
+    parse(negative_prompt, vocabulary, "sample.negative_prompt")
+    for number, prompt in enumerate(prompts, start=1):
+        parse(prompt, vocabulary, "the prompt" if len(prompts) == 1 else f"prompt {number}, {prompt!r}")
 
 
 def _recipe(settings: GenerateSettings) -> dict[str, object]:

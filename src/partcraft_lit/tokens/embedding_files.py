@@ -55,13 +55,20 @@ def chosen_tokens(
     for text in names:
         name = text.strip().removeprefix("<").removesuffix(">")
         if ":" in name:
-            tokens += [piece for piece in parse(f"<{name}>", vocabulary) if isinstance(piece, PartToken)]
+            tokens += [piece for piece in parse(f"<{name}>", vocabulary, "parts") if isinstance(piece, PartToken)]
         else:
-            part = vocabulary.index(name.strip())
+            part = _named_part(name.strip(), vocabulary)
             tokens += [PartToken(part, code) for code, is_trained in enumerate(trained[part]) if is_trained]
     if not tokens:
         raise UserError("parts=[] chooses nothing to export; write parts=[head:17,wing:42], or parts=null for all.")
     return list(dict.fromkeys(tokens))
+
+
+def _named_part(name: str, vocabulary: PartVocabulary) -> int:
+    try:
+        return vocabulary.index(name)
+    except UserError as error:
+        raise UserError(f"{name!r} in parts: {error}") from None
 
 
 def exported_part(

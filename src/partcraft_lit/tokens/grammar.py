@@ -131,8 +131,13 @@ class PartVocabulary:
         return ", ".join(f"{index} {name}" for index, name in enumerate(self.names))
 
 
-def parse(prompt: str, vocabulary: PartVocabulary) -> list[str | PartToken]:
+def parse(prompt: str, vocabulary: PartVocabulary, where: str = "the prompt") -> list[str | PartToken]:
     """Splits a prompt into text, as it stands, and part tokens, in order; no text in the result is empty.
+
+    Args:
+        prompt: what was written.
+        vocabulary: parts and codes.
+        where: what the prompt is called in messages.
 
     Raises:
         UserError: for an unknown part or code (with the nearest valid ones), a token that is malformed, and a bracket
@@ -142,8 +147,13 @@ def parse(prompt: str, vocabulary: PartVocabulary) -> list[str | PartToken]:
     end = 0
     for match in _BRACKETS.finditer(prompt):
         pieces += _text(prompt[end : match.start()], vocabulary)
-        pieces.append(_token(match, vocabulary))
+        pieces.append(_token(match, vocabulary, where))
         end = match.end()
+        if prompt[end : end + 1] == "*":
+            raise UserError(
+                f"{prompt[match.start() : end + 8]!r} in {where}: behind '*' stands the part's weight, a number from 0 "
+                f"to {MAX_WEIGHT:g}, as in {match.group(0) + '*1.3'!r}."
+            )
     return pieces + _text(prompt[end:], vocabulary)
 
 
@@ -171,7 +181,7 @@ def _text(text: str, vocabulary: PartVocabulary) -> list[str | PartToken]:
     return [text] if text else []
 
 
-def _token(match: re.Match[str], vocabulary: PartVocabulary) -> PartToken:
+def _token(match: re.Match[str], vocabulary: PartVocabulary, where: str) -> PartToken:
     written = match.group(0)
     name, colon, code = (part.strip() for part in match.group(1).partition(":"))
     name = " ".join(name.split())
@@ -184,7 +194,7 @@ def _token(match: re.Match[str], vocabulary: PartVocabulary) -> PartToken:
         token = PartToken(part, int(code), _weight(match.group(2)))
         vocabulary.check(token)
     except UserError as error:
-        raise UserError(f"{written!r} in the prompt: {error}") from None
+        raise UserError(f"{written!r} in {where}: {error}") from None
     return token
 
 

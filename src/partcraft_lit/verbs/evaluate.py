@@ -25,7 +25,10 @@ _NOT_HASHED = (
 
 def check(values: Mapping[str, Any]) -> TrainSettings:
     coerce(values["verify"], bool, "verify")
-    return wiring.settings_of(TrainSettings, _values_of(values))
+    settings = wiring.settings_of(TrainSettings, _values_of(values))
+    for name in settings.eval.pictures:
+        config.choose(values["metrics"], name, "eval.pictures")
+    return settings
 
 
 def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:

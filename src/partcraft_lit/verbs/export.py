@@ -20,6 +20,8 @@ _OWN = ("run.log", rundir.LOCK)
 
 def check(values: Mapping[str, Any]) -> ExportSettings:
     wiring.run_of(values)
+    if isinstance(values["chosen"], str):
+        raise UserError(f"parts={values['chosen']}: wanted a list, such as parts=[{values['chosen']}].")
     settings = wiring.settings_of(ExportSettings, {key: value for key, value in values.items() if key != "paths"})
     if not settings.to:
         raise UserError("to=[] names no tool; wanted some of diffusers, a1111, comfyui.")

@@ -23,6 +23,9 @@ def check(values: Mapping[str, Any]) -> FetchSettings:
     if settings.archive is not None and not settings.archive.exists():
         raise UserError(f"archive={settings.archive}: there is no such file or folder.")
     names = [archive.file for archive in settings.download.archives]
+    folder = settings.archive if settings.archive is not None and settings.archive.is_dir() else None
+    if folder is not None and not any((folder / name).is_file() for name in names):
+        raise UserError(f"archive={settings.archive}: this folder holds none of {', '.join(names)}.")
     single = settings.archive is not None and settings.archive.is_file()
     if single and len(names) > 1 and settings.archive.name not in names:  # type: ignore[union-attr]
         raise UserError(

@@ -20,7 +20,10 @@ def check(values: Mapping[str, Any]) -> GenerateSettings:
             "prompts_file=PATH."
         )
     if settings.prompts_file is not None and not settings.prompts_file.is_file():
-        raise UserError(f"prompts_file={settings.prompts_file}: there is no such file.")
+        what = "is a folder" if settings.prompts_file.is_dir() else "there is no such file"
+        raise UserError(
+            f"prompts_file={settings.prompts_file}: {what}; wanted is a text file with one prompt per line."
+        )
     return settings
 
 

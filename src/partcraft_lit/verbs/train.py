@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from partcraft_lit import config, environment, rundir
+from partcraft_lit import environment, rundir
 from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.settings import TrainSettings
 from partcraft_lit.strict import coerce
@@ -37,15 +37,14 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     from partcraft_lit.run.memory import in_passes
 
     settings, passes = in_passes(settings)
-    trainer = {**values["trainer"]}
-    trainer["accumulate_grad_batches"] *= passes
+    make_trainer = wiring.trainer_maker(values, passes)
     scores = train(
         settings,
         folder,
         source=wiring.make_source(values),
         load_backbone=wiring.backbone_loader(values),
         load_features=wiring.features_loader(values),
-        make_trainer=config.later(trainer, "trainer"),
+        make_trainer=make_trainer,
         load_picture_features=wiring.picture_features_loader(values),
         loggers=wiring.make_loggers(values, folder),
         callbacks=wiring.callback_makers(values),

@@ -39,6 +39,9 @@ _OTHER_KEYS = (
     "callbacks",
 )
 
+#: Of Lightning's own, those that the models here run on.
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+
 
 def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
     """Settings of those top-level keys that ``cls`` has; the other keys are nodes of objects.
@@ -133,6 +136,8 @@ def device(values: Mapping[str, Any]) -> str:
             f"trainer.accelerator={accelerator}: torch sees no CUDA device here. Use trainer=cpu, or look at what "
             "nvidia-smi says and at whether torch is a CUDA build."
         )
+    if accelerator not in _ACCELERATORS:
+        raise UserError(f"trainer.accelerator={accelerator}: wanted one of {', '.join(_ACCELERATORS)}.")
     if accelerator == "mps" and torch.backends.mps.is_available():
         return "mps"
     return "cpu"
@@ -154,6 +159,28 @@ def choose_run_folder(verb: str, values: Mapping[str, Any]) -> tuple[Path, str]:
         return Path(given), f"Continuing the run {given}."
     folder = rundir.new_folder(root, digest)
     return folder, f"Run folder: {folder}"
+
+
+def trainer_maker(values: Mapping[str, Any], passes: int = 1) -> Callable[..., Any]:
+    """Makes Lightning's trainer; one is made here and thrown away, so that a setting it refuses is told at once.
+
+    Args:
+        values: the configuration.
+        passes: each batch is taken in so many.
+
+    Raises:
+        UserError: with Lightning's words.
+    """
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    trainer = {**values["trainer"]}
+    device(values)
+    make = config.later({**trainer, "accumulate_grad_batches": trainer["accumulate_grad_batches"] * passes}, "trainer")
+    try:
+        make(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {config.first_line(error)} All keys: partcraft train --help.") from error
+    return make
 
 
 def check_ckpt_path(values: Mapping[str, Any]) -> None:
