@@ -215,9 +215,13 @@ class PersonalizationModule(LightningModule):
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
-        """(B, 3, H, W) uint8, one picture per prompt (with part tokens) and seed; defaults are the run's settings."""
+        """(B, 3, H, W) uint8, one picture per prompt (with part tokens) and seed; defaults are the run's settings.
+
+        The text encoder reads each distinct prompt once.
+        """
         settings = self._sampling
-        tokens = self.method.tokenize(prompts).to(self.device)
+        distinct = list(dict.fromkeys(prompts))
+        tokens = self.method.tokenize(distinct).to(self.device)
         negative_prompt = negative_prompt or settings.negative_prompt
         negative = self.method.tokenize([negative_prompt]).to(self.device) if negative_prompt else None
         return sample(
@@ -227,6 +231,7 @@ class PersonalizationModule(LightningModule):
             negative_tokens=negative,
             negative_vectors=None if negative is None else self._weighed_vectors(negative),
             seeds=seeds,
+            prompt_of=[distinct.index(prompt) for prompt in prompts],
             steps=steps or settings.steps,
             guidance_scale=settings.guidance_scale if guidance_scale is None else guidance_scale,
             scheduler=settings.scheduler,

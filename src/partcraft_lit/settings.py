@@ -16,6 +16,7 @@ Positive = Annotated[int, Range(1)]
 Share = Annotated[float, Range(0, 1)]
 NonNegative = Annotated[float, Range(0)]
 Rate = Annotated[float, Range(0, above=True)]
+Scheduler = Literal["dpm++", "unipc", "ddim", "euler", "ddpm"]
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ class PriorSettings:
     seed: int
     steps: Positive
     guidance_scale: NonNegative
-    scheduler: Literal["dpm++", "ddim", "euler", "ddpm"]
+    scheduler: Scheduler
     batch_size: Positive
 
 
@@ -280,7 +281,7 @@ class SampleSettings:
 
     steps: Annotated[int, Range(1, 1000)]  # no model has a longer noise schedule
     guidance_scale: NonNegative
-    scheduler: Literal["dpm++", "ddim", "euler", "ddpm"]
+    scheduler: Scheduler
     negative_prompt: str
     batch_size: Positive
 

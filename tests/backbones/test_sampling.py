@@ -48,7 +48,7 @@ def test_equals_the_pipeline_of_diffusers(make_components, tokens, prediction_ty
 
     components = make_components(prediction_type=prediction_type)
     backbone = StableDiffusion(name="tiny", **components, resolution=32)
-    for name in ("ddim", "dpm++", "euler"):
+    for name in ("ddim", "dpm++", "unipc", "euler"):
         components["scheduler"] = make_scheduler(backbone.noise_scheduler, name)
         pipeline = StableDiffusionPipeline(
             **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
@@ -86,6 +86,29 @@ def test_scale_one_is_no_guidance_and_zero_is_the_negative_prompt_alone(tiny_bac
     other = plain_tokens([tiny_tokenizer], ["a blue cat"] * 3)
     assert torch.equal(draw(tokens, None, 1.0), draw(tokens, other, 1.0))
     assert difference(draw(tokens, other, 0.0), draw(other, tokens, 1.0)) <= 1
+
+
+def test_a_prompt_of_several_images_is_encoded_once(tiny_backbone, tokens, tiny_tokenizer, monkeypatch):
+    expected = sample(
+        tiny_backbone,
+        plain_tokens([tiny_tokenizer], ["a red dog", "a bird", "a red dog"]),
+        None,
+        seeds=[1, 2, 3],
+        steps=2,
+    )
+    encoded = []
+    encode = StableDiffusion.encode_prompts
+    monkeypatch.setattr(
+        StableDiffusion,
+        "encode_prompts",
+        lambda self, rows, *others: encoded.append(len(rows.part_positions)) or encode(self, rows, *others),
+    )
+    images = sample(tiny_backbone, tokens, None, seeds=[1, 2, 3], prompt_of=[1, 2, 1], steps=2, batch_size=2)
+    assert difference(images, expected) <= 1
+    assert encoded == [3, 1]  # the prompts, and the absence of one
+    for wrong in ([0, 1], [0, 1, 3], [-1, 0, 1]):
+        with pytest.raises(ValueError, match="prompt_of must name one of 3 prompts for each of 3 seeds"):
+            sample(tiny_backbone, tokens, None, seeds=[1, 2, 3], prompt_of=wrong, steps=2)
 
 
 def test_guidance_costs_one_forward_of_double_batch_per_step(tiny_backbone, tokens, monkeypatch):

@@ -18,6 +18,7 @@ from partcraft_lit.types import Backbone, Conditioning, TokenizedPrompts
 #: Name in the settings -> diffusers' class and what is set beyond the model's own noise schedule.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "unipc": ("UniPCMultistepScheduler", {"solver_order": 2}),
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "euler": ("EulerDiscreteScheduler", {}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
@@ -33,14 +34,15 @@ def sample(
     negative_tokens: TokenizedPrompts | None = None,
     negative_vectors: Tensor | None = None,
     seeds: Sequence[int],
+    prompt_of: Sequence[int] | None = None,
     steps: int = 30,
     guidance_scale: float = 7.5,
     scheduler: str = "dpm++",
     batch_size: int | None = None,
 ) -> Tensor:
-    """One image per prompt and seed.
+    """One image per seed.
 
-    Image k depends on prompt k and seed k alone, so it can be made again by itself, up to the rounding with which a
+    Image k depends on its prompt and seed k alone, so it can be made again by itself, up to the rounding with which a
     device treats batches of another size.
 
     Args:
@@ -50,14 +52,16 @@ def sample(
         negative_tokens: what to steer away from, B prompts or one for all; None is what
             the backbone takes for no prompt.
         negative_vectors: likewise, where the negative prompts hold part tokens.
-        seeds: B numbers.
+        seeds: one number per image.
+        prompt_of: which of the prompts each image is of, so that the text encoder reads each prompt once; None for
+            prompt k for image k.
         steps: denoising steps.
         guidance_scale: 1 turns guidance off, and with it the negative prompt and half of the cost.
-        scheduler: "dpm++" (second order, multistep), "ddim", "euler" or "ddpm".
+        scheduler: "dpm++" and "unipc" (second order, multistep), "ddim", "euler" or "ddpm".
         batch_size: images at once; None makes all at once.
 
     Returns:
-        (B, 3, resolution, resolution) uint8, on the CPU.
+        (images, 3, resolution, resolution) uint8, on the CPU.
 
     Raises:
         UserError: if the scheduler is unknown or a number is out of range.
@@ -65,18 +69,20 @@ def sample(
     """
     count = len(seeds)
     _check_settings(backbone, steps, guidance_scale, scheduler, batch_size)
-    _check_counts(count, tokens, negative_tokens)
+    rows = torch.arange(count) if prompt_of is None else torch.tensor(prompt_of, dtype=torch.long)
+    _check_counts(rows, seeds, tokens, negative_tokens, paired=prompt_of is None)
     if count == 0:
         return torch.empty((0, 3, backbone.resolution, backbone.resolution), dtype=torch.uint8)
     guided = guidance_scale != 1.0
     with _evaluation_mode(backbone.unet):
         positive = _encode(backbone, tokens, part_vectors)
         negative = _encode_negative(backbone, negative_tokens, negative_vectors) if guided else None
+        rows = rows.to(positive.encoder_hidden_states.device)
         chunks = [
             _denoise(
                 backbone,
-                _rows(positive, start, stop),
-                None if negative is None else _rows(negative, start, stop),
+                _rows(positive, rows[start:stop]),
+                None if negative is None else _rows(negative, rows[start:stop]),
                 seeds[start:stop],
                 make_scheduler(backbone.noise_scheduler, scheduler),
                 steps,
@@ -146,13 +152,13 @@ def _encode_negative(backbone: Backbone, tokens: TokenizedPrompts | None, vector
     return backbone.encode_no_prompt() if tokens is None else _encode(backbone, tokens, vectors)
 
 
-def _rows(conditioning: Conditioning, start: int, stop: int) -> Conditioning:
+def _rows(conditioning: Conditioning, rows: Tensor) -> Conditioning:
     """Some rows of a conditioning; a single row serves every image."""
 
     def cut(value: Tensor | None) -> Tensor | None:
         if value is None:
             return None
-        return value.expand(stop - start, *value.shape[1:]) if len(value) == 1 else value[start:stop]
+        return value.expand(len(rows), *value.shape[1:]) if len(value) == 1 else value[rows]
 
     hidden = cut(conditioning.encoder_hidden_states)
     assert hidden is not None
@@ -199,10 +205,18 @@ def _check_settings(
         raise UserError(f"batch_size={batch_size}: it must be at least 1, or null for all at once.")
 
 
-def _check_counts(count: int, tokens: TokenizedPrompts, negative_tokens: TokenizedPrompts | None) -> None:
+def _check_counts(
+    rows: Tensor,
+    seeds: Sequence[int],
+    tokens: TokenizedPrompts,
+    negative_tokens: TokenizedPrompts | None,
+    paired: bool,
+) -> None:
     prompts = len(tokens.part_positions)
-    if prompts != count:
-        raise ValueError(f"{prompts} prompts and {count} seeds: give one seed per prompt.")
+    if paired and prompts != len(seeds):
+        raise ValueError(f"{prompts} prompts and {len(seeds)} seeds: give one seed per prompt.")
+    if len(rows) != len(seeds) or not all(0 <= row < prompts for row in rows.tolist()):
+        raise ValueError(f"prompt_of must name one of {prompts} prompts for each of {len(seeds)} seeds.")
     negatives = 1 if negative_tokens is None else len(negative_tokens.part_positions)
-    if negatives not in (1, count):
-        raise ValueError(f"{negatives} negative prompts for {count} prompts: give one for all, or one each.")
+    if negatives not in (1, prompts):
+        raise ValueError(f"{negatives} negative prompts for {prompts} prompts: give one for all, or one each.")
