@@ -264,8 +264,8 @@ def our_way(name: str, case: Path, precision: str, scope: str) -> Callable[[], t
 def measure(run: Callable[[], tuple[Tensor, ...]], steps: int) -> dict[str, Any]:
     """Losses of the first step; of those after it the least seconds, by the clock and by the processor, and memory.
 
-    The least, since whatever else the machine does only adds to them; the processor's, since with one thread they hardly
-    change when other work shares the cores. With several threads they do: one that waits for another counts too.
+    The least, since whatever else the machine does only adds to them; the processor's, since with one thread they
+    hardly change when other work shares the cores. With several they do: one that waits for another counts too.
     """
     weights = _memory("VmRSS")
     loading = _memory("VmHWM")
@@ -326,7 +326,8 @@ def compare(name: str, given: argparse.Namespace) -> None:
             own = released["own"] / ours["own"]
             wanted_faster, wanted_smaller = GOALS[name]
             goal = f"goal: {wanted_faster} times" + (f", {wanted_smaller} of its memory" if wanted_smaller else "")
-            print(f"{'':<22}{faster:.2f} times as fast ({own:.2f} by CPU s), {smaller:.2f} of its memory ({goal})", flush=True)
+            speed = f"{faster:.2f} times as fast ({own:.2f} by CPU s)"
+            print(f"{'':<22}{speed}, {smaller:.2f} of its memory ({goal})", flush=True)
 
 
 def _row(title: str, result: dict[str, Any]) -> None:
