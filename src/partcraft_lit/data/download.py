@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from partcraft_lit.errors import UserError
-from partcraft_lit.files import atomic_write
+from partcraft_lit.files import atomic_write, make_folder
 
 _log = logging.getLogger(__name__)
 #: (bytes so far, bytes in all)
@@ -58,7 +58,7 @@ def download(
         UserError: if no address gives the file, saying what each answered, or there is no room for it.
     """
     part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(part.parent)
     _check_room(part, size)
     problems: list[str] = []
     for url in urls:

@@ -139,7 +139,7 @@ def _locate(model: str) -> str:
     looks_like_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
     if not looks_like_hub_id:
         raise UserError(
-            f"parts.features={model!r} is neither a known model nor a folder. {did_you_mean(model, MODELS)} "
+            f"{_key(model)}={model}: this is neither a known model nor a folder. {did_you_mean(model, MODELS)} "
             "Or give the path of a folder with config.json and model.safetensors."
         )
     return model
@@ -161,9 +161,14 @@ def _missing(model: str, source: str, reason: str) -> str:
     return (
         f"The weights of {model!r} ({source}) could not be loaded: {reason} "
         f"With a network, unset HF_HUB_OFFLINE and run again; without one, run 'hf download {source}' on a machine "
-        "that has one and copy the folder here, then give its path: parts.features=PATH. "
+        f"that has one and copy the folder here, then give its path: {_key(model)}=PATH. "
         "parts.features=mini and parts.features=color need no download."
     )
+
+
+def _key(model: str) -> str:
+    """Where the configuration has the model; of one without a name of its own, for instance."""
+    return f"features.{model if model in MODELS else 'dinov2_base'}.model"
 
 
 def _patch_size(network: Dinov2Model) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from partcraft_lit.errors import UserError
+from partcraft_lit.files import make_folder
 
 
 class MappedWeights:
@@ -51,7 +52,7 @@ class MappedWeights:
 def _write(tensors: list[Tensor], folder: Path | None) -> tuple[mmap.mmap, list[int]]:
     """The file in memory, and where in it each tensor begins."""
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     starts = []
     with tempfile.TemporaryFile(dir=folder) as file:
         for tensor in tensors:

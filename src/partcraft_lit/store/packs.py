@@ -19,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from partcraft_lit.files import make_folder
+
 SUFFIX = ".pack"
 #: A writer begins another file beyond this size, so that no file grows without end.
 LARGEST = 1 << 30
@@ -88,7 +90,7 @@ class PackWriter:
 
     def _open(self) -> None:
         self.close()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         # The time first: names sort by age, and of two records with one key the younger is asked first.
         self._path = self._folder / f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
         self._file, self._end = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), 0

@@ -24,6 +24,7 @@ def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
 
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings, doctor = check(values)
+    wiring.trainer_maker(values)  # what Lightning refuses is a mistake like those that ``check`` finds
 
     from partcraft_lit.run.doctoring import examine
 

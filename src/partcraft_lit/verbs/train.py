@@ -58,7 +58,9 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
 
 
 def _check_objective(values: Mapping[str, Any]) -> None:
-    coerce(values["objective"], str | None, "objective")
+    objective = coerce(values["objective"], str | None, "objective")
+    if objective is not None and values["eval"]["enabled"] is False:
+        raise UserError(f"objective={objective} is a score, and eval.enabled=false computes none.")
     coerce(values["objective_if_nan"], float, "objective_if_nan")  # refuses what is not finite
 
 
