@@ -95,7 +95,7 @@ def test_new_networks_make_new_runs(settings, monkeypatch):
 # Whole tables, with a stand-in for the training command.
 
 ROWS = "rows=['0','1e-4','1e-2']"
-SMALL = (ROWS, "table.seeds=[0,1]", "resamples=100")
+SMALL = (ROWS, "table.seeds=[0,1]", "resamples=100", "logger=none")
 
 
 class Trainer:
@@ -211,6 +211,12 @@ def test_networks_that_have_not_seen_the_pictures_are_missing_work(settings, tra
     assert two.task.is_done() and one.task.is_done()
 
 
+def test_a_finished_table_goes_to_the_loggers(start, trainer, tmp_path):
+    assert start("logger=csv", "rows=['0']")[0] == 0
+    protocol = (tmp_path / "experiments" / "lambda_attn" / "csv" / "version_0" / "hparams.yaml").read_text()
+    assert "question: How does the weight" in protocol
+
+
 def test_what_failed_is_listed_and_only_that_is_tried_again(start, trainer, tmp_path):
     trainer.failing = {"1e-4, seed 1"}
     code, said = start()
@@ -273,7 +279,7 @@ def test_a_whole_table_with_real_training(tmp_path, monkeypatch, capsys):
         "dataset.species=5 dataset.images_per_species=2 parts.nredo=1 eval.hybrids=1"
     )
     given = ["table", "table=lambda_attn", "rows=['0','1e-2']", "table.seeds=[0]", f"overrides={tiny}", "jobs=2"]
-    given += [f"paths.logs={tmp_path}/logs", f"paths.store={tmp_path}/store", "resamples=100"]
+    given += [f"paths.logs={tmp_path}/logs", f"paths.store={tmp_path}/store", "resamples=100", "logger=none"]
     for more in ([], [], ["verify=true"]):
         with pytest.raises(SystemExit) as ended:
             cli.main([*given, *more])

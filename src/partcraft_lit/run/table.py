@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger
+
 from partcraft_lit import environment
 from partcraft_lit.errors import UserError
 from partcraft_lit.files import atomic_write
@@ -24,6 +26,7 @@ from partcraft_lit.run.image_scores import FACTS
 from partcraft_lit.run.jobs import Task, run_tasks
 from partcraft_lit.run.panels import panels_of
 from partcraft_lit.run.stages import Stages
+from partcraft_lit.run.table_log import log_table
 from partcraft_lit.settings import TableSettings
 from partcraft_lit.store import stable_hash
 
@@ -53,13 +56,16 @@ class Entrant:
     verify: Callable[[], int]
 
 
-def compare_rows(settings: TableSettings, folder: Path, entrants: Sequence[Entrant]) -> dict[str, dict[str, Cell]]:
+def compare_rows(
+    settings: TableSettings, folder: Path, entrants: Sequence[Entrant], make_loggers: Callable[[], Sequence[Logger]]
+) -> dict[str, dict[str, Cell]]:
     """Brings a table up to date.
 
     Args:
         settings: of the table.
         folder: where it goes.
         entrants: all its runs.
+        make_loggers: where the table goes beside its folder; called when it stands, for training may take days.
 
     Returns:
         column -> row -> cell.
@@ -70,11 +76,13 @@ def compare_rows(settings: TableSettings, folder: Path, entrants: Sequence[Entra
     stages = Stages()
     tasks = list({entrant.task.folder: entrant.task for entrant in entrants}.values())
     errors = run_tasks(tasks, settings.jobs, stages.say, settings.gpus)
-    atomic_write(folder / "protocol.json", json.dumps(protocol(settings, entrants), indent=1, ensure_ascii=False))
+    decided = protocol(settings, entrants)
+    atomic_write(folder / "protocol.json", json.dumps(decided, indent=1, ensure_ascii=False))
     rows, missing = _read(settings, entrants, errors)
     if not any(rows.values()):
         raise UserError(_failures_in_words(missing, folder))
     cells = _write(settings, folder, entrants, rows, missing)
+    log_table(make_loggers(), folder, cells, decided)
     stages.say((folder / "table.md").read_text())
     stages.say(f"Table: {folder}")
     if missing:

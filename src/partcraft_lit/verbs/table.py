@@ -48,7 +48,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     entrants = [entrant(settings, row, seed) for row in rows_of(settings) for seed in settings.table.seeds]
     if settings.verify:
         return verify_table(settings, folder, entrants)
-    return compare_rows(settings, folder, entrants)
+    return compare_rows(settings, folder, entrants, functools.partial(wiring.make_loggers, values, folder))
 
 
 def rows_of(settings: TableSettings) -> list[str]:
