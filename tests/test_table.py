@@ -116,15 +116,17 @@ class Trainer:
             self.trained.append(task.name)
             _, train, *overrides = task.steps[0].command[2:]
             assert train == "train"
-            self._write(task.folder, overrides, strength=float(task.name.split(",")[0]))
+            self._write(task.folder, overrides, row=task.name.split(",")[0])
         return errors
 
-    def _write(self, folder, overrides, strength):
+    def _write(self, folder, overrides, row):
         from omegaconf import OmegaConf
 
+        strength = float(row)
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         given = [text for text in overrides if not text.startswith("hydra.")]
-        OmegaConf.save(config.compose("train", given), folder / ".hydra" / "config.yaml")
+        values = verb._composed(tuple(given), f"table.rows.{row}")  # composed already
+        OmegaConf.save(OmegaConf.create(values), folder / ".hydra" / "config.yaml")
         rows = []
         for protocol in ("reconstruction", "2 species", "3 species", "4 species"):
             for index in range(6):
@@ -212,7 +214,8 @@ def test_networks_that_have_not_seen_the_pictures_are_missing_work(settings, tra
 
 
 def test_a_finished_table_goes_to_the_loggers(start, trainer, tmp_path):
-    assert start("logger=csv", "rows=['0']")[0] == 0
+    code, said = start("logger=csv", "table.seeds=[0]")
+    assert code == 0, said
     protocol = (tmp_path / "experiments" / "lambda_attn" / "csv" / "version_0" / "hparams.yaml").read_text()
     assert "question: How does the weight" in protocol
 

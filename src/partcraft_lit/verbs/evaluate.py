@@ -72,6 +72,7 @@ def scoring_hash(values: Mapping[str, Any]) -> str:
     return rundir.settings_hash({key: values[key] for key in ("eval", "sample")}, _NOT_HASHED)
 
 
+@functools.cache
 def chosen_keys(group: str) -> list[str]:
     """Keys of ``eval`` or ``sample`` that this verb knows."""
     return list(config.plain(config.compose("evaluate"))[group])
