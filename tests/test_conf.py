@@ -72,13 +72,14 @@ def test_every_verb_has_a_configuration_and_a_module(verb, tmp_path):
         "generate": ["prompt=x"],
         "fetch": ["dataset=cub"],
         "table": ["table=lambda_attn", "rows=['0']"],
+        "merge": ["runs=[latest,latest]"],
     }
     needed = given.get(verb, [])
     values = config.plain(config.compose(verb, [*needed, f"paths.logs={tmp_path}"]))
     for where, node in nodes(values):
         config.later(node, where)
     module = __import__(f"partcraft_lit.verbs.{verb}", fromlist=["check"])
-    if "run" in values:
+    if {"run", "runs"} & values.keys():
         with pytest.raises(UserError, match="Train one first"):
             module.check(values)
     else:
@@ -288,3 +289,24 @@ def test_a_sweep_is_checked_value_by_value():
     )
     assert points[0] == ["seed=1", "lora.rank=2", "lora.scope=cross", "parts.K=1"]
     assert len(points) == 4 and ["seed=1", "lora.rank=4", "lora.scope=cross", "parts.K=1"] in points
+
+
+@pytest.mark.parametrize(
+    ("experiment", "key"),
+    [
+        ("textual_inversion", "dataset.class_noun"),
+        ("dreambooth", "dataset.class_noun"),
+        ("disendiff", "parts.names"),
+    ],
+)
+def test_what_an_experiment_leaves_open_has_to_be_given(experiment, key, capsys):
+    """OmegaConf alone would take the empty value of the group's own file in silence."""
+    given = [text for text in NEEDED[f"experiment={experiment}"] if not text.startswith(key)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", f"experiment={experiment}", *given])
+    assert ended.value.code == 2
+    assert (
+        f"experiment={experiment} leaves {key} to you, and it has to be given: {key}=VALUE." in capsys.readouterr().err
+    )
+    noun = config.compose("train", ["experiment=textual_inversion", "dataset=cub"]).dataset.class_noun
+    assert noun == "bird"  # a data set that knows its noun gives it

@@ -28,6 +28,7 @@ VERBS = {
     "generate": "images from a run and a prompt with part tokens",
     "evaluate": "the scores of a run",
     "table": "several methods or settings under one protocol, with intervals and tests",
+    "merge": "concepts that Custom Diffusion trained apart, in one run, without training",
     "export": "the parts and the adapter of a run as files for diffusers, A1111 and ComfyUI",
     "fetch": "a published data set, downloaded or from a local archive",
     "doctor": "what is missing for a training run, and what it would cost; takes the overrides of train",

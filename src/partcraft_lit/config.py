@@ -39,6 +39,7 @@ PATH_KEYS = (
     "ckpt_path",
     "output_dir",
     "prompts_file",
+    "captions_file",
     "paths.logs",
     "paths.store",
 )
@@ -103,14 +104,47 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration of a verb.
 
     Raises:
-        UserError: for an unknown key, group or option, with the nearest known ones, or a value that cannot be read.
+        UserError: for an unknown key, group or option, with the nearest known ones, a value that cannot be read, or one
+            that the experiment leaves open, ``???``, and nobody gives.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=verb):
         try:
-            return hydra_compose(verb, list(overrides))
+            cfg = hydra_compose(verb, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, verb, overrides) from error
+    for experiment in _experiments(overrides):
+        for key in _left_open(experiment):
+            if OmegaConf.select(cfg, key) in (None, "", []):
+                raise UserError(f"experiment={experiment} leaves {key} to you, and it has to be given: {key}=VALUE.")
+    return cfg
+
+
+def _experiments(overrides: Sequence[str]) -> list[str]:
+    """Names of the experiments that are chosen."""
+    chosen = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("experiment=")]
+    return [name for names in chosen for name in re.findall(r"[\w-]+", names) if name != "null"]
+
+
+def _left_open(experiment: str) -> list[str]:
+    """Keys that are ``???`` in an experiment, or in those that it begins with.
+
+    OmegaConf lets a missing value pass where the group's own file has one, even an empty one.
+    """
+    path = conf_dir() / "experiment" / f"{experiment}.yaml"
+    if not path.is_file():
+        return []
+    values: Any = OmegaConf.to_container(OmegaConf.load(path))
+    nested = [name for name in values.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    return [*(key for name in nested for key in _left_open(name)), *_missing(values, "")]
+
+
+def _missing(values: Mapping[str, Any], where: str) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _missing(value, join(where, key))
+        elif value == "???":
+            yield join(where, key)
 
 
 def plain(cfg: Any) -> dict[str, Any]:

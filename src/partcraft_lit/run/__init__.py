@@ -6,6 +6,7 @@ from partcraft_lit.run.discovering import discover
 from partcraft_lit.run.exporting import export
 from partcraft_lit.run.fetching import fetch
 from partcraft_lit.run.generating import generate
+from partcraft_lit.run.merging import merge
 from partcraft_lit.run.pretraining import pretrain
 from partcraft_lit.run.scoring import evaluate, verify
 from partcraft_lit.run.table import compare_rows, verify_table
@@ -18,6 +19,7 @@ __all__ = [
     "export",
     "fetch",
     "generate",
+    "merge",
     "pretrain",
     "train",
     "verify",

@@ -64,9 +64,15 @@ class Bundle:
     def num_layers(self) -> int:
         return sum(map(len, self.adapters.values()))
 
+    @property
+    def rank(self) -> int:
+        """Of the adapter; that of the settings where there is none."""
+        ranks = [layer.rank for layers in self.adapters.values() for layer in layers.values()]
+        return max(ranks, default=self.trained.lora.rank)
+
     def metadata(self) -> dict[str, str]:
         """The header of every file: what it is, what calls it up, what it needs. Nothing of this machine."""
-        family, rank = self.family, self.trained.lora.rank
+        family, rank = self.family, self.rank
         known = {"modelspec.architecture": f"{family.architecture}/lora"} if family.architecture else {}
         if family.base_version:
             known["ss_base_model_version"] = family.base_version

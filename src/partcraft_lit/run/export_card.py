@@ -60,7 +60,7 @@ def _front_matter(bundle: Bundle) -> str:
 
 def _head(bundle: Bundle) -> str:
     base = "the miniature model of partcraft-lit" if bundle.origin.model_is_packaged else f"`{bundle.origin.model}`"
-    lora = f"LoRA of rank {bundle.trained.lora.rank} on {bundle.num_layers} layers" if bundle.adapters else "no LoRA"
+    lora = f"LoRA of rank {bundle.rank} on {bundle.num_layers} layers" if bundle.adapters else "no LoRA"
     text = (
         f"# {bundle.name}\n\n{len(bundle.parts)} parts to compose pictures from, for {base} ({bundle.family.title}), "
         f"and {lora}.\nA part is one word of a prompt. **The LoRA belongs to it**: a part's embedding alone is not the "

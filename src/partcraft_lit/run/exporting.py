@@ -13,9 +13,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from partcraft_lit.backbones.families import family_of
-from partcraft_lit.backbones.lora import lora_layers, remove_lora
+from partcraft_lit.backbones.lora import LoraLayer, lora_layers, remove_lora
 from partcraft_lit.backbones.lora_files import UNET, encoder_names, to_diffusers, to_kohya
+from partcraft_lit.backbones.low_rank import low_rank_layers
 from partcraft_lit.backbones.sampling import make_scheduler
+from partcraft_lit.backbones.trainable import cross_kv
 from partcraft_lit.errors import UserError
 from partcraft_lit.files import atomic_write
 from partcraft_lit.module import PersonalizationModule
@@ -60,13 +62,17 @@ def export(
     tokens = chosen_tokens(settings.chosen, vocabulary, _shown_codes(dictionary))
     with stages.stage("load"):
         backbone = load_backbone()
+        untrained = {name: weight.detach().cpu().clone() for name, weight in cross_kv(backbone.unet)}
         module, _ = load_trained(trained, run_folder, backbone, class_noun="")
     _check_adapters(module)
-    bundle = _bundle(settings, run_folder.name, trained, module, tokens, origin)
+    bundle = _bundle(settings, run_folder.name, trained, module, tokens, origin, untrained)
     with stages.stage("draw"):
         expected = _expected(bundle, module)
         thumbnails = _thumbnails(bundle, module)
     remove_lora(backbone.unet)
+    with torch.no_grad():
+        for name, weight in cross_kv(backbone.unet):
+            weight.copy_(untrained[name])
     _remove_earlier(folder)
     files: list[Path] = []
     results: dict[str, Found] = {}
@@ -92,12 +98,14 @@ def _bundle(
     module: PersonalizationModule,
     tokens: Sequence[PartToken],
     origin: Origin,
+    untrained: Mapping[str, Tensor],
 ) -> Bundle:
     backbone = module.backbone
     name = settings.name or f"partcraft-{run.rpartition('-')[2]}"
     baked = module.method.bake()
     networks = {UNET: backbone.unet, **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders))}
     layers = {network: lora_layers(part) for network, part in networks.items()}
+    layers[UNET] |= _changed_projections(backbone.unet, untrained)
     return Bundle(
         name=name,
         run=run,
@@ -116,15 +124,24 @@ def _shown_codes(dictionary: PartDictionary) -> list[list[bool]]:
     return [table.any(dim=1).tolist() for table in dictionary.code_centroids]
 
 
+def _changed_projections(unet: Any, untrained: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
+    """Keys and values of cross-attention that were trained as they are, as in Custom Diffusion."""
+    trained = {name: weight.detach().cpu() for name, weight in cross_kv(unet) if weight.requires_grad}
+    return low_rank_layers({name: untrained[name] for name in trained}, trained) if trained else {}
+
+
 def _check_adapters(module: PersonalizationModule) -> None:
     """Files hold low-rank changes and embeddings; a run that trained anything else cannot be told in them."""
     networks = {"unet": module.backbone.unet, "text_encoder": torch.nn.ModuleList(module.backbone.text_encoders)}
+    told = {id(weight) for _, weight in cross_kv(module.backbone.unet)}
     for network, part in networks.items():
-        others = [name for name, p in part.named_parameters() if p.requires_grad and ".lora_" not in name]
+        trained = [(name, p) for name, p in part.named_parameters() if p.requires_grad and id(p) not in told]
+        others = [name for name, _ in trained if ".lora_" not in name]
         if others:
             raise UserError(
                 f"This run trained {len(others)} weights of the {network} itself, for instance {others[0]!r}; an "
-                f"export holds LoRA and embeddings only. Train with method.unet=lora and method.text_encoder=false."
+                f"export holds LoRA and embeddings only. Train with method.unet=lora, or cross_kv, and "
+                f"method.text_encoder=false."
             )
 
 
