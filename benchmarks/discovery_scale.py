@@ -17,6 +17,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import tempfile
 import time
 import zlib
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from torch.nn import functional as F
 from partcraft_lit.parts.discovery import Discovery, discover
 from partcraft_lit.parts.quality import score_parts
 from partcraft_lit.randomness import numpy_generator, torch_generator
+from partcraft_lit.store import Store
 from partcraft_lit.types import GroundTruth
 
 #: Different vectors of noise; each place of each image takes one of them, by chance.
@@ -147,7 +149,7 @@ class Meter:
         _forget_peak()
 
 
-def measure(number: int, given: argparse.Namespace) -> None:
+def measure(number: int, given: argparse.Namespace, store: str | None) -> None:
     """Prints a row for each tier, and one for what was found."""
     logging.disable(logging.WARNING)
     torch.set_num_threads(given.threads)
@@ -166,6 +168,7 @@ def measure(number: int, given: argparse.Namespace) -> None:
         max_patches=given.max_patches,
         nredo=given.nredo,
         progress=meter.progress,
+        store=Store(store) if store else None,
     )
     meter.end("fit codes")
     for stage, seconds in found.report.seconds.items():
@@ -221,6 +224,7 @@ def main() -> None:
     parser.add_argument("--max-patches", type=int, default=200_000, help="bound of all samples")
     parser.add_argument("--nredo", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--store", action="store_true", help="also write what is found of each image to a store")
     given, _ = parser.parse_known_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     print(
@@ -229,9 +233,11 @@ def main() -> None:
     )
     for number in given.images:  # each in a process of its own: memory that was freed may stay with a process
         print("| images | tier | s | CPU s | peak MB |\n|---|---|---|---|---|", flush=True)
-        child = multiprocessing.get_context("spawn").Process(target=measure, args=(number, given))
-        child.start()
-        child.join()
+        with tempfile.TemporaryDirectory(prefix="partcraft-scale-") as folder:
+            arguments = (number, given, folder if given.store else None)
+            child = multiprocessing.get_context("spawn").Process(target=measure, args=arguments)
+            child.start()
+            child.join()
         if child.exitcode:
             raise SystemExit(child.exitcode)
 

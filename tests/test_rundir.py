@@ -36,6 +36,15 @@ def test_hash_follows_what_is_trained_and_nothing_else():
     assert len({digest, *map(rundir.settings_hash, different)}) == 3
 
 
+def test_a_key_that_came_later_leaves_older_runs_their_hash():
+    values = {"seed": 0, "data": {"flip": True}}
+    now, changed = ({"seed": 0, "data": {"flip": True, "crops": crops}} for crops in ("cut", 4))
+    assert rundir.settings_hash(values) == rundir.settings_hash(now) != rundir.settings_hash(changed)
+    assert rundir.with_younger(values) == now
+    assert rundir.with_younger(changed) == changed
+    assert rundir.with_younger({"seed": 0}) == {"seed": 0}
+
+
 def test_two_starts_in_one_second_get_two_folders(tmp_path):
     first = rundir.new_folder(tmp_path, "abcd1234", NOW)
     first.mkdir()

@@ -52,6 +52,9 @@ NOT_HASHED = (
     "trainer.log_every_n_steps",
     "trainer.enable_model_summary",
 )
+#: Keys that are younger than some runs, with the value that leaves everything as it was before them: with it they are
+#: not part of the hash, so that those runs are found again, and a run without them has it.
+YOUNGER = {"data.crops": "cut"}
 
 
 def settings_hash(values: Mapping[str, Any], leave_out: Sequence[str] = NOT_HASHED) -> str:
@@ -169,6 +172,16 @@ def saved_so_far(folder: Path) -> str:
     return f"Newest checkpoint: {checkpoints[-1]}. The same command continues from it."
 
 
+def with_younger(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a run, with the keys that came after it."""
+    completed = dict(values)
+    for name, value in YOUNGER.items():
+        group, _, key = name.rpartition(".")
+        if isinstance(completed.get(group), Mapping):
+            completed[group] = {key: value, **completed[group]}
+    return completed
+
+
 def _newest_first(root: Path, pattern: str) -> list[Path]:
     return sorted((path for path in root.glob(pattern) if path.is_dir()), key=lambda path: path.name, reverse=True)
 
@@ -177,6 +190,6 @@ def _without(values: Mapping[str, Any], where: str, leave_out: frozenset[str]) -
     kept: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{where}.{key}" if where else str(key)
-        if name not in leave_out:
+        if name not in leave_out and not (name in YOUNGER and value == YOUNGER[name]):
             kept[str(key)] = _without(value, name, leave_out) if isinstance(value, Mapping) else value
     return kept

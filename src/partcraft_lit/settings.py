@@ -195,6 +195,8 @@ class DataSettings:
         num_workers: processes that prepare batches; it changes no batch.
         flip: whether images are mirrored at random.
         crop: "random" or "center".
+        crops: "cut": from the latents of the whole image; a number: so many crops of each image are encoded by
+            themselves before training; "encode": each crop when its batch is trained on, and nothing is stored.
         present_only: whether captions leave out parts that the crop cut away.
         encode_batch_size: images per pass through the autoencoder when latents are stored.
         latents: number format of the stored latents.
@@ -206,6 +208,7 @@ class DataSettings:
     num_workers: Count
     flip: bool
     crop: Literal["random", "center"]
+    crops: Positive | Literal["cut", "encode"]
     present_only: bool
     encode_batch_size: Positive
     latents: Literal["float16", "float32"]

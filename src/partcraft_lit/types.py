@@ -90,7 +90,8 @@ class TrainingExample:
     """One sample, complete: nothing random happens after it.
 
     Attributes:
-        latents: (C, s, s) float32, sampled from the posterior, cropped and flipped.
+        latents: (C, s, s) float32, sampled from the posterior, cropped and flipped; with ``pixel_values``, the standard
+            normal numbers that it is to be sampled with.
         noise: same shape, standard normal.
         timestep: 0...num_train_timesteps - 1.
         label_map: (attention size, attention size) uint8, part of each cell, under the same crop and flip.
@@ -101,6 +102,7 @@ class TrainingExample:
         crop: height and width of the whole image as it came, then top and left of the crop in it after it was resized
             (and mirrored), in pixels.
         loss_region: (s, s) from 0 to 1, how much each latent counts; None for all alike.
+        pixel_values: (3, S, S) uint8, the crop where it is still to be encoded; else None.
     """
 
     latents: Tensor
@@ -113,6 +115,7 @@ class TrainingExample:
     image_id: int
     crop: tuple[int, int, int, int]
     loss_region: Tensor | None = None
+    pixel_values: Tensor | None = None
 
 
 class Alteration(Protocol):
@@ -141,6 +144,8 @@ class TrainingBatch(_Movable):
         loss_region: (B, h, w) from 0 to 1, how much each place of the latents counts; None where all count alike.
         crops: (B, 4) height and width of the whole image as it came, then top and left of the crop in it after it was
             resized, in pixels; None says that every crop is a whole image of the backbone's resolution.
+        pixel_values: (n, 3, H, W) uint8, the first n samples where they are still to be encoded: until then their
+            latents are the numbers to sample them with. None where nothing is left to do.
     """
 
     latents: Tensor
@@ -154,6 +159,7 @@ class TrainingBatch(_Movable):
     prior: Tensor | None = None
     loss_region: Tensor | None = None
     crops: Tensor | None = None
+    pixel_values: Tensor | None = None
 
 
 @dataclass

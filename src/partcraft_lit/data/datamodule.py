@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from partcraft_lit.data.crops import Encode, encode_crops
 from partcraft_lit.data.training_set import TrainingSet
 from partcraft_lit.errors import UserError
 from partcraft_lit.types import TokenizedPrompts, TrainingBatch, TrainingExample
@@ -90,6 +91,7 @@ class Collate:
             prior=None if self._prior is None else torch.arange(len(examples)) >= own,
             loss_region=_regions(examples),
             crops=torch.tensor([example.crop for example in examples], dtype=torch.long),
+            pixel_values=_pixels(examples),
         )
 
 
@@ -99,6 +101,12 @@ def _regions(examples: Sequence[TrainingExample]) -> Tensor | None:
         return None
     full = torch.ones(examples[0].latents.shape[-2:])
     return torch.stack([full if example.loss_region is None else example.loss_region for example in examples])
+
+
+def _pixels(examples: Sequence[TrainingExample]) -> Tensor | None:
+    """(n, 3, H, W) of the examples that are still to be encoded; prior ones, which come last, never are."""
+    waiting = [example.pixel_values for example in examples if example.pixel_values is not None]
+    return torch.stack(waiting) if waiting else None
 
 
 class PartDataModule(LightningDataModule):
@@ -113,6 +121,7 @@ class PartDataModule(LightningDataModule):
         num_workers: loader processes; 0 loads in the main process.
         accumulate_grad_batches: micro-batches per step, as given to the trainer.
         prior: prior examples, one to each of the training set; None for none.
+        encode: (B, 3, H, W) in -1...1 -> mean and deviation of the posterior, for crops that are not encoded yet.
 
     Raises:
         UserError: if a number is out of range.
@@ -126,6 +135,7 @@ class PartDataModule(LightningDataModule):
         num_workers: int,
         accumulate_grad_batches: int,
         prior: Dataset[TrainingExample] | None = None,
+        encode: Encode | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -137,6 +147,7 @@ class PartDataModule(LightningDataModule):
                 raise UserError(f"{name} must be at least {least}, got {value}.")
         self._training_set = training_set
         self._collate = Collate(tokenize, prior)
+        self._encode = encode
         self._batch_size = batch_size
         self._num_workers = num_workers
         self._accumulate = accumulate_grad_batches
@@ -180,6 +191,9 @@ class PartDataModule(LightningDataModule):
                 f"configure_optimizers; take the number of steps from the settings."
             )
         return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch if self._encode is None else encode_crops(batch, self._encode)
 
     def _start_batch(self) -> int:
         return int(self._trainer().global_step) * self._accumulate

@@ -1,9 +1,10 @@
-"""Latents of whole images, computed once: the posterior of the image and of its mirror image."""
+"""Latents, computed once: the posterior of an image, or of crops of it, and of its mirror image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +16,68 @@ from partcraft_lit.types import Backbone, ImageSource
 
 KIND = "latents"
 #: Raise by one when the same image would be prepared otherwise.
-_PREPARATION = "short side, antialiased bilinear, aspect 3:1, with original size, v2"
-_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+PREPARATION = "short side, antialiased bilinear, aspect 3:1, with original size, v2"
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
 #: Order of the tensors of one image in memory; the last holds height and width of the image as it came, in pixels.
 _NAMES = ("mean", "std", "mean_flipped", "std_flipped", "original_size")
+
+
+@dataclass(frozen=True)
+class Square:
+    """A square of an image, or of its mirror image, as one sample shows it.
+
+    Attributes:
+        top, left: its corner, in latents of the whole picture.
+        height, width: of the whole picture, in latents.
+        original_size: height and width of the image as it came, in pixels.
+        shape: of its latents, (C, s, s).
+        posterior: mean and standard deviation, (C, s, s) float32 each; None where it is still to be encoded.
+        pixels: (3, s * factor, s * factor) uint8, what is to be encoded; else None.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    original_size: tuple[int, int]
+    shape: tuple[int, int, int]
+    posterior: tuple[Tensor, Tensor] | None
+    pixels: Tensor | None = None
+
+
+class Squares(Protocol):
+    """What training takes its squares from."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def square(self, index: int, flip: bool, side: int, place: Sequence[float] | None) -> Square:
+        """A square of ``side`` latents.
+
+        Args:
+            index: of the image.
+            flip: of its mirror image.
+            side: of the square, in latents.
+            place: where it is cut from a longer picture: two numbers below 1, down and across; None is the middle.
+        """
+        ...
+
+
+def corner(height: int, width: int, side: int, place: Sequence[float] | None) -> tuple[int, int]:
+    """Top and left of a square in a picture, all in latents; ``place`` as in `Squares`.
+
+    Raises:
+        ValueError: if the picture is smaller than the square.
+    """
+    spare = (height - side, width - side)
+    if min(spare) < 0:
+        raise ValueError(
+            f"Latents of size {(height, width)} are smaller than the crop of {side}; make them for the same resolution."
+        )
+    if place is None:
+        return spare[0] // 2, spare[1] // 2
+    return int(place[0] * (spare[0] + 1)), int(place[1] * (spare[1] + 1))
 
 
 class LatentTable:
@@ -47,6 +106,15 @@ class LatentTable:
         mean, std = held[2:4] if flip else held[:2]
         return mean.float(), std.float()
 
+    def square(self, index: int, flip: bool, side: int, place: Sequence[float] | None) -> Square:
+        """Cut from the latents of the whole picture; see `Squares`. Beside a cut they still know of what was beyond."""
+        mean, std = self.get(index, flip)
+        height, width = mean.shape[-2:]
+        top, left = corner(height, width, side, place)
+        window = (slice(None), slice(top, top + side), slice(left, left + side))
+        shape, both = (len(mean), side, side), (mean[window], std[window])
+        return Square(top, left, height, width, self.original_size(index), shape, both)
+
     def size(self, index: int) -> tuple[int, int]:
         """(h, w) of an image's latents."""
         mean, _ = self.get(index, flip=False)
@@ -54,8 +122,13 @@ class LatentTable:
 
     def original_size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image as it came, in pixels."""
-        height, width = self._tensors(index)[4].tolist()
+        height, width = self.facts(index)[:2]
         return height, width
+
+    def facts(self, index: int) -> list[int]:
+        """``original_size`` of an entry, and what else was noted with it."""
+        found: list[int] = self._tensors(index)[4].tolist()
+        return found
 
     def hold(self, index: int, entry: Entry) -> None:
         """Keeps an entry in memory if there is room for it."""
@@ -112,15 +185,18 @@ def cache_latents(
             f"The resolution must be a multiple of {factor} pixels for the backbone {backbone.name!r}, got "
             f"{resolution}. Set it to {nearest}."
         )
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise UserError(f"Latents are stored as float16 or float32, got {dtype!r}.")
     keys = [
-        stable_hash("latents", source.content_hash(index), backbone.hash, resolution, factor, dtype, _PREPARATION)
+        stable_hash("latents", source.content_hash(index), backbone.hash, resolution, factor, dtype, PREPARATION)
         for index in range(len(source))
     ]
 
     def compute(indices: list[int]) -> Iterator[Entry]:
-        return _encode(source, indices, backbone, resolution, _DTYPES[dtype])
+        originals = [source.image(index) for index in indices]
+        images = [prepare(image, resolution, factor) for image in originals]
+        facts = [torch.tensor(image.shape[-2:]) for image in originals]
+        return encode(images, facts, [source.name(index) for index in indices], backbone, DTYPES[dtype])
 
     table = LatentTable(store, keys, memory_limit)
     store.fill(KIND, keys, compute, batch_size, progress, on_entry=table.hold)
@@ -128,24 +204,31 @@ def cache_latents(
 
 
 @torch.no_grad()
-def _encode(
-    source: ImageSource, indices: list[int], backbone: Backbone, resolution: int, dtype: torch.dtype
+def encode(
+    images: Sequence[Tensor], facts: Sequence[Tensor], names: Sequence[str], backbone: Backbone, dtype: torch.dtype
 ) -> Iterator[Entry]:
-    originals = [source.image(index) for index in indices]
-    images = [prepare(image, resolution, backbone.vae_scale_factor) for image in originals]
+    """An entry for each picture.
+
+    Args:
+        images: (3, h, w) uint8, prepared.
+        facts: what is noted of each as its "original_size".
+        names: of the pictures, for errors.
+        backbone: its VAE encodes.
+        dtype: of the entries.
+    """
     entries: dict[int, Entry] = {}
     # Images of one size are encoded together; a batch of photographs has few sizes.
     for size in sorted({tuple(image.shape) for image in images}):
         same = [number for number, image in enumerate(images) if tuple(image.shape) == size]
         pixels = to_unit(torch.stack([images[number] for number in same]))
-        mean, std = _posterior(backbone, pixels)
+        mean, std = posterior(backbone, pixels)
         # A VAE does not commute with mirroring, so the mirror image is encoded for itself.
-        mean_flipped, std_flipped = _posterior(backbone, pixels.flip(-1))
+        mean_flipped, std_flipped = posterior(backbone, pixels.flip(-1))
         for row, number in enumerate(same):
             values = (mean[row], std[row], mean_flipped[row], std_flipped[row])
             entries[number] = {name: value.cpu().to(dtype) for name, value in zip(_NAMES[:4], values, strict=True)}
-            _require_finite(entries[number], source.name(indices[number]), backbone.name, dtype)
-            entries[number]["original_size"] = torch.tensor(originals[number].shape[-2:])
+            _require_finite(entries[number], names[number], backbone.name, dtype)
+            entries[number]["original_size"] = facts[number]
     for number in range(len(images)):
         yield entries[number]
 
@@ -155,7 +238,8 @@ def prepare(image: Tensor, resolution: int, factor: int) -> Tensor:
     return resize_short_side(clamp_aspect(image), resolution, multiple=factor)
 
 
-def _posterior(backbone: Backbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def posterior(backbone: Backbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 3, h, w) in -1...1 -> mean and standard deviation, on the VAE's device."""
     parameter = next(iter(backbone.vae.parameters()), None)
     return backbone.encode_images(pixels.to(parameter.device) if parameter is not None else pixels)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from partcraft_lit.data.latents import LatentTable
+from partcraft_lit.data.latents import Square, Squares
 from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.parts.spool import LabelMaps
 from partcraft_lit.randomness import epoch_index, torch_generator
@@ -26,7 +26,7 @@ class TrainingSet(Dataset[TrainingExample]):
     Args:
         seed: base seed.
         source_len: number of images N.
-        latents: their latents.
+        latents: their latents, whole or as squares; see ``data.crops``.
         label_maps: N part maps, uint8 (grid height, grid width), of the whole image at any grid size.
         codes: (N, M + 1) codes, ``ABSENT`` for parts that an image does not have.
         make_caption: codes (M + 1,) and a generator -> caption.
@@ -49,7 +49,7 @@ class TrainingSet(Dataset[TrainingExample]):
         self,
         seed: int,
         source_len: int,
-        latents: LatentTable,
+        latents: Squares,
         label_maps: Sequence[Tensor],
         codes: Tensor,
         make_caption: Callable[[Tensor, torch.Generator], str],
@@ -96,48 +96,39 @@ class TrainingSet(Dataset[TrainingExample]):
     def __getitem__(self, sample_id: int) -> TrainingExample:
         image_id = epoch_index(self._seed, sample_id, self.num_images)
         flip = self._flip and bool(torch.rand((), generator=self._generator("flip", sample_id)) < 0.5)
-        mean, std = self._latents.get(image_id, flip)
-        top, left = self._corner(mean, sample_id)
-        window = (slice(None), slice(top, top + self._side), slice(left, left + self._side))
-        label_map = self._label_map(image_id, flip, top, left, mean.shape[-2], mean.shape[-1])
+        square = self._latents.square(image_id, flip, self._side, self._place(sample_id))
+        label_map = self._label_map(image_id, flip, square)
         codes = self._present_codes(image_id, label_map)
-        shape = mean[window].shape
-        posterior = torch.randn(shape, generator=self._generator("posterior", sample_id))
+        posterior = torch.randn(square.shape, generator=self._generator("posterior", sample_id))
         steps = torch.randint(self._num_train_timesteps, (), generator=self._generator("timestep", sample_id))
         example = TrainingExample(
-            latents=mean[window] + std[window] * posterior,
-            noise=torch.randn(shape, generator=self._generator("noise", sample_id)),
+            latents=posterior if square.posterior is None else square.posterior[0] + square.posterior[1] * posterior,
+            noise=torch.randn(square.shape, generator=self._generator("noise", sample_id)),
             timestep=int(steps),
             label_map=label_map,
             codes=codes,
             prompt=self._make_caption(codes, self._generator("caption", sample_id)),
             sample_id=sample_id,
             image_id=image_id,
-            crop=(*self._latents.original_size(image_id), top * self._pixels, left * self._pixels),
+            crop=(*square.original_size, square.top * self._pixels, square.left * self._pixels),
+            pixel_values=square.pixels,
         )
         return self._alter(example, self._generator("alter", sample_id)) if self._alter else example
 
     def _generator(self, purpose: str, sample_id: int) -> torch.Generator:
         return torch_generator(self._seed, purpose, sample_id)
 
-    def _corner(self, latents: Tensor, sample_id: int) -> tuple[int, int]:
-        """Top and left of the crop, in latents."""
-        spare = (latents.shape[-2] - self._side, latents.shape[-1] - self._side)
-        if min(spare) < 0:
-            raise ValueError(
-                f"Latents of size {tuple(latents.shape[-2:])} are smaller than the crop of {self._side}; make them for "
-                f"the same resolution."
-            )
+    def _place(self, sample_id: int) -> list[float] | None:
         if self._crop == "center":
-            return spare[0] // 2, spare[1] // 2
-        place = torch.rand(2, generator=self._generator("crop", sample_id), dtype=torch.float64).tolist()
-        return int(place[0] * (spare[0] + 1)), int(place[1] * (spare[1] + 1))
+            return None
+        place: list[float] = torch.rand(2, generator=self._generator("crop", sample_id), dtype=torch.float64).tolist()
+        return place
 
-    def _label_map(self, image_id: int, flip: bool, top: int, left: int, height: int, width: int) -> Tensor:
+    def _label_map(self, image_id: int, flip: bool, square: Square) -> Tensor:
         whole = self._maps[image_id].flip(-1) if flip else self._maps[image_id]
-        return crop_label_map(
-            whole, (top / height, left / width, self._side / height, self._side / width), self._attention_size
-        )
+        height, width = square.height, square.width
+        box = (square.top / height, square.left / width, self._side / height, self._side / width)
+        return crop_label_map(whole, box, self._attention_size)
 
     def _present_codes(self, image_id: int, label_map: Tensor) -> Tensor:
         codes = self._codes[image_id].clone()

@@ -19,8 +19,9 @@ from torch import Tensor
 from partcraft_lit.callbacks.attention_loss import LossTermOnAttention
 from partcraft_lit.callbacks.live_score import read_best
 from partcraft_lit.callbacks.metrics_log import append_numbers, read_numbers
+from partcraft_lit.data.crops import Encode, UnstoredCrops, encode_crops, store_crops
 from partcraft_lit.data.datamodule import Collate, PartDataModule
-from partcraft_lit.data.latents import LatentTable, cache_latents
+from partcraft_lit.data.latents import LatentTable, Squares, cache_latents, posterior
 from partcraft_lit.data.prior import SameCaption, prior_prompt, prior_source
 from partcraft_lit.data.scaled import Both, ScaledExamples, ScaledPictures
 from partcraft_lit.data.training_set import TrainingSet
@@ -111,16 +112,7 @@ def train(
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
     facts = write_discovery(source, discovery, folder / "parts", stages)
-    with stages.stage("encode images") as counter:
-        latents = cache_latents(
-            source,
-            backbone,
-            store,
-            backbone.resolution,
-            settings.data.encode_batch_size,
-            settings.data.latents,
-            counter.count,
-        )
+    latents = image_squares(settings, source, backbone, store, stages)
     scaled = scaled_views(settings, source, discovery, backbone, store, stages)
     # Before anything is told to train: they show what the backbone draws as it is.
     prior = prior_latents(settings, backbone, store, source.class_noun, stages)
@@ -150,6 +142,7 @@ def train(
             resume_from,
             stages,
             None if prior is None else prior_examples(settings, prior, discovery, backbone, source.class_noun),
+            functools.partial(posterior, backbone) if settings.data.crops == "encode" else None,
         )
     module.to(next(backbone.unet.parameters()).device).eval()
     if best := read_best(folder / "checkpoints"):
@@ -197,6 +190,7 @@ def fit(
     resume_from: Path | None,
     stages: Stages,
     prior: TrainingSet | None = None,
+    encode: Encode | None = None,
 ) -> None:
     """Trains to the trainer's last step, from the beginning or from a checkpoint."""
     trainer = make_trainer(
@@ -213,6 +207,7 @@ def fit(
         settings.data.num_workers,
         trainer.accumulate_grad_batches,
         prior,
+        encode,
     )
     if resume_from is not None:
         stages.say(f"Continuing from {resume_from}")
@@ -225,11 +220,37 @@ def fit(
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
 
 
+def image_squares(
+    settings: TrainSettings, source: ImageSource, backbone: Backbone, store: Store, stages: Stages
+) -> Squares:
+    """What training cuts its squares from, encoded as far as ``data.crops`` says."""
+    data, resolution = settings.data, backbone.resolution
+    if data.crops == "encode":
+        return UnstoredCrops(source, backbone.latent_channels, resolution, backbone.vae_scale_factor)
+    with stages.stage("encode images") as counter:
+        if data.crops == "cut":
+            return cache_latents(
+                source, backbone, store, resolution, data.encode_batch_size, data.latents, counter.count
+            )
+        return store_crops(
+            source,
+            backbone,
+            store,
+            data.crops,
+            settings.seed,
+            resolution,
+            data.encode_batch_size,
+            data.latents,
+            counter.count,
+            centre=data.crop == "center",
+        )
+
+
 def training_set(
     settings: TrainSettings,
     module: PersonalizationModule,
     discovery: Discovery,
-    latents: LatentTable,
+    latents: Squares,
     backbone: Backbone,
     make_caption: Callable[[Tensor, torch.Generator], str] | None = None,
     scaled: ScaledViews | None = None,
@@ -346,7 +367,7 @@ def probe_batch(
     settings: TrainSettings,
     module: PersonalizationModule,
     discovery: Discovery,
-    latents: LatentTable,
+    latents: Squares,
     backbone: Backbone,
 ) -> TrainingBatch:
     """A few images with all their parts in the caption, at one middling timestep: what attention is shown on."""
@@ -354,6 +375,7 @@ def probe_batch(
     still = replace(settings, data=replace(settings.data, flip=False, crop="center"))
     examples = training_set(still, module, discovery, latents, backbone, plain)
     batch = Collate(module.method.tokenize)([examples[number] for number in range(_PROBE_IMAGES)])
+    batch = encode_crops(batch, functools.partial(posterior, backbone))
     middle = len(backbone.noise_scheduler.alphas_cumprod) * 2 // 5
     return replace(batch, timesteps=torch.full_like(batch.timesteps, middle))
 

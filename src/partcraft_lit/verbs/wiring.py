@@ -229,7 +229,7 @@ def values_of_run(folder: Path) -> dict[str, Any]:
     """The configuration with which a run was started."""
     from omegaconf import OmegaConf
 
-    return config.plain(OmegaConf.load(folder / ".hydra" / "config.yaml"))
+    return rundir.with_younger(config.plain(OmegaConf.load(folder / ".hydra" / "config.yaml")))
 
 
 def _on_device(load: Callable[..., Any], values: Mapping[str, Any]) -> Callable[[], Any]:
