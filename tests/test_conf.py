@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from partcraft_lit import cli, config
+from partcraft_lit import cli, config, settings
 from partcraft_lit.errors import UserError
 from partcraft_lit.losses.attention import entropy_attention_loss
 from partcraft_lit.settings import PartsSettings, TrainSettings
@@ -112,13 +114,26 @@ def test_what_callbacks_and_loggers_still_wait_for_is_given_at_run_time():
         assert not required_of(config.later(node, "x"))
 
 
+def test_no_setting_is_parsed_and_read_by_nobody():
+    """A flag without effect is the worst kind: ``--random_flip`` of the method's released trainer was one."""
+    package = Path(inspect.getfile(settings)).parent
+    code = "\n".join(path.read_text() for path in package.rglob("*.py") if path.name != "settings.py")
+    code += "".join(re.findall(r"self(\.\w+)", inspect.getsource(settings)))
+    yamls = "\n".join(path.read_text() for path in CONF.rglob("*.yaml"))
+    for name, kind in vars(settings).items():
+        for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+            by_group = name == "OptimSettings" and field.name.endswith("_lr")  # read as f"{group}_lr"
+            read = re.search(rf"\.{field.name}\b", code) or re.search(rf"\$\{{[\w.]*\.{field.name}\}}", yamls)
+            assert read or by_group, f"{name}.{field.name}"
+
+
 def test_parts_name_the_arguments_of_discovery():
     from partcraft_lit.parts.discovery import DiscoverySettings
 
     values = config.plain(config.compose("train"))
-    settings = build(PartsSettings, values["parts"], "parts")
-    defaults = DiscoverySettings(num_parts=settings.M, num_codes=settings.K)
-    assert DiscoverySettings(**settings.arguments()) == defaults  # the YAML says what discovery measured as best
+    parts = build(PartsSettings, values["parts"], "parts")
+    defaults = DiscoverySettings(num_parts=parts.M, num_codes=parts.K)
+    assert DiscoverySettings(**parts.arguments()) == defaults  # the YAML says what discovery measured as best
 
 
 def test_files_hold_no_key_twice():
