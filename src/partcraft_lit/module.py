@@ -144,8 +144,14 @@ class PersonalizationModule(LightningModule):
             for name, parameters in self.trainable_groups().items()
         ]
         optimizer = torch.optim.AdamW(
-            groups, betas=self._optim.betas, eps=self._optim.eps, weight_decay=self._optim.weight_decay
+            groups,
+            betas=self._optim.betas,
+            eps=self._optim.eps,
+            weight_decay=self._optim.weight_decay,
+            fused=self.device.type == "cuda",
         )
+        # A fused optimizer offers to undo the scaling of gradients by itself, in the step; clipping comes before that.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if self._optim.is_constant:
             return optimizer
         factors: list[Callable[[int], float]] = [

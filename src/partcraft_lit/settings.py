@@ -344,11 +344,13 @@ class HardwareSettings:
         max_batch_size: images that go through the networks at once; a larger batch is taken in several passes.
         offload: networks that rest on the CPU while they are not needed: the VAE, which works before training and for
             samples, and that of the patch features. The text encoders stay: gradients of part tokens run through them.
+        compile: whether the UNet's transformer blocks are compiled, which takes minutes at the start.
     """
 
     gradient_checkpointing: bool
     max_batch_size: Positive | None
     offload: tuple[Literal["vae", "features"], ...]
+    compile: bool
 
     def passes(self, batch_size: int) -> int:
         """In how many equal passes a batch is taken: the fewest of at most ``max_batch_size`` images each."""

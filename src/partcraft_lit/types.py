@@ -352,6 +352,10 @@ class Backbone(Protocol):
         """The UNet's activations are computed again in the backward pass."""
         ...
 
+    def compile_blocks(self) -> None:
+        """The UNet's transformer blocks are compiled; called when adapters are in place."""
+        ...
+
     def offload_vae(self, folder: Path | None = None) -> None:
         """From now on the VAE is on the CPU while it does nothing; where all is there, in a file in ``folder``."""
         ...

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
 
 from partcraft_lit import cli, config, environment
+from partcraft_lit.backbones.attention import AttentionCapture
 from partcraft_lit.backbones.latent_diffusion import LatentDiffusion
+from partcraft_lit.backbones.lora import add_lora
+from partcraft_lit.errors import UserError
 from partcraft_lit.run.memory import in_passes, resting, spare_memory
 from partcraft_lit.settings import HardwareSettings, SampleSettings, TrainSettings
 from partcraft_lit.types import Conditioning
 from partcraft_lit.verbs import train, wiring
 
-NONE = HardwareSettings(gradient_checkpointing=False, max_batch_size=None, offload=())
+NONE = HardwareSettings(gradient_checkpointing=False, max_batch_size=None, offload=(), compile=False)
 
 
 def settings_for(*overrides: str) -> TrainSettings:
@@ -138,6 +142,62 @@ def test_checkpointing_runs_blocks_again_and_gives_the_same_gradients(each_fresh
         counts.append(len(runs))
     assert counts == [1, 2], "once forward, and once again in the backward pass"
     torch.testing.assert_close(grads[0], grads[1])
+
+
+# --- compiling ---
+
+
+@pytest.mark.slow
+def test_blocks_that_are_traced_give_the_same_maps_and_gradients(fresh_backbone: LatentDiffusion):
+    """All of compiling but the machine code, which takes a minute to make."""
+    backbone = fresh_backbone
+    add_lora(backbone.unet, scope="all")
+    for parameter in backbone.unet.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(0)
+    latents, text = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 32, generator=generator)
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            backbone.compile_blocks("eager")
+        hidden = text.clone().requires_grad_()
+        with (
+            AttentionCapture(backbone.unet, backbone.attention_layers) as capture,
+            capture.armed(torch.tensor([[1, 2], [3, -1]])),
+        ):
+            prediction = backbone.denoise(latents, torch.tensor([9, 500]), Conditioning(hidden))
+            maps = capture.maps()
+        (prediction.square().mean() + maps.square().sum()).backward()
+        grads = [p.grad.clone() for p in backbone.unet.parameters() if p.requires_grad]
+        backbone.unet.zero_grad()
+        found.append((prediction.detach(), maps.detach(), hidden.grad, grads))
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
+def test_a_compiled_block_equals_itself_within_bfloat16(fresh_backbone: LatentDiffusion):
+    block = next(m for m in fresh_backbone.unet.modules() if type(m).__name__ == "BasicTransformerBlock").bfloat16()
+    generator, width = torch.Generator().manual_seed(0), block.norm1.normalized_shape[0]
+    given = [torch.randn(2, length, size, generator=generator).bfloat16() for length, size in ((64, width), (77, 32))]
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            block.compile(dynamic=False)
+        states, text = (values.clone().requires_grad_() for values in given)
+        output = block(states, encoder_hidden_states=text)
+        output.float().square().mean().backward()
+        found.append((output.detach(), states.grad, text.grad))
+    for mine, theirs in zip(found[1], found[0]):
+        error = (mine.float() - theirs.float()).norm() / theirs.float().norm()
+        assert error < 2**-7, "bfloat16 has 8 digits"
+
+
+def test_compiling_without_a_compiler_is_told_at_once(fresh_backbone: LatentDiffusion, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="wants a C\\+\\+ compiler"):
+        spare_memory(dataclasses.replace(NONE, compile=True), fresh_backbone)
 
 
 # --- a run ---

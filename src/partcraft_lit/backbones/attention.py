@@ -123,6 +123,7 @@ class AttentionCapture:
     ) -> None:
         self.remove()
 
+    @torch.compiler.disable
     def _record(self, name: str, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
         if self._positions is not None:
             self._maps[name] = token_probabilities(query, key, mask, self._positions)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,10 @@ from partcraft_lit.types import Conditioning, TokenizedPrompts
 
 #: Attention is read at the coarsest maps that are at least this wide: 16 for SD1.5 at 512 px, as in PartCraft.
 MIN_ATTENTION_SIZE = 16
+
+#: Widths and sizes of maps of one kind of block, in training and in sampling with batches of several sizes; beyond so
+#: many, torch computes without compiling.
+_COMPILED_VARIANTS = 64
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -185,6 +191,25 @@ class LatentDiffusion(nn.Module, ABC):
     def enable_gradient_checkpointing(self) -> None:
         """Trades time for memory: the UNet's activations are computed again in the backward pass."""
         self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compiles the UNet's transformer blocks, each width and size of maps once; adapters must be in place.
+
+        Only these: they are where the small operations are that a compiler joins, and a whole UNet takes many times as
+        long to compile. Layers that attention is read from stay as they are inside.
+
+        Args:
+            backend: of ``torch.compile``; the default wants a C++ compiler.
+
+        Raises:
+            UserError: if it has none.
+        """
+        compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++", "cl"]
+        if backend == "inductor" and not any(map(shutil.which, compilers)):
+            raise UserError("hardware.compile=true wants a C++ compiler: install g++, or set hardware.compile=false.")
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, _COMPILED_VARIANTS)
+        self.unet.compile_repeated_blocks(backend=backend, dynamic=False)  # type: ignore[operator]
 
     def offload_vae(self, folder: Path | None = None) -> None:
         """From now on the VAE is on the CPU, and on the UNet's device only while it encodes or decodes.

@@ -175,6 +175,13 @@ class PartDataModule(LightningDataModule):
             generator=torch.Generator(),  # else each start draws from the global one, which is not the loader's
         )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copies while the device still works on the step before: the loader's memory is pinned, nothing waits.
+
+        Lightning asks for that with bare tensors only, not with batches of our own.
+        """
+        return batch.to(device, non_blocking=device.type == "cuda")
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Makes sure that the first batch is the one that the restored step calls for.
 

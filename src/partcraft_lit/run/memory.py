@@ -19,6 +19,8 @@ def spare_memory(hardware: HardwareSettings, backbone: Backbone, folder: Path | 
     """Once images are encoded and before anything trains; ``folder`` as for ``resting``."""
     if hardware.gradient_checkpointing:
         backbone.enable_gradient_checkpointing()
+    if hardware.compile:
+        backbone.compile_blocks()
     if "vae" in hardware.offload:
         backbone.offload_vae(folder)
 
