@@ -21,6 +21,7 @@ from partcraft_lit.report.content import (
     Composition,
     Curve,
     PartSummary,
+    PictureRow,
     Plate,
     Report,
     ScoreRow,
@@ -74,6 +75,11 @@ def full_report() -> Report:
         charts=[Chart("Diffusion loss", [Curve("train/loss", [(0, 1.0), (1, 0.5)])])],
         samples=[Plate(noise(), "step 100")],
         scores=[ScoreRow("4 species", scores(0.41), ceiling=scores(0.88), untrained=scores(0.06))],
+        pictures=[
+            PictureRow("Reconstruction", "tf-299", {"fid": 12.5, "kid": 0.002, "kid_error": 0.0005}, {"fid": 1.25}),
+            PictureRow("2 species", "tf-299", {"kid": float("nan"), "new": 0.5}),
+            PictureRow("Reconstruction", "clip", {"clip-t": 0.25}),
+        ],
         stages=[Stage("Training", 372, "700 steps"), Stage("Report", 3.14)],
         settings={"seed": 0, "optim": {"betas": [0.9, 0.999]}},
         environment={"python": "3.11"},
@@ -117,7 +123,7 @@ class Page(HTMLParser):
 
 def test_everything_is_on_the_page() -> None:
     page = Page(render(full_report()))
-    assert page.ids == ["compositions", "parts", "attention", "training", "scores", "making"]
+    assert page.ids == ["compositions", "parts", "attention", "training", "scores", "pictures", "making"]
     for wanted in [
         *("Birds & <others>", "What was found.", "0.62", "ceiling 0.88", "species_04", "seed 3", "True rendering"),
         *("species_04/003", "598", "5.0%", "Kinds of heads", "Diffusion loss", "step 100", "4 species", "12 pictures"),
@@ -246,3 +252,12 @@ def test_attention_rows_sum_tokens_of_a_part_and_measure_the_inside() -> None:
         noise()[None], label_map()[None].long(), maps, torch.tensor([[1, 2, 1]]), ["<head:1>"], num_parts=2
     )[0]
     assert [(item.part, item.inside) for item in row.maps] == [(1, 0.25), (2, None)]
+
+
+def test_whole_pictures_have_a_table_for_each_network_with_the_ceiling_beside():
+    page = render(full_report())
+    tf, clip = page.split('id="pictures"')[1].split('id="making"')[0].split("By tf-299")[1].split("By clip")
+    assert "FID ↓" in tf and "<b>12.500</b><small>ceiling 1.250</small>" in tf
+    assert "KID × 1000 ↓" in tf and "<b>2.000</b> ± 0.500" in tf and "kid_error" not in tf
+    assert '<th>2 species</th><td class="num"><b>–</b>' in tf and '<th class="num">new</th>' in tf
+    assert "CLIP-T ↑" in clip and "FID" not in clip

@@ -146,6 +146,23 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
+class PictureRow:
+    """What one network says of the whole pictures of one protocol.
+
+    Attributes:
+        protocol: what was asked for.
+        network: as it stands in the keys: "tf-299".
+        numbers: metric -> value: "fid", "kid", "kid_error", "likeness", "copied", ...
+        ceiling: the same metrics of pictures that a perfect model would draw, as far as they are known.
+    """
+
+    protocol: str
+    network: str
+    numbers: Mapping[str, float]
+    ceiling: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Stage:
     """What took how long."""
 
@@ -171,6 +188,7 @@ class Report:
         charts: curves of training.
         samples: sample grids over the course of training.
         scores: a row per protocol.
+        pictures: a row per protocol and network.
         stages: times.
         settings: the resolved configuration, nested.
         environment: versions and hardware, nested.
@@ -191,6 +209,7 @@ class Report:
     charts: Sequence[Chart] = ()
     samples: Sequence[Plate] = ()
     scores: Sequence[ScoreRow] = ()
+    pictures: Sequence[PictureRow] = ()
     stages: Sequence[Stage] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

@@ -25,7 +25,9 @@ from partcraft_lit.report.content import (
     SourcePart,
     Stage,
 )
+from partcraft_lit.report.pieces import header, score
 from partcraft_lit.report.style import CSS
+from partcraft_lit.report.whole_pictures import whole_pictures
 
 #: Pictures smaller than this are enlarged smoothly before they are embedded: browsers enlarge them badly.
 SMALL_SIDE, ENLARGED_SIDE = 200, 256
@@ -69,6 +71,7 @@ def _sections(report: Report) -> Iterable[tuple[str, str, str]]:
     yield "attention", "Attention", _attention(report)
     yield "training", "Training", _training(report)
     yield "scores", "Scores", _scores(report)
+    yield "pictures", "Whole pictures", whole_pictures(report.pictures)
     yield "making", "How it was made", _making(report)
 
 
@@ -103,7 +106,7 @@ def _compositions(report: Report) -> str:
     if known:
         explained += " ✓ and ✗ say whether the part is read back as the one that was asked for."
     cards = "".join(_composition(hybrid, report.part_names) for hybrid in report.compositions)
-    return _header("Compositions", explained) + f'<div class="hybrids">{cards}</div>'
+    return header("Compositions", explained) + f'<div class="hybrids">{cards}</div>'
 
 
 def _composition(hybrid: Composition, names: Sequence[str]) -> str:
@@ -181,7 +184,7 @@ def _parts(report: Report) -> str:
     explained = (
         "Found without a label, by clustering patch features: first the object, then its parts, then their kinds."
     )
-    return _header("Parts", explained) + body if body else ""
+    return header("Parts", explained) + body if body else ""
 
 
 def _pair(picture: DiscoveredImage) -> str:
@@ -210,7 +213,7 @@ def _attention(report: Report) -> str:
         return ""
     explained = "Where each part's token looks while its caption is denoised; the percentage lies on the part itself."
     rows = "".join(_attention_row(row, report.part_names) for row in report.attention)
-    return _header("Attention", explained) + f'<div class="attention">{rows}</div>'
+    return header("Attention", explained) + f'<div class="attention">{rows}</div>'
 
 
 def _attention_row(row: AttentionRow, names: Sequence[str]) -> str:
@@ -237,7 +240,7 @@ def _training(report: Report) -> str:
     if report.samples:
         body += '<h3 class="sub">Samples over time</h3>' + _plates(report.samples, wide=False)
     return (
-        _header("Training", "Numbers by optimizer step; faint lines are raw, strong ones smoothed.") + body
+        header("Training", "Numbers by optimizer step; faint lines are raw, strong ones smoothed.") + body
         if body
         else ""
     )
@@ -282,7 +285,7 @@ def _scores(report: Report) -> str:
         for title, explained, values in _METRICS
     )
     return (
-        _header("Scores", "What comes back, between what the untrained model gives and the best that can come back.")
+        header("Scores", "What comes back, between what the untrained model gives and the best that can come back.")
         + key
         + tables
     )
@@ -309,9 +312,9 @@ def _score_row(row: ScoreRow, names: Sequence[str], values: Callable[[Any], dict
     return (
         f"<tr><th>{escape(row.protocol)}<small>{row.scores.num_images} pictures</small></th>"
         f"<td>{_bar(scores['all'], ceiling, untrained)}</td>"
-        f'<td class="num"><b>{_score(scores["all"])}</b></td><td class="num">{_score(ceiling)}</td>'
-        f'<td class="num">{_score(untrained)}</td>'
-        f'<td class="num">{_score(scores["without_background"])}</td>{parts}</tr>'
+        f'<td class="num"><b>{score(scores["all"])}</b></td><td class="num">{score(ceiling)}</td>'
+        f'<td class="num">{score(untrained)}</td>'
+        f'<td class="num">{score(scores["without_background"])}</td>{parts}</tr>'
     )
 
 
@@ -319,10 +322,6 @@ def _heat(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return '<td class="num">–</td>'
     return f'<td class="heat" style="--v:{_share(value):.3f}">{value:.2f}</td>'
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def _bar(value: float, ceiling: float | None = None, untrained: float | None = None) -> str:
@@ -355,7 +354,7 @@ def _making(report: Report) -> str:
     for title, values in (("Settings", report.settings), ("Environment", report.environment)):
         if values:
             body += _tree(title, values)
-    return _header("How it was made", "") + body if body else ""
+    return header("How it was made", "") + body if body else ""
 
 
 def _stages(stages: Sequence[Stage]) -> str:
@@ -399,10 +398,6 @@ def duration(seconds: float) -> str:
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
-
-
-def _header(title: str, explained: str) -> str:
-    return f"<header><h2>{escape(title)}</h2>{f'<p>{escape(explained)}</p>' if explained else ''}</header>"
 
 
 def _chips(names: Sequence[str]) -> str:

@@ -45,9 +45,9 @@ def columns_of(columns: Mapping[str, ColumnSettings], rows: Runs) -> list[Column
         if "*" not in chosen.metric:
             found.append(Column(name, "", chosen))
             continue
-        taken = {column.chosen.metric for column in found if column.chosen.protocols == chosen.protocols}
-        known = {key for run in runs for key in _metrics(run, chosen)} - taken
-        metrics = sorted(key for key in known if fnmatchcase(key, chosen.metric))
+        taken = {column.key for column in found if column.chosen.protocols == chosen.protocols}
+        known = {key for run in runs for key in _metrics(run, chosen) if fnmatchcase(key, chosen.metric)}
+        metrics = sorted(key for key in known if key.removeprefix("pictures/") not in taken)
         found += [Column(name, m.removeprefix("pictures/"), replace(chosen, metric=m)) for m in metrics]
     return found
 

@@ -23,6 +23,7 @@ from partcraft_lit.metrics.composition import (
     ceiling,
     composition_targets,
     reconstruction_targets,
+    vae_round_trip,
 )
 from partcraft_lit.metrics.cosim import CosineSimilarity
 from partcraft_lit.metrics.emr import ExactMatchingRate
@@ -54,6 +55,8 @@ from partcraft_lit.types import BACKGROUND, Backbone, ImageSource, PartPredictio
 
 #: Pictures in memory at once while scores are computed.
 _READ_AT_ONCE = 16
+#: Before the name of a protocol: the same pictures as a perfect model would give them.
+CEILING = "ceiling "
 
 
 @dataclass
@@ -65,7 +68,8 @@ class Scores:
         untrained: the same for the model before training, for protocols where it was measured.
         ceilings: real images read twice: "vae_round_trip", "mirrored", "recropped".
         truth: numbers that need the truth, by protocol; empty where it is not known.
-        pictures: numbers about whole pictures of the trained model, by protocol.
+        pictures: numbers about whole pictures of the trained model, by protocol; behind ``CEILING`` those of pictures
+            that a perfect model would draw.
         rows: one per picture of the trained model.
     """
 
@@ -344,9 +348,13 @@ def verify(
             of_protocol = [row for row in stored if row["protocol"] == protocol][: len(targets)]
             some = targets[: len(of_protocol)]
             paths, prompts = [folder / row["image"] for row in of_protocol], [row["prompt"] for row in of_protocol]
-            _add(again, protocol, scorer.read(some, protocol, paths, prompts))
+            of_parts = scorer.read(some, protocol, paths, prompts)
+            _add(again, protocol, of_parts)
             if pictures is not None:
-                again.pictures[protocol] = pictures.score(some, paths)
+                whole = pictures.score(some, paths, prompts)
+                again.pictures[protocol] = whole.numbers
+                for row, more in zip(of_parts.rows, whole.rows, strict=True):
+                    row.update({key: value for key, value in more.items() if key in stored[0]})
         concepts = concept_scorer(settings.eval, source, networks, dictionary.names)
         if concepts is not None:
             _read_concepts(concepts, folder, stored, again)
@@ -395,13 +403,33 @@ def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores,
             scores.truth[f"perfect {protocol}"] = perfect
         if scorer.pictures is not None:
             with stages.stage("score whole pictures"):
-                paths = [scorer.folder / row["image"] for row in found.rows]
-                scores.pictures[protocol] = scorer.pictures.score(targets, paths)
+                _score_pictures(scorer, scorer.pictures, protocol, targets, found.rows, module.backbone, scores)
     if scorer.concepts is not None:
         _score_concepts(scorer.concepts, scorer.folder, module, scores, stages)
     if is_first_process():
         write_rows(scorer.folder / FILE_NAME, scores.rows)
         write_networks(scorer.folder, scorer.settings.pictures)
+
+
+def _score_pictures(
+    scorer: Scorer,
+    pictures: PictureScorer,
+    protocol: str,
+    targets: Targets,
+    rows: Sequence[Row],
+    backbone: Backbone,
+    scores: Scores,
+) -> None:
+    """Numbers of whole pictures, for the set and for each line; and beside them what the autoencoder loses."""
+    paths, prompts = [scorer.folder / row["image"] for row in rows], [row["prompt"] for row in rows]
+    whole = pictures.score(targets, paths, prompts)
+    scores.pictures[protocol] = whole.numbers
+    for row, more in zip(rows, whole.rows, strict=True):
+        row.update(more)
+    if scorer.settings.ceiling_images:
+        round_trip = functools.partial(vae_round_trip, backbone=backbone)
+        some = targets[: scorer.settings.ceiling_images]
+        scores.pictures[CEILING + protocol] = pictures.ceiling(some, round_trip)
 
 
 def _score_concepts(

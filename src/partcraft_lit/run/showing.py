@@ -23,6 +23,7 @@ from partcraft_lit.report.content import (
     AttentionRow,
     Composition,
     PartSummary,
+    PictureRow,
     Plate,
     Report,
     ScoreRow,
@@ -34,7 +35,7 @@ from partcraft_lit.report.content import (
     training_charts,
 )
 from partcraft_lit.report.html import write_report
-from partcraft_lit.run.scoring import Scores, labels_of
+from partcraft_lit.run.scoring import CEILING, Scores, labels_of
 from partcraft_lit.run.stages import Stages
 from partcraft_lit.run.truth import true_hybrids
 from partcraft_lit.settings import TrainSettings
@@ -42,6 +43,7 @@ from partcraft_lit.types import ABSENT, ImageSource, TrainingBatch
 
 #: Source images shown with their parts.
 _SHOWN_IMAGES = 12
+_TRUTH = "truth_"
 
 
 def write_run_report(
@@ -80,6 +82,7 @@ def write_run_report(
         charts=training_charts(curves, names),
         samples=_sample_plates(folder / "samples"),
         scores=_score_rows(scores),
+        pictures=picture_rows(scores.pictures),
         stages=[Stage(name, seconds) for name, seconds in stages.seconds.items()],
         settings=config,
         environment=environment.describe(),
@@ -180,6 +183,26 @@ def _score_rows(scores: Scores) -> list[ScoreRow]:
 
 def _ceiling_row(name: str, values: PartScores) -> ScoreRow:
     return ScoreRow(f"Real images, {name.replace('_', ' ')}", values)
+
+
+def picture_rows(pictures: Mapping[str, Mapping[str, float]]) -> list[PictureRow]:
+    """``fid@<id>`` and the like by protocol -> a row per protocol and network, with the ceiling beside it."""
+    rows = []
+    for protocol, numbers in pictures.items():
+        if protocol.startswith(CEILING):
+            continue
+        ceilings = pictures.get(CEILING + protocol, {})
+        for network in dict.fromkeys(key.partition("@")[2] for key in numbers if "@" in key):
+            found = _of_network(numbers, network)
+            # of concepts: what pictures of the truth have among themselves
+            known = {key.removeprefix(_TRUTH): value for key, value in found.items() if key.startswith(_TRUTH)}
+            own = {key: value for key, value in found.items() if not key.startswith(_TRUTH)}
+            rows.append(PictureRow(protocol.capitalize(), network, own, known | _of_network(ceilings, network)))
+    return rows
+
+
+def _of_network(numbers: Mapping[str, float], network: str) -> dict[str, float]:
+    return {key.partition("@")[0]: value for key, value in numbers.items() if key.partition("@")[2] == network}
 
 
 def _attention(module: PersonalizationModule, probe: TrainingBatch, num_parts: int) -> list[AttentionRow]:
