@@ -10,8 +10,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from partcraft_lit.pictures import BACKGROUND_GREY, INK, WHITE, Color, from_pil, part_colors, save_png
+from partcraft_lit.pictures import INK, WHITE, Color, from_pil, save_png
 from partcraft_lit.report.charts import Axis, nice, number
+from partcraft_lit.report.strokes import Stroke, dashed
+from partcraft_lit.report.strokes import stroke as stroke_of
 
 #: Pixels of the finished picture; everything is drawn _SCALE times as large.
 WIDTH = 1280
@@ -22,6 +24,9 @@ _LINES_HEIGHT = 340
 _BAR_HEIGHT = 34
 _TITLE, _TEXT, _SMALL = 19, 15, 13
 _MOST_IN_A_ROW = 3
+#: With more lines than this, bands hide each other: points have bars of their own, and lines stand so many pixels aside.
+_MOST_BANDS = 4
+_ASIDE = 3.5
 _SOFT: Color = (93, 100, 112)
 _RULE: Color = (228, 226, 220)
 _ACCENT: Color = (11, 106, 168)
@@ -127,6 +132,18 @@ class _Pen:
         scaled = [(x * _SCALE, y * _SCALE) for x, y in points]
         self._draw.line(scaled, fill=color, width=max(1, round(width * _SCALE)), joint="curve")
 
+    def dashes(self, points: Sequence[tuple[float, float]], stroke: Stroke, width: float) -> None:
+        for piece in dashed(points, stroke.dashes):
+            self.line(piece, stroke.color, width)
+
+    def mark(self, x: float, y: float, radius: float, stroke: Stroke) -> None:
+        """A point of a line, with a white rim."""
+        if not stroke.shape:
+            self.dot(x, y, radius, stroke.color)
+            return
+        corners = [((x + radius * a) * _SCALE, (y + radius * b) * _SCALE) for a, b in stroke.shape]
+        self._draw.polygon(corners, fill=stroke.color, outline=WHITE, width=_SCALE)
+
     def area(self, points: Sequence[tuple[float, float]], color: Color, opacity: int) -> None:
         self._draw.polygon([(x * _SCALE, y * _SCALE) for x, y in points], fill=(*color, opacity))
 
@@ -192,22 +209,26 @@ def _draw_lines(pen: _Pen, box: _Box, panel: Panel, figure: Figure, names: Seque
             taken = x + half
     pen.text((left + right) / 2, bottom + 38, figure.x, _TEXT, _SOFT, "mm")
     places = {name: index for index, name in enumerate(names)}
+    crowded = len(names) > _MOST_BANDS
+
+    def at(line: Line) -> list[tuple[float, Point]]:
+        aside = _ASIDE * (places.get(line.name, 0) - (len(names) - 1) / 2) if crowded else 0.0
+        return [(x_axis.place(zero if p.x == 0 and figure.log else p.x) + aside, p) for p in line.points]
+
     for line in lines:
-        color = _color(places.get(line.name, 0), len(names))
-        at = [(x_axis.place(zero if p.x == 0 and figure.log else p.x), p) for p in line.points]
-        bounded = [(x, p) for x, p in at if math.isfinite(p.low)]
+        stroke = stroke_of(places.get(line.name, 0))
+        bounded = [(x, p) for x, p in at(line) if math.isfinite(p.low)]
         upper = [(x, y_axis.place(p.high)) for x, p in bounded]
         lower = [(x, y_axis.place(p.low)) for x, p in reversed(bounded)]
-        if len(bounded) > 1:
-            pen.area([*upper, *lower], color, 34)
-        pen.line([(x, y_axis.place(p.mean)) for x, p in at], color, 2.4)
+        if len(bounded) > 1 and not crowded:
+            pen.area([*upper, *lower], stroke.color, 34)
+        pen.dashes([(x, y_axis.place(p.mean)) for x, p in at(line)], stroke, 2.4)
     for line in lines:
-        color = _color(places.get(line.name, 0), len(names))
-        for p in line.points:
-            x = x_axis.place(zero if p.x == 0 and figure.log else p.x)
-            if len(line.points) == 1 and math.isfinite(p.low):
-                pen.line([(x, y_axis.place(p.low)), (x, y_axis.place(p.high))], color, 1.6)
-            pen.dot(x, y_axis.place(p.mean), 5, color)
+        stroke = stroke_of(places.get(line.name, 0))
+        for x, p in at(line):
+            if math.isfinite(p.low) and (len(line.points) == 1 or crowded):
+                pen.line([(x, y_axis.place(p.low)), (x, y_axis.place(p.high))], stroke.color, 1.4)
+            pen.mark(x, y_axis.place(p.mean), 5.5, stroke)
 
 
 def _y_axis(values: Sequence[float], start: float, end: float) -> Axis:
@@ -231,7 +252,7 @@ def _key_rows(names: Sequence[str], width: float) -> list[list[str]]:
     rows: list[list[str]] = []
     used = math.inf
     for name in names:
-        advance = 52 + font(_TEXT).getlength(name)
+        advance = 58 + font(_TEXT).getlength(name)
         if used + advance > width:
             rows.append([])
             used = 0
@@ -244,21 +265,11 @@ def _draw_key(pen: _Pen, rows: Sequence[Sequence[str]], names: Sequence[str], to
     for index, row in enumerate(rows):
         x, y = float(_MARGIN), top + 26 * index
         for name in row:
-            color = _color(list(names).index(name), len(names))
-            pen.line([(x, y), (x + 24, y)], color, 3)
-            pen.dot(x + 12, y, 5, color)
-            pen.text(x + 32, y, name, _TEXT, INK, "lm")
-            x += 52 + font(_TEXT).getlength(name)
-
-
-def _color(index: int, count: int) -> Color:
-    """One colour of its own for a single line, else those of parts."""
-    if count <= 1:
-        return _ACCENT
-    colors = [row for row in part_colors(count + 2).tolist() if tuple(row) not in ((240, 228, 66), BACKGROUND_GREY)]
-    order = [1, 0, 2, 3, 4, 5]  # blue first
-    red, green, blue = colors[order[index] if index < len(order) else index]
-    return (red, green, blue)
+            stroke = stroke_of(list(names).index(name))
+            pen.dashes([(x, y), (x + 30, y)], stroke, 3)
+            pen.mark(x + 15, y, 5, stroke)
+            pen.text(x + 38, y, name, _TEXT, INK, "lm")
+            x += 58 + font(_TEXT).getlength(name)
 
 
 def _wrapped(text: str, width: float, size: int) -> list[str]:
