@@ -24,7 +24,7 @@ _LINES_HEIGHT = 340
 _BAR_HEIGHT = 34
 _TITLE, _TEXT, _SMALL = 19, 15, 13
 _MOST_IN_A_ROW = 3
-#: With more lines than this, bands hide each other: points have bars of their own, and lines stand so many pixels aside.
+#: With more lines than this, bands hide each other: points have bars, and lines stand so many pixels aside.
 _MOST_BANDS = 4
 _ASIDE = 3.5
 _SOFT: Color = (93, 100, 112)
