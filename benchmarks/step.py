@@ -7,7 +7,7 @@ equal up to the precision. Each way runs in a process of its own, so that its pe
     sd15_256  Stable Diffusion 1.5 and DINOv2-base with random weights, 256 px
     sd15_512  the same at 512 px
 
-Images are loaded and tokenized in neither way.
+Images are loaded and tokenized in neither way. ``--stages`` says of one more step what each of its stages took.
 """
 
 from __future__ import annotations
@@ -119,6 +119,30 @@ def make_features(name: str) -> Callable[[Tensor], Tensor]:
     return features
 
 
+class Clock:
+    """Seconds of the processor and peak memory of the stages of one step, once it is armed."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.seconds: dict[str, float] = {}
+        self.peaks: dict[str, float] = {}
+
+    def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """``work``, whose calls count as a stage."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not self.armed:
+                return work(*args, **kwargs)
+            _forget_peak()
+            start = time.process_time()
+            result = work(*args, **kwargs)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
+            self.peaks[name] = max(self.peaks.get(name, 0.0), _memory("VmHWM"))
+            return result
+
+        return run
+
+
 class Tokens(nn.Module):
     """The part of a method that a step needs."""
 
@@ -160,7 +184,7 @@ def draw_inputs(name: str, backbone: StableDiffusion) -> dict[str, Tensor]:
     }
 
 
-def released_way(name: str, case: Path) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+def released_way(name: str, case: Path, clock: Clock) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
     """Sets the released step up; writes what it computed from the pictures into ``case``, for the other way."""
     backbone = make_backbone(name, torch.float32)
     drawn, features, mapper = draw_inputs(name, backbone), make_features(name), make_mapper(backbone)
@@ -190,14 +214,16 @@ def released_way(name: str, case: Path) -> Callable[[], tuple[Tensor, Tensor, Te
         drawn["pixel_values"], ids, drawn["codes"], drawn["timesteps"], drawn["noise"], drawn["posterior_noise"]
     )
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.01)
+    step.encode = clock.timed("VAE", step.encode)  # type: ignore[method-assign]
+    step.segment = clock.timed("patch features", step.segment)  # type: ignore[method-assign]
+    step.encode_text = clock.timed("text", step.encode_text)  # type: ignore[method-assign]
+    backbone.unet.forward = clock.timed("UNet forward", backbone.unet.forward)
 
     def run() -> tuple[Tensor, Tensor, Tensor]:
         diffusion, attention = step.loss(inputs)
-        (diffusion + LAMBDA_ATTN * attention).backward()
+        clock.timed("backward", (diffusion + LAMBDA_ATTN * attention).backward)()
         gradient = mapper.codes.grad.norm()  # type: ignore[union-attr]
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        clock.timed("optimiser", lambda: _update(optimizer, trained))()
         if not case.exists():
             save_file({key: value.contiguous() for key, value in (drawn | step.seen).items()}, case)
         return diffusion.detach(), attention.detach(), gradient
@@ -205,7 +231,9 @@ def released_way(name: str, case: Path) -> Callable[[], tuple[Tensor, Tensor, Te
     return run
 
 
-def our_way(name: str, case: Path, precision: str, scope: str) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+def our_way(
+    name: str, case: Path, precision: str, scope: str, clock: Clock
+) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
     """Sets the module's own step up, on what the store would give it."""
     weights = torch.bfloat16 if precision == "bf16" else torch.float32
     backbone, given = make_backbone(name, weights), load_file(case)
@@ -241,6 +269,8 @@ def our_way(name: str, case: Path, precision: str, scope: str) -> Callable[[], t
     trained = [p for p in module.parameters() if p.requires_grad]
     part_ids = torch.arange(PARTS + 1).expand_as(given["codes"])
     tokens = TokenizedPrompts((given["input_ids"],), given["positions"], part_ids, given["codes"])
+    backbone.encode_prompts = clock.timed("text", backbone.encode_prompts)  # type: ignore[method-assign]
+    backbone.denoise = clock.timed("UNet forward", backbone.denoise)  # type: ignore[method-assign]
 
     def run() -> tuple[Tensor, Tensor, Tensor]:
         latents = given["mean"] + given["std"] * given["posterior_noise"]
@@ -250,18 +280,22 @@ def our_way(name: str, case: Path, precision: str, scope: str) -> Callable[[], t
         )
         with torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
             total = module.training_step(batch, 0)
-        total.backward()
+        clock.timed("backward", total.backward)()
         gradient = mapper.codes.grad.norm()  # type: ignore[union-attr]
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        clock.timed("optimiser", lambda: _update(optimizer, trained))()
         attention = terms["attention"].detach().mean()
         return total.detach() - LAMBDA_ATTN * attention, attention, gradient
 
     return run
 
 
-def measure(run: Callable[[], tuple[Tensor, ...]], steps: int) -> dict[str, Any]:
+def _update(optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) -> None:
+    nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def measure(run: Callable[[], tuple[Tensor, ...]], steps: int, clock: Clock) -> dict[str, Any]:
     """Losses of the first step; of those after it the least seconds, by the clock and by the processor, and memory.
 
     The least, since whatever else the machine does only adds to them; the processor's, since with one thread they
@@ -277,10 +311,14 @@ def measure(run: Callable[[], tuple[Tensor, ...]], steps: int) -> dict[str, Any]
         run()
         seconds.append(time.perf_counter() - start)
         own.append(time.process_time() - own_start)
+    peak = _memory("VmHWM")
+    clock.armed = True
+    run()
     return {
         "seconds": min(seconds),
         "own": min(own),
-        "peak": _memory("VmHWM"),
+        "peak": peak,
+        "stages": {name: [clock.seconds[name], clock.peaks[name]] for name in clock.seconds},
         "weights": weights,
         "loading": loading,
         "losses": first,
@@ -328,6 +366,16 @@ def compare(name: str, given: argparse.Namespace) -> None:
             goal = f"goal: {wanted_faster} times" + (f", {wanted_smaller} of its memory" if wanted_smaller else "")
             speed = f"{faster:.2f} times as fast ({own:.2f} by CPU s)"
             print(f"{'':<22}{speed}, {smaller:.2f} of its memory ({goal})", flush=True)
+            if given.stages:
+                _print_stages(released["stages"], ours["stages"])
+
+
+def _print_stages(released: dict[str, list[float]], ours: dict[str, list[float]]) -> None:
+    print("\n| stage | released, CPU s | GB | ours, CPU s | GB |\n|---|---|---|---|---|")
+    for name, (seconds, peak) in released.items():
+        mine = "{:.2f} | {:.2f}".format(*ours[name]) if name in ours else "from the store |"
+        print(f"| {name} | {seconds:.2f} | {peak:.2f} | {mine} |")
+    print(flush=True)
 
 
 def _row(title: str, result: dict[str, Any]) -> None:
@@ -345,17 +393,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="timed steps after the first; 0: as the shape says")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16-mixed", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--scope", choices=("cross", "all"), default="cross", help="of our adapter")
+    parser.add_argument("--stages", action="store_true", help="also what each stage takes")
     parser.add_argument("--way", choices=("released", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--case", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     disable_progress_bar()
     logging.set_verbosity_error()
+    clock = Clock()
     if given.way == "released":
-        print(json.dumps(measure(released_way(given.shape[0], given.case), given.steps)))
+        print(json.dumps(measure(released_way(given.shape[0], given.case, clock), given.steps, clock)))
     elif given.way == "ours":
-        run = our_way(given.shape[0], given.case, given.precision[0], given.scope)
-        print(json.dumps(measure(run, given.steps)))
+        run = our_way(given.shape[0], given.case, given.precision[0], given.scope, clock)
+        print(json.dumps(measure(run, given.steps, clock)))
     else:
         for name in given.shape:
             compare(name, given)

@@ -151,7 +151,7 @@ class PersonalizationModule(LightningModule):
             fused=self.device.type == "cuda",
         )
         # A fused optimizer offers to undo the scaling of gradients by itself, in the step; clipping comes before that.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer._step_supports_amp_scaling = False
         if self._optim.is_constant:
             return optimizer
         factors: list[Callable[[int], float]] = [
