@@ -200,15 +200,24 @@ def test_errors_of_a_run(start, fake_run):
     assert result.code == 2 and result.err.strip().endswith("partcraft: mend it so") and "Traceback" not in result.err
     result = start("train", "debug=true")
     assert result.code == 2 and "Traceback" in result.err
-    fake_run.does = fail(OSError(errno.ENOSPC, "No space left on device", "/x/y"))
-    result = start("train")
-    assert result.code == 2 and "The disk is full for /x/y" in result.err
-    fake_run.does = fail(PermissionError(errno.EACCES, "Permission denied", "/x/y"))
-    result = start("train")
-    assert result.code == 2 and "/x/y: Permission denied. Give another path" in result.err
     fake_run.does = fail(ZeroDivisionError("oops"))
     result = start("train")
     assert result.code == 1 and "Traceback" in result.err and "this is a bug" in result.err
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "The disk is full for /x/y"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: Permission denied. Give another path"),
+    ],
+)
+def test_what_the_disk_refuses_is_no_bug(error, message, capsys):
+    wrapped = RuntimeError("a library's own words")
+    wrapped.__cause__ = error
+    assert cli._report(wrapped, full=False) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
 
 
 def test_a_sweep_keeps_jobs_apart_and_goes_on_after_a_failure(start, fake_run):

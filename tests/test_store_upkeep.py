@@ -106,6 +106,9 @@ def command(store: Store, tmp_path: Path, *arguments: str) -> int:
 
 def test_the_command(store: Store, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture) -> None:
     elsewhere = tmp_path_factory.mktemp("logs")
+    (elsewhere / "file").touch()
+    assert command(Store(elsewhere / "file"), elsewhere, "stats") == 2
+    assert "is a file; a store is a folder" in capsys.readouterr().err
     assert command(store, elsewhere, "stats") == 0
     assert "kind                          5" in capsys.readouterr().out
     assert command(store, elsewhere, "verify") == 0

@@ -21,11 +21,13 @@ def look_after_store(settings: StoreSettings) -> dict[str, Any]:
         UserError: if there is no such kind.
     """
     stages, store = Stages(), Store(settings.paths.store)
+    if store.root.exists() and not store.root.is_dir():
+        raise UserError(f"paths.store={store.root} is a file; a store is a folder.")
     kinds = store.kinds()
     if settings.kind is not None and settings.kind not in kinds:
         raise UserError(f"kind={settings.kind}: {store.root} has none. {did_you_mean(settings.kind, kinds)}".rstrip())
     kinds = kinds if settings.kind is None else [settings.kind]
-    stages.say(f"Store: {store.root}")
+    stages.say(f"Store: {store.root}" + ("" if store.root.exists() else " (there is no such folder yet)"))
     if settings.action == "verify":
         return _verify(store, kinds, stages)
     if settings.action == "prune":

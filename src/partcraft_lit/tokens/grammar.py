@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.errors import UserError, nearest_names
 from partcraft_lit.types import BACKGROUND, PartToken
 
 BACKGROUND_NAME = "background"
@@ -104,7 +104,7 @@ class PartVocabulary:
         found = self._index_of.get(name.casefold())
         if found is None:
             raise UserError(
-                f"There is no part called {name!r}. {did_you_mean(name.casefold(), self.names)} "
+                f"There is no part called {name!r}. {nearest_names(name.casefold(), self.names)}"
                 f"Parts are {self._listing()}."
             )
         return found
