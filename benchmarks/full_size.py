@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,15 +81,18 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--steps", type=int, default=1, help="more than one: the first is not counted")
     parser.add_argument("--kinds", default="sd15", help="sd15, sdxl or both, with a comma")
+    parser.add_argument("--weights", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     if given.case:
         print(json.dumps(measure(Case(**json.loads(given.case)))))
         return
     print_counts()
     print(f"\nOne step, batch {given.batch}, {given.resolution} px, {machine(given.device)}:\n")
-    print("| model | weights | autocast | checkpointing | s / step | peak memory, GB | maps | loss |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| model | weights | autocast | checkpointing | s / step | CPU s | peak, GB | maps | loss |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for case in cases(given):
         print(row(case), flush=True)
 
@@ -97,6 +102,8 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
     on_gpu = given.device != "cpu"
     for kind in given.kinds.split(","):
         for weights, autocast in (("float32", False), ("float32", True), ("bfloat16", True)):
+            if weights not in given.weights:
+                continue
             for checkpointing in (False, True) if on_gpu else (False,):
                 yield Case(
                     kind, weights, autocast, checkpointing, given.device, given.batch, given.resolution, given.steps
@@ -105,15 +112,17 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
 
 def row(case: Case) -> str:
     """Runs a case in a process of its own; a case that fails, for want of memory say, is a row too."""
-    command = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, __file__, "--case", json.dumps(asdict(case)), "--threads", threads]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     autocast, again = "bf16" if case.autocast else "no", "yes" if case.checkpointing else "no"
     head = f"| {case.kind} | {case.weights} | {autocast} | {again} |"
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        return f"{head} failed | | | {last[:80]} |"
+        return f"{head} failed | | | | {last[:80]} |"
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    return f"{head} {found['seconds']:.1f} | {found['gigabytes']:.2f} | {found['maps']} | {found['loss']:.4f} |"
+    spent = f"{found['seconds']:.2f} | {found['own']:.2f} | {found['gigabytes']:.2f}"
+    return f"{head} {spent} | {found['maps']} | {found['loss']:.4f} |"
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -121,15 +130,18 @@ def measure(case: Case) -> dict[str, Any]:
     torch.manual_seed(0)
     backbone = build_backbone(case)
     module = build_module(backbone).to(case.device).train()
+    backbone.offload_vae()  # as hardware=cpu, 8gb, 12gb and 16gb do
     if case.checkpointing:
         backbone.enable_gradient_checkpointing()
     (optimizer,) = [module.configure_optimizers()]
     batch = random_batch(backbone, case)
     seconds: list[float] = []
+    own: list[float] = []
+    forget_peak()  # that of making the networks
     with recorded_maps(backbone) as met:
         for _ in range(case.steps):
             met.clear()
-            started = time.perf_counter()
+            started, own_started = time.perf_counter(), time.process_time()
             with torch.autocast(torch.device(case.device).type, torch.bfloat16, enabled=case.autocast):
                 loss = module.training_step(batch, 0)
             forward = list(met)
@@ -138,10 +150,12 @@ def measure(case: Case) -> dict[str, Any]:
             optimizer.zero_grad(set_to_none=True)
             value = float(loss)  # waits for the device
             seconds.append(time.perf_counter() - started)
-    counted = seconds[1:] or seconds
+            own.append(time.process_time() - own_started)
+    counted, own = seconds[1:] or seconds, own[1:] or own
     assert math.isfinite(value)
     return {
         "seconds": sum(counted) / len(counted),
+        "own": sum(own) / len(own),
         "gigabytes": peak_gigabytes(case.device),
         "maps": f"{len(forward)} of {'/'.join(sorted({f'{side}x{side}' for side in forward}))}",
         "loss": value,
@@ -220,10 +234,21 @@ def recorded_maps(backbone: LatentDiffusion) -> Iterator[list[int]]:
             handle.remove()
 
 
+def forget_peak() -> None:
+    """From here on the peak is that of what follows."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if (path := Path("/proc/self/clear_refs")).exists():
+        path.write_text("5")
+
+
 def peak_gigabytes(device: str) -> float:
-    """Of the GPU's memory, or of the process."""
+    """Of the GPU's memory, or of the process since ``forget_peak`` where the system tells."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024 / 1e9
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
 

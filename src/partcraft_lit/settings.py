@@ -725,7 +725,9 @@ class DoctorSettings:
     Attributes:
         memory_gb: of the device that is planned for; None for what this one has free.
         measure: whether steps are measured, or only what is missing is looked for.
+        runs: of a sweep, one after another.
     """
 
     memory_gb: Rate | None
     measure: bool
+    runs: Positive

@@ -14,6 +14,7 @@ import torch
 
 from partcraft_lit.errors import UserError
 from partcraft_lit.run.forecast import Forecast, forecast, probe_module
+from partcraft_lit.run.memory import resting
 from partcraft_lit.run.stages import Stages
 from partcraft_lit.settings import DoctorSettings, PathSettings, TrainSettings
 from partcraft_lit.types import Backbone, ImageSource, PatchFeatures
@@ -95,7 +96,8 @@ def examine(
     result: dict[str, Any] = {"missing": findings.missing}
     if doctor.measure and source is not None and features is not None and backbone is not None:
         module = probe_module(settings, backbone, source.class_noun, make_attention_loss)
-        found = forecast(settings, doctor, module, source, features, trainer)
+        with resting(features, settings.hardware, settings.paths.store.expanduser()):
+            found = forecast(settings, doctor, module, source, features, trainer)
         _say_forecast(stages, found)
         result |= found.as_dict()
     if findings.missing:
@@ -153,10 +155,14 @@ def _say_forecast(stages: Stages, found: Forecast) -> None:
     )
     parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in found.seconds.items())
     stages.say(f"The whole run: about {_duration(sum(found.seconds.values()))} on one device ({parts}).")
-    if not found.fits:
-        stages.say(
-            f"It does not fit. This does: {found.advice}" if found.advice else f"It does not fit. {_NOTHING_FITS}"
-        )
+    if found.runs > 1:
+        stages.say(f"{found.runs} such runs, one after another: about {_duration(found.total_seconds)}.")
+    if found.fits:
+        return
+    if not found.advice:
+        stages.say(f"It does not fit. {_NOTHING_FITS}")
+        return
+    stages.say(f"It does not fit. This does: {found.advice}   # {found.advice_bytes / 1e9:.2f} GB")
 
 
 #: Where even one image is too much.

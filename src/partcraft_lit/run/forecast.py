@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from partcraft_lit.types import Backbone, ImageSource, PatchFeatures, TrainingBa
 
 #: Share of the memory that may be planned with; the rest is for what allocators cannot use.
 _USABLE = 0.9
+#: Stages whose results further runs find in the store.
+_STORED = ("parts", "latents")
 #: A forward pass alone, as a share of a training step.
 _FORWARD_SHARE = 1 / 3
 
@@ -41,7 +43,9 @@ class Forecast:
         measured: a step of the whole batch was measured; else it was too large, and one of a single image was.
         fits: the peak is below what may be planned with.
         advice: overrides that fit and change nothing but rounding; "" where none are needed or known.
+        advice_bytes: peak with them, measured where this machine can; 0 without any.
         seconds: of the stages of the run.
+        runs: of a sweep; what is stored, parts and latents, is computed by the first.
     """
 
     batch_size: int
@@ -52,7 +56,15 @@ class Forecast:
     measured: bool
     fits: bool
     advice: str
+    advice_bytes: float
     seconds: dict[str, float]
+    runs: int
+
+    @property
+    def total_seconds(self) -> float:
+        """Of all runs, one after another."""
+        each = sum(seconds for stage, seconds in self.seconds.items() if stage not in _STORED)
+        return sum(self.seconds.values()) + (self.runs - 1) * each
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,16 +95,19 @@ def forecast(
 ) -> Forecast:
     """Measures a step of one image, and one of the whole batch if that fits."""
     device = next(module.backbone.unet.parameters()).device
-    memory = doctor.memory_gb * 1e9 if doctor.memory_gb is not None else free_memory(device)
+    here = free_memory(device)
+    memory = doctor.memory_gb * 1e9 if doctor.memory_gb is not None else here
     passes = settings.hardware.passes(settings.data.batch_size)
     size, precision = settings.data.batch_size // passes, str(trainer["precision"])
     base, one, seconds = measure(module, 1, precision)
     peak, measured = base + size * (one - base), size == 1
     seconds *= size
-    if not measured and peak < _USABLE * min(memory, free_memory(device) + base):
+    if not measured and peak < _USABLE * min(memory, here):
         _, peak, seconds = measure(module, size, precision)
         measured = True
     fits = peak < _USABLE * memory
+    # Last, since it may leave the module with activations that are computed again.
+    advice, advice_bytes = ("", 0.0) if fits else _advice(settings, module, (base, one), memory, here, precision)
     accumulate = passes * int(trainer["accumulate_grad_batches"])
     return Forecast(
         batch_size=size,
@@ -102,25 +117,68 @@ def forecast(
         memory_bytes=memory,
         measured=measured,
         fits=fits,
-        advice="" if fits else _advice(module, base, one, memory, precision),
+        advice=advice,
+        advice_bytes=advice_bytes,
         seconds={
             "parts": _seconds_per_image(lambda: features([source.image(0)])) * len(source),
             "latents": 2 * _encode_seconds(module.backbone) * len(source),
             "training": seconds * accumulate * max(int(trainer["max_steps"]), 0),
             "scores": _drawn(settings) * 2 * settings.sample.steps * _FORWARD_SHARE * seconds / size,
         },
+        runs=doctor.runs,
     )
 
 
-def _advice(module: PersonalizationModule, base: float, one: float, memory: float, precision: str) -> str:
-    """Fewer images at once; then the same with activations that are computed again."""
-    if most := images_at_once(base, one, memory):
-        return f"hardware.max_batch_size={most}"
-    module.backbone.enable_gradient_checkpointing()
-    base, one, _ = measure(module, 1, precision)
-    if most := images_at_once(base, one, memory):
-        return f"hardware.gradient_checkpointing=true hardware.max_batch_size={most}"
-    return ""
+def _advice(
+    settings: TrainSettings,
+    module: PersonalizationModule,
+    one_image: tuple[float, float],
+    memory: float,
+    here: float,
+    precision: str,
+) -> tuple[str, float]:
+    """Fewer images at once; then the same with activations that are computed again.
+
+    Args:
+        settings, module, precision: of the run.
+        one_image: bytes before a step and at the peak of a step of one image.
+        memory: bytes of the device that is planned for.
+        here: bytes of this machine, on which nothing larger is tried.
+
+    Returns:
+        Overrides and the peak with them: measured, unless only the other device is large enough; "" and 0 if none fit.
+    """
+    prefix = ""
+    if not settings.hardware.gradient_checkpointing:
+        found, peak = _largest_that_fits(settings, module, one_image, memory, here, precision)
+        if found:
+            return found, peak
+        prefix = "hardware.gradient_checkpointing=true "
+        module.backbone.enable_gradient_checkpointing()
+        one_image = measure(module, 1, precision)[:2]
+    found, peak = _largest_that_fits(settings, module, one_image, memory, here, precision)
+    return (prefix + found, peak) if found else ("", 0.0)
+
+
+def _largest_that_fits(
+    settings: TrainSettings,
+    module: PersonalizationModule,
+    one_image: tuple[float, float],
+    memory: float,
+    here: float,
+    precision: str,
+) -> tuple[str, float]:
+    base, one = one_image
+    batch, most = settings.data.batch_size, images_at_once(base, one, memory)
+    while most:
+        size = batch // replace(settings.hardware, max_batch_size=most).passes(batch)
+        peak = base + size * (one - base)
+        if size > 1 and peak < _USABLE * here:
+            peak = measure(module, size, precision)[1]
+        if peak < _USABLE * memory:
+            return f"hardware.max_batch_size={size}", peak
+        most = size - 1  # the first image of a batch may cost less than the others
+    return "", 0.0
 
 
 def images_at_once(base: float, one: float, memory: float) -> int:
@@ -210,13 +268,13 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that a run could have: of the GPU what it has, of a CPU what is available."""
+    """Bytes that a run could have: what is free, and what this process holds already."""
     if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
+        return float(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
     with suppress(OSError):
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
         if found is not None:
-            return int(found[1]) * 1024.0
+            return int(found[1]) * 1024.0 + _status("VmRSS")
     with suppress(ValueError, AttributeError):
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return math.inf
