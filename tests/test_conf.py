@@ -36,10 +36,11 @@ NEEDED = {
 
 def options() -> list[tuple[str, str]]:
     """Every option of every group that ``train`` chooses from."""
+    paths = [path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml")]
     return sorted(
-        (str(path.parent.relative_to(CONF)), path.stem)
-        for path in CONF.rglob("*.yaml")
-        if path.parent != CONF and path.parent.name not in ("hydra", "table")
+        (path.parts[0], "/".join(path.parts[1:]))
+        for path in paths
+        if len(path.parts) > 1 and path.parts[0] not in ("hydra", "table")
     )
 
 
@@ -66,6 +67,29 @@ def test_every_option_composes_and_binds(group, option):
     assert found
     for where, node in found:
         config.later(node, where)
+
+
+QUESTIONS = sorted(path.stem for path in (CONF / "table").glob("*.yaml") if path.stem != "multi_concept")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_question_has_the_scale_of_the_paper_by_one_override(question):
+    table = yaml.safe_load((CONF / "table" / f"{question}.yaml").read_text())
+    assert table["scales"]["paper"] == [f"experiment={question}/paper"]
+    values = config.plain(config.compose("train", table["scales"]["paper"]))
+    scores, trained = values["eval"], values["trainer"]["max_steps"] * values["data"]["batch_size"]
+    assert (scores["reconstructions"], scores["compositions"], scores["species"]) == (5994, 500, [1, 2, 3, 4])
+    assert trained == 100 * 5994  # epochs of CUB's training images
+    assert "load_sd15" in values["backbone"]["_target_"] and values["dataset"]["_target_"].endswith("Cub")
+    assert {"inception", "clip_base32", "dino_small16"} <= set(scores["pictures"])
+    assert "://" in values["metrics"]["inception"]["source"]
+
+
+def test_all_questions_are_there():
+    wanted = "ablation convergence lambda_attn lora_scope num_parts_codes reconstruction species_mix token_space"
+    assert wanted.split() == QUESTIONS
+    listed = (Path(__file__).parents[1] / "experiments" / "README.md").read_text()
+    assert all(f"experiment={question}/paper" in listed for question in QUESTIONS)
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

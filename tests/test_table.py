@@ -208,7 +208,9 @@ def test_networks_that_have_not_seen_the_pictures_are_missing_work(settings, tra
     given = "overrides=eval.pictures=[mini,clip_base32] metrics.clip_base32.source=/models/clip"
     two = verb.entrant(settings("rows=['0']", given), "0", 0)
     assert two.task.folder == one.task.folder and one.task.is_done() and not two.task.is_done()
-    assert "metrics.clip_base32.source=/models/clip" in two.task.steps[1].command
+    command = two.task.steps[1].command
+    values = config.plain(config.compose("evaluate", list(command[4:])))
+    assert values["metrics"]["clip_base32"]["source"] == "/models/clip"
     write_networks(two.evaluation(), ["mini", "clip_base32"])
     assert two.task.is_done() and one.task.is_done()
 

@@ -72,28 +72,37 @@ def scoring_hash(values: Mapping[str, Any]) -> str:
     return rundir.settings_hash({key: values[key] for key in ("eval", "sample")}, _NOT_HASHED)
 
 
-@functools.cache
 def chosen_keys(group: str) -> list[str]:
     """Keys of ``eval`` or ``sample`` that this verb knows."""
-    return list(config.plain(config.compose("evaluate"))[group])
+    return list(_defaults("evaluate", group))
 
 
 def _values_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own values, with what was chosen here in their place."""
     own = _own(wiring.run_of(values))
-    return {**_merged(own, values), "trainer": values["trainer"], "metrics": values["metrics"]}
+    networks = _networks(own.get("metrics", {}), values["metrics"])
+    return {**_merged(own, values), "trainer": values["trainer"], "metrics": networks}
+
+
+def _networks(own: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of networks: a row that was not touched here is as in the run, as far as that is still understood."""
+    untouched = _defaults("evaluate", "metrics")
+    return {
+        name: own[name] if node == untouched.get(name) and own.get(name, {}).keys() == node.keys() else node
+        for name, node in chosen.items()
+    }
 
 
 def _own(run_folder: Path) -> dict[str, Any]:
     """The run's values; for a key of ``eval`` that is newer than the run, what the configuration says now."""
     own = wiring.values_of_run(run_folder)
-    return {**own, "eval": {**_default_scores(), **own["eval"]}}
+    return {**own, "eval": {**_defaults("train", "eval"), **own["eval"]}}
 
 
 @functools.cache
-def _default_scores() -> dict[str, Any]:
-    scores: dict[str, Any] = config.plain(config.compose("train"))["eval"]
-    return scores
+def _defaults(verb: str, group: str) -> dict[str, Any]:
+    values: dict[str, Any] = config.plain(config.compose(verb))[group]
+    return values
 
 
 def _merged(own: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:

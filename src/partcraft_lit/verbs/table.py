@@ -114,17 +114,20 @@ def _overrides(settings: TableSettings, row: str, seed: int) -> Iterator[str]:
 def _scoring_overrides(settings: TableSettings, row: str, seed: int, folder: Path) -> Iterator[str]:
     """The same scores for a run that another table trained."""
     values = run_values(settings, row, seed)
-    yield from (text for text in _overrides(settings, row, seed) if text.lstrip("+").startswith("metrics."))
     yield config.quoted("run", str(folder))
     yield config.quoted("paths.logs", str(settings.paths.logs.expanduser().absolute()))
     yield f"trainer.accelerator={values['trainer']['accelerator']}"
     for group in ("eval", "sample"):
         for key in evaluate.chosen_keys(group):
-            value = values[group][key]
-            if isinstance(value, str):
-                yield config.quoted(f"{group}.{key}", value)
-            else:
-                yield f"{group}.{key}={_written(value)}"
+            yield _override(f"{group}.{key}", values[group][key])
+    for name in values["eval"]["pictures"]:
+        for key, value in values["metrics"][name].items():
+            if not key.startswith("_"):
+                yield _override(f"metrics.{name}.{key}", value)
+
+
+def _override(key: str, value: Any) -> str:
+    return config.quoted(key, value) if isinstance(value, str) else f"{key}={_written(value)}"
 
 
 def _budget(values: Mapping[str, Any]) -> str:
