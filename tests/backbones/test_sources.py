@@ -409,6 +409,11 @@ def test_a_pinned_revision_is_that_of_one_repository(hub):
     assert asked == [("owner/model", "abc123")]
 
 
+def test_a_revision_of_a_folder_is_not_passed_over_in_silence(tiny_sd_folder, caplog):
+    load_sd15(tiny_sd_folder, revision="abc123")
+    assert "backbone.revision=abc123 is of hub ids alone" in caplog.text and "backbone.sha256 pins" in caplog.text
+
+
 def test_mirrors_are_no_remedy_for_a_folder(folder, hub):
     asked, _ = hub
     with pytest.raises(UserError, match="No model at"):

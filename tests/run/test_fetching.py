@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -274,6 +275,11 @@ def test_a_truncated_archive_of_unknown_hash(settings: FetchSettings, archive: b
     with pytest.raises(UserError, match="is truncated or damaged"):
         fetch(unknown, tmp_path / "run")
     assert not settings.download.dir.exists()
+    content = bytearray(gzip.compress(gzip.decompress(archive), compresslevel=0))  # stored: only the checksum tells
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is truncated or damaged"):
+        fetch(unknown, tmp_path / "run")
     path.write_bytes(b"<html>404</html>")
     with pytest.raises(UserError, match="is no tar or zip archive"):
         fetch(unknown, tmp_path / "run")

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from partcraft_lit.pretrain import recipe
+from partcraft_lit.pretrain import loop, recipe
 from partcraft_lit.pretrain.patch_features import FeatureRecipe
 from partcraft_lit.zoo.scenes import PretrainingScenes
 
-#: Steps of the denoiser: the loop saves at 50, so that a run can be stopped between that and the end.
-STEPS, STOPPED_AT = 52, 51
+#: Steps of the denoiser: the loop saves at every second, so that a run can be stopped between that and the end.
+SAVED_AT, STOPPED_AT, STEPS = 2, 3, 4
 TINY = (
     *(f"{stage}.{key}" for stage in ("autoencoder", "denoiser") for key in ("batch_size=1", "precision=fp32")),
     "autoencoder.steps=2",
@@ -39,6 +39,7 @@ def few_pictures(monkeypatch):
         return real(self, indices[:4])
 
     monkeypatch.setattr(PretrainingScenes, "batch", batch)
+    monkeypatch.setattr(loop, "REPORT_EVERY", SAVED_AT)
     draw_sheet = recipe.sample_sheet
     monkeypatch.setattr(recipe, "SHEET_CAPTIONS", ("a photo of a bird",))
     monkeypatch.setattr(recipe, "sample_sheet", lambda pipeline, *_: draw_sheet(pipeline, 1, 2))
@@ -79,7 +80,7 @@ def test_the_model_loads_and_a_stopped_run_is_the_same_run(new_workshop, few_pic
     assert ended.code == 130 and "interrupted. Newest checkpoint" in ended.out and "denoiser.pt" in ended.out
     ended = pretrain(stopped, *TINY, f"output_dir={output}")
     assert ended.code == 0 and "Continuing the unfinished run" in ended.out, ended.out
-    assert "goes on at step 50" in ended.out and "autoencoder taken from" in ended.out
+    assert f"goes on at step {SAVED_AT}" in ended.out and "autoencoder taken from" in ended.out
     assert len(runs(stopped)) == 1
     expected, found = weights(folder / "weights"), weights(output)
     assert len(expected) > 100 and expected.keys() == found.keys()

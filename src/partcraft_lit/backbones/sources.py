@@ -108,6 +108,12 @@ def load_components(
         UserError: if the source is missing, incomplete, of another kind of model, or cannot be had offline.
     """
     path = Path(source).expanduser()
+    if revision and path.exists():
+        logger.warning(
+            "backbone.revision=%s is of hub ids alone, and %s is on this machine: backbone.sha256 pins its weights.",
+            revision,
+            path,
+        )
     if path.is_file():
         from partcraft_lit.backbones.single_file import load_single_file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import shutil
 import stat
@@ -58,7 +59,7 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int, max_files: int) -> in
                     "data set, or max_files and max_bytes have to be raised."
                 )
             _write(member, place)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+    except (gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{archive} is truncated or damaged ({error}). Remove it and fetch it again.") from error
     return files
 
@@ -76,6 +77,8 @@ def _members(archive: Path) -> Iterator[_Member]:
         ) from error
     with opened as tar:
         yield from (_tar_member(tar, info) for info in tar)
+        while tar.fileobj is not None and tar.fileobj.read(1 << 20):
+            pass  # to the end of the file, where a compressed one has its checksum
 
 
 def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:

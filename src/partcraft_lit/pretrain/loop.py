@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 Log = Callable[[str], None]
+#: Steps between two lines of the curve, and between two looks at the clock for a checkpoint.
+REPORT_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def train_loop(
         with torch.no_grad():
             torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
         step += 1
-        if step % 50 == 0 or step == settings.steps:
+        if step % REPORT_EVERY == 0 or step == settings.steps:
             now = time.monotonic()
             mean = float(value.detach()) if mean is None else 0.8 * mean + 0.2 * float(value.detach())
             if not math.isfinite(mean):
