@@ -15,6 +15,7 @@ import torch.multiprocessing
 from partcraft_lit.images import read_image
 from partcraft_lit.run.drawing import draw_missing, recipe_of
 from partcraft_lit.settings import SampleSettings
+from partcraft_lit.store import Store
 
 
 @dataclass
@@ -64,6 +65,17 @@ def test_another_recipe_is_drawn_again(tmp_path, painter, seeds, prompts, drawn)
     draw(Painter(), tmp_path)
     draw(painter, tmp_path, seeds, prompts)
     assert painter.drawn == drawn
+
+
+def test_what_the_store_has_is_not_drawn_for_another_folder(tmp_path):
+    first, again, other = Painter(), Painter(), Painter(weight=2.0)
+    given = (["a bird"] * 3, (10, 11, 12))
+    paths = [
+        draw_missing(painter, *given, tmp_path / name, "reconstruction", store=Store(tmp_path / "store"))
+        for painter, name in ((first, "first"), (again, "again"), (other, "other"))
+    ]
+    assert first.drawn == other.drawn == [10, 11, 12] and again.drawn == []
+    assert [path.read_bytes() for path in paths[1]] == [path.read_bytes() for path in paths[0]]
 
 
 def test_progress_counts_what_stands(tmp_path):

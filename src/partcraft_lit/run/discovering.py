@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +18,15 @@ from partcraft_lit.parts.discovery import Discovery
 from partcraft_lit.parts.discovery import discover as find_parts
 from partcraft_lit.parts.given import given_parts
 from partcraft_lit.parts.keypoints import score_annotations
-from partcraft_lit.parts.quality import score_parts
+from partcraft_lit.parts.quality import PartQuality, score_parts
+from partcraft_lit.run.remembered import remembered_file, remembered_values
 from partcraft_lit.run.stages import Stages
 from partcraft_lit.settings import DiscoverSettings, PartsSettings
-from partcraft_lit.store import Store
+from partcraft_lit.store import Store, stable_hash
 from partcraft_lit.types import AnnotatedSource, ImageSource, PatchFeatures, TruthfulSource
+
+#: Raise by one when the same parts would be scored or drawn otherwise.
+_VERSION = 1
 
 
 def discover(
@@ -41,8 +46,9 @@ def discover(
     stages = Stages()
     write_rejected(source, folder, stages)
     features = load_features()
-    discovery = discover_parts(settings.parts, settings.seed, source, features, Store(settings.paths.store), stages)
-    facts = write_discovery(source, discovery, folder / "parts", stages)
+    store = Store(settings.paths.store)
+    discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
+    facts = write_discovery(source, discovery, folder / "parts", store, stages)
     stages.say(f"Parts: {folder / 'parts' / 'atlas.png'}")
     return facts
 
@@ -75,15 +81,22 @@ def discover_parts(
     return discovery
 
 
-def write_discovery(source: ImageSource, discovery: Discovery, folder: Path, stages: Stages) -> dict[str, Any]:
+def write_discovery(
+    source: ImageSource, discovery: Discovery, folder: Path, store: Store, stages: Stages
+) -> dict[str, Any]:
     """Dictionary, atlas, mask sheet and report; returns the report with the quality where the truth is known.
 
-    Of several processes of a run only the first writes.
+    Of several processes of a run only the first writes. What an earlier run with these parts has scored and drawn is
+    taken from the store.
     """
     facts = discovery.report.as_dict()
+    about = [_VERSION, discovery.dictionary.hash, list(discovery.dictionary.names), stable_hash(*_facts_of(source))]
     if isinstance(source, TruthfulSource):
-        quality = score_parts(source, discovery.label_maps, discovery.codes)
-        facts["quality"] = quality.as_dict()
+        truthful = source
+        facts["quality"] = remembered_values(
+            store, "quality", about, lambda: score_parts(truthful, discovery.label_maps, discovery.codes).as_dict()
+        )
+        quality = PartQuality(**facts["quality"])
         stages.say(
             f"  against the truth: foreground IoU {quality.foreground_iou:.3f}, part IoU {quality.mean_part_iou:.3f}, "
             f"codes against species NMI {quality.mean_nmi:.3f}"
@@ -96,9 +109,17 @@ def write_discovery(source: ImageSource, discovery: Discovery, folder: Path, sta
     discovery.dictionary.save(folder)
     atomic_write(folder / "discovery.json", json.dumps(facts, indent=1) + "\n")
     with stages.stage("draw atlas"):
-        draw_atlas(source, discovery, folder / "atlas.png")
-        draw_masks(source, discovery, folder / "masks.png")
+        for name, draw in (("atlas", draw_atlas), ("masks", draw_masks)):
+            path = folder / f"{name}.png"
+            remembered_file(store, name, about, path, functools.partial(draw, source, discovery, path))
     return facts
+
+
+def _facts_of(source: ImageSource) -> list[Any]:
+    """All that a sheet of the images shows, or a score of their parts depends on."""
+    images = range(len(source))
+    content, labels, names = ([ask(i) for i in images] for ask in (source.content_hash, source.label, source.name))
+    return [type(source).__name__, content, labels, names, list(source.class_names)]
 
 
 def compare_annotations(

@@ -11,12 +11,17 @@ from pathlib import Path
 import torch
 import torch.distributed
 from PIL import Image
+from torch import Tensor
 
+from partcraft_lit.files import atomic_write
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.pictures import save_png
+from partcraft_lit.store import Store, stable_hash
 
 #: Settings of sampling that change no picture.
 _NOT_IN_RECIPE = ("batch_size",)
+#: Of the store's entries.
+_KIND = "pictures"
 
 
 def draw_missing(
@@ -26,6 +31,7 @@ def draw_missing(
     folder: Path,
     protocol: str,
     progress: Callable[[int, int], None] | None = None,
+    store: Store | None = None,
 ) -> list[Path]:
     """One PNG per prompt and seed; those that are there with the same recipe are left as they are.
 
@@ -39,6 +45,7 @@ def draw_missing(
         folder: pictures are ``<folder>/00000.png`` and so on.
         protocol: name of the set, for the files.
         progress: called with (ready, all) of this process.
+        store: keeps the pictures for other folders too; None for pictures that nobody will want again.
 
     Returns:
         The paths, in order; all of them stand.
@@ -48,7 +55,7 @@ def draw_missing(
     missing = [index for index, path in enumerate(paths) if recipe_of(path) != recipes[index]]
     _wait_for_all()  # every process has to look before the first draws
     rank, processes = _position()
-    mine = missing[rank::processes]
+    mine = [index for index in missing[rank::processes] if not _taken(store, recipes[index], paths[index])]
     size = module.sampling.batch_size
     for start in range(0, len(mine), size):
         batch = mine[start : start + size]
@@ -56,10 +63,25 @@ def draw_missing(
         for index, image in zip(batch, images, strict=True):
             texts = {"prompt": prompts[index], "seed": seeds[index], "protocol": protocol}
             save_png(paths[index], image, {**texts, "recipe": recipes[index]})
+            if store is not None:
+                store.put(_KIND, stable_hash(recipes[index]), {"png": _as_tensor(paths[index].read_bytes())})
         if progress is not None:
             progress(len(paths) - len(missing) + min(start + size, len(mine)), len(paths))
     _wait_for_all()
     return paths
+
+
+def _taken(store: Store | None, recipe: str, path: Path) -> bool:
+    """Writes a picture that the store has."""
+    entry = None if store is None else store.get(_KIND, stable_hash(recipe))
+    if entry is None:
+        return False
+    atomic_write(path, entry["png"].numpy().tobytes())
+    return True
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def recipe_of(path: Path) -> str | None:

@@ -35,7 +35,7 @@ from partcraft_lit.parts.discovery import read_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.run.assembly import build_module
 from partcraft_lit.run.concepts import ConceptScorer
-from partcraft_lit.run.drawing import draw_missing
+from partcraft_lit.run.drawing import draw_missing, recipe_of
 from partcraft_lit.run.image_scores import (
     FILE_NAME,
     Row,
@@ -46,6 +46,7 @@ from partcraft_lit.run.image_scores import (
     write_networks,
     write_rows,
 )
+from partcraft_lit.run.remembered import remembered_values, scores_as_values, scores_of_values
 from partcraft_lit.run.stages import Stages
 from partcraft_lit.run.truth import TruthScorer, as_numbers, image_rows
 from partcraft_lit.run.whole_pictures import PictureScorer
@@ -53,6 +54,8 @@ from partcraft_lit.settings import EvalSettings, TrainSettings
 from partcraft_lit.store import Store
 from partcraft_lit.types import BACKGROUND, Backbone, ImageSource, PartPrediction, PatchFeatures
 
+#: Raise by one when equal pictures would be scored otherwise.
+_VERSION = 1
 #: Pictures in memory at once while scores are computed.
 _READ_AT_ONCE = 16
 #: Before the name of a protocol: the same pictures as a perfect model would give them.
@@ -120,6 +123,7 @@ class Scorer:
         truth: reads the pictures against the truth, where it is known.
         pictures: scores whole pictures, where it is wanted.
         concepts: asks for each concept by itself, where the data set has concepts.
+        store: where pictures are kept that another start would draw again; None keeps none.
     """
 
     settings: EvalSettings
@@ -130,6 +134,7 @@ class Scorer:
     truth: TruthScorer | None = None
     pictures: PictureScorer | None = None
     concepts: ConceptScorer | None = None
+    store: Store | None = None
 
     def protocols(self) -> dict[str, Targets]:
         """What is asked for, by protocol."""
@@ -151,9 +156,20 @@ class Scorer:
         progress: Callable[[int, int], None] | None = None,
     ) -> ProtocolScores:
         """Draws the pictures of one protocol, as far as they are missing, and scores them."""
-        prompts = [module.method.plain_caption(row) for row in targets.codes]
-        paths = draw_missing(module, prompts, targets.seeds, self.picture_folder(protocol), protocol, progress)
+        paths, prompts = self.draw(module, targets, protocol, progress)
         return self.read(targets, protocol, paths, prompts)
+
+    def draw(
+        self,
+        module: PersonalizationModule,
+        targets: Targets,
+        protocol: str,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[list[Path], list[str]]:
+        """The pictures of one protocol, drawn as far as they are missing, and their prompts."""
+        prompts = [module.method.plain_caption(row) for row in targets.codes]
+        folder = self.picture_folder(protocol)
+        return draw_missing(module, prompts, targets.seeds, folder, protocol, progress, self.store), prompts
 
     def picture_folder(self, protocol: str) -> Path:
         return self.folder / protocol.replace(" ", "_")
@@ -216,13 +232,23 @@ def _text(codes: Tensor) -> str:
     return " ".join(str(int(code)) for code in codes)
 
 
-def measure_ceiling(scorer: Scorer, source: ImageSource, backbone: Backbone) -> dict[str, PartScores]:
-    """Real images, changed a little and read again: no generated picture can be expected to score higher."""
+def measure_ceiling(scorer: Scorer, source: ImageSource, backbone: Backbone, store: Store) -> dict[str, PartScores]:
+    """Real images, changed a little and read again: no generated picture can be expected to score higher.
+
+    Measured once for all runs with these images, parts and backbone.
+    """
     most = min(scorer.settings.ceiling_images, len(source))
     if most == 0:
         return {}
     indices = torch.linspace(0, len(source) - 1, most).round().long().tolist()
-    return ceiling(source, scorer.predictor, backbone, indices, scorer.predictor.dictionary.names)
+    dictionary = scorer.predictor.dictionary
+    images = [source.content_hash(index) for index in indices]
+    about = [_VERSION, images, dictionary.hash, list(dictionary.names), backbone.hash, backbone.resolution]
+
+    def measure() -> dict[str, Any]:
+        return scores_as_values(ceiling(source, scorer.predictor, backbone, indices, dictionary.names))
+
+    return scores_of_values(remembered_values(store, "ceilings", about, measure))
 
 
 def picture_scorer(
@@ -302,7 +328,7 @@ def evaluate(
     )
     scores = Scores(truth=annotation_numbers(facts))
     with stages.stage("measure ceilings"):
-        scores.ceilings = measure_ceiling(scorer, source, backbone)
+        scores.ceilings = measure_ceiling(scorer, source, backbone, Store(settings.paths.store))
     score_trained(scorer, module, scores, stages)
     numbers = write_scores(scores, folder)
     say_scores(scores, stages)
@@ -457,17 +483,42 @@ def _add(scores: Scores, protocol: str, of_protocol: ProtocolScores) -> None:
         scores.truth[protocol] = of_protocol.truth
 
 
-def score_untrained(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
-    """The same protocols before training, on the first few targets of each."""
+def score_untrained(
+    scorer: Scorer, module: PersonalizationModule, scores: Scores, store: Store, stages: Stages
+) -> None:
+    """The same protocols before training, on the first few targets of each; once for all equal starts."""
     few = scorer.settings.untrained
-    below = replace(scorer, folder=scorer.folder / "untrained")
+    below = replace(scorer, folder=scorer.folder / "untrained", store=store)
     for protocol, targets in scorer.protocols().items() if few else ():
         with stages.stage("score untrained") as counter:
             progress = functools.partial(counter.part, protocol)
-            found = below.score(module, targets[:few], protocol, progress)
-        scores.untrained[protocol] = found.scores
-        if found.truth:
-            scores.truth[f"untrained {protocol}"] = found.truth
+            found, truth = _remembered_score(below, module, targets[:few], protocol, progress, store)
+        scores.untrained[protocol] = found
+        if truth:
+            scores.truth[f"untrained {protocol}"] = truth
+
+
+def _remembered_score(
+    scorer: Scorer,
+    module: PersonalizationModule,
+    targets: Targets,
+    protocol: str,
+    progress: Callable[[int, int], None],
+    store: Store,
+) -> tuple[PartScores, dict[str, float]]:
+    """Scores of pictures, and against the truth; read again only if pictures, parts or the truth are others."""
+    paths, prompts = scorer.draw(module, targets, protocol, progress)
+    dictionary = scorer.predictor.dictionary
+    parts = [dictionary.hash, list(dictionary.names)]
+    truth = None if scorer.truth is None else [scorer.truth.hash, scorer.truth.species_of(targets).tolist()]
+    about = [_VERSION, [recipe_of(path) for path in paths], targets.codes.tolist(), parts, truth]
+
+    def read() -> dict[str, Any]:
+        found = scorer.read(targets, protocol, paths, prompts)
+        return {"truth": found.truth, **scores_as_values({"scores": found.scores})}
+
+    values = remembered_values(store, "scores", about, read)
+    return scores_of_values({"scores": values["scores"]})["scores"], values["truth"]
 
 
 def say_scores(scores: Scores, stages: Stages) -> None:

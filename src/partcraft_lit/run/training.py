@@ -111,7 +111,7 @@ def train(
     settings.method.check_backbone(backbone, source.class_noun)
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
-    facts = write_discovery(source, discovery, folder / "parts", stages)
+    facts = write_discovery(source, discovery, folder / "parts", store, stages)
     latents = image_squares(settings, source, backbone, store, stages)
     scaled = scaled_views(settings, source, discovery, backbone, store, stages)
     # Before anything is told to train: they show what the backbone draws as it is.
@@ -127,8 +127,8 @@ def train(
     scores = Scores(truth=annotation_numbers(facts))
     if settings.eval.enabled:
         with stages.stage("measure ceilings"):
-            scores.ceilings = measure_ceiling(scorer, source, backbone)
-        score_untrained(scorer, module, scores, stages)
+            scores.ceilings = measure_ceiling(scorer, source, backbone, store)
+        score_untrained(scorer, module, scores, store, stages)
     probe = probe_batch(settings, module, discovery, latents, backbone)
     with resting(features, settings.hardware, store.root):
         fit(

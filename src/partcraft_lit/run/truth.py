@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -56,6 +57,13 @@ class TruthScorer:
         if not isinstance(source, KnownLooks) or tuple(source.part_names) != BIRD.part_names:
             return None
         return cls(source, facts["quality"]["match"])
+
+    @property
+    def hash(self) -> str:
+        """Of the oracle and of the looks that it tells apart."""
+        digest = hashlib.sha256(self._oracle.path.read_bytes())
+        digest.update(repr(self._oracle.looks.tolist()).encode())
+        return digest.hexdigest()
 
     def accuracy(self) -> PartAccuracy:
         """A new metric."""

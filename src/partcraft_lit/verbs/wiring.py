@@ -8,11 +8,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from partcraft_lit import config, environment, rundir
 from partcraft_lit.errors import UserError, did_you_mean
-from partcraft_lit.strict import build
+from partcraft_lit.strict import build, coerce
 
 if TYPE_CHECKING:
     from partcraft_lit.metrics.features import ImageFeatures
@@ -41,6 +41,8 @@ _OTHER_KEYS = (
 
 #: Of Lightning's own, those that the models here run on.
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+#: Groups of settings that are objects.
+_OBJECTS = frozenset({"method"})
 
 
 def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -53,12 +55,15 @@ def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
     for key in values:
         if key not in known and key not in _OTHER_KEYS:
             raise UserError(f"Unknown key '{key}'. {did_you_mean(key, [*known, *_OTHER_KEYS])}")
-    return build(cls, {key: _object(value, key) for key, value in values.items() if key in known}, "")
+    # What needs no object first: making one loads libraries, and a person waits for the message.
+    hints = get_type_hints(cls, include_extras=True)
+    checked = {key: coerce(value, hints[key], key) for key, value in values.items() if key in known - _OBJECTS}
+    return build(cls, checked | {key: _object(values[key], key) for key in values.keys() & known & _OBJECTS}, "")
 
 
 def _object(value: Any, key: str) -> Any:
-    """The method's keys become what their ``_target_`` names; those of any other group stay as they are."""
-    return config.make(value, key) if key == "method" and isinstance(value, Mapping) else value
+    """The keys become what their ``_target_`` names; what is no group of keys stays as it is."""
+    return config.make(value, key) if isinstance(value, Mapping) else value
 
 
 def check_choices(values: Mapping[str, Any]) -> None:
