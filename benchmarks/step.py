@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from partcraft_lit.types import TokenizedPrompts, TrainingBatch
 #: Foreground parts and codes, as for birds.
 PARTS, CODES = 5, 256
 SNR_GAMMA, LAMBDA_ATTN, RATE = 5.0, 0.01, 1e-4
+#: On a CPU: times as fast, share of the memory.
 GOALS = {"mini": (3.0, None), "sd15_256": (3.5, 0.5), "sd15_512": (4.0, 0.4)}
 
 
@@ -120,7 +121,7 @@ def make_features(name: str) -> Callable[[Tensor], Tensor]:
 
 
 class Clock:
-    """Seconds of the processor and peak memory of the stages of one step, once it is armed."""
+    """Seconds (of the processor, or with a GPU by the clock) and peak memory of a step's stages, once it is armed."""
 
     def __init__(self) -> None:
         self.armed = False
@@ -134,9 +135,12 @@ class Clock:
             if not self.armed:
                 return work(*args, **kwargs)
             _forget_peak()
-            start = time.process_time()
+            now = time.perf_counter if torch.cuda.is_available() else time.process_time
+            _wait()
+            start = now()
             result = work(*args, **kwargs)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
+            _wait()
+            self.seconds[name] = self.seconds.get(name, 0.0) + now() - start
             self.peaks[name] = max(self.peaks.get(name, 0.0), _memory("VmHWM"))
             return result
 
@@ -184,13 +188,19 @@ def draw_inputs(name: str, backbone: StableDiffusion) -> dict[str, Tensor]:
     }
 
 
-def released_way(name: str, case: Path, clock: Clock) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+def released_way(name: str, case: Path, clock: Clock, device: str) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
     """Sets the released step up; writes what it computed from the pictures into ``case``, for the other way."""
-    backbone = make_backbone(name, torch.float32)
-    drawn, features, mapper = draw_inputs(name, backbone), make_features(name), make_mapper(backbone)
+    backbone = make_backbone(name, torch.float32).to(device)
+    network, mapper = make_features(name), make_mapper(backbone).to(device)
+    drawn = {key: value.to(device) for key, value in draw_inputs(name, backbone).items()}
+
+    def features(pictures: Tensor) -> Tensor:
+        """On the CPU, where the released trainer leaves them also when there is a GPU."""
+        return network(pictures.cpu()).to(device)
+
     vocabulary = backbone.text_encoders[0].get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = drawn["input_ids"].scatter(
-        1, drawn["positions"], vocabulary + torch.arange(PARTS + 1).expand_as(drawn["codes"])
+        1, drawn["positions"], vocabulary + torch.arange(PARTS + 1, device=device).expand_as(drawn["codes"])
     )
     with torch.no_grad():
         sample = features(drawn["pixel_values"][:1])[0].flatten(0, 1)
@@ -204,7 +214,7 @@ def released_way(name: str, case: Path, clock: Clock) -> Callable[[], tuple[Tens
         features=features,
         foreground=spread[:2],
         parts=spread[: PARTS + 1],
-        alphas_cumprod=backbone.noise_scheduler.alphas_cumprod,
+        alphas_cumprod=backbone.noise_scheduler.alphas_cumprod.to(device),
         scale=float(backbone.vae.config.scaling_factor),  # type: ignore[union-attr,arg-type]
         attention_size=backbone.attention_size,
         snr_gamma=SNR_GAMMA,
@@ -225,18 +235,18 @@ def released_way(name: str, case: Path, clock: Clock) -> Callable[[], tuple[Tens
         gradient = mapper.codes.grad.norm()  # type: ignore[union-attr]
         clock.timed("optimiser", lambda: _update(optimizer, trained))()
         if not case.exists():
-            save_file({key: value.contiguous() for key, value in (drawn | step.seen).items()}, case)
+            save_file({key: value.cpu().contiguous() for key, value in (drawn | step.seen).items()}, case)
         return diffusion.detach(), attention.detach(), gradient
 
     return run
 
 
 def our_way(
-    name: str, case: Path, precision: str, scope: str, clock: Clock
+    name: str, case: Path, precision: str, scope: str, clock: Clock, device: str
 ) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
     """Sets the module's own step up, on what the store would give it."""
     weights = torch.bfloat16 if precision == "bf16" else torch.float32
-    backbone, given = make_backbone(name, weights), load_file(case)
+    backbone, given = make_backbone(name, weights).to(device), load_file(case, device=device)
     backbone.offload_vae()  # as hardware=cpu does
     mapper = make_mapper(backbone)
     add_lora(backbone.unet, scope=scope)  # type: ignore[arg-type]
@@ -264,10 +274,10 @@ def our_way(
     module.request_attention()
     module.add_loss_term(AttentionTerm("attn", LAMBDA_ATTN, attention_loss))
     module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign] there is no trainer to log to
-    module.train()
+    module.to(device).train()
     optimizer: Any = module.configure_optimizers()
     trained = [p for p in module.parameters() if p.requires_grad]
-    part_ids = torch.arange(PARTS + 1).expand_as(given["codes"])
+    part_ids = torch.arange(PARTS + 1, device=device).expand_as(given["codes"])
     tokens = TokenizedPrompts((given["input_ids"],), given["positions"], part_ids, given["codes"])
     backbone.encode_prompts = clock.timed("text", backbone.encode_prompts)  # type: ignore[method-assign]
     backbone.denoise = clock.timed("UNet forward", backbone.denoise)  # type: ignore[method-assign]
@@ -278,7 +288,7 @@ def our_way(
         batch = TrainingBatch(
             latents, given["noise"], given["timesteps"], given["label_map"], tokens, [], sample_ids, sample_ids
         )
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision != "fp32"):
             total = module.training_step(batch, 0)
         clock.timed("backward", total.backward)()
         gradient = mapper.codes.grad.norm()  # type: ignore[union-attr]
@@ -309,6 +319,7 @@ def measure(run: Callable[[], tuple[Tensor, ...]], steps: int, clock: Clock) -> 
     for _ in range(steps):
         start, own_start = time.perf_counter(), time.process_time()
         run()
+        _wait()
         seconds.append(time.perf_counter() - start)
         own.append(time.process_time() - own_start)
     peak = _memory("VmHWM")
@@ -326,13 +337,22 @@ def measure(run: Callable[[], tuple[Tensor, ...]], steps: int, clock: Clock) -> 
 
 
 def _memory(name: str) -> float:
-    """GB of this process, by the kernel's count; 0 where it keeps none."""
+    """GB of this process, by the kernel's count (0 where it keeps none), or of the GPU where there is one."""
+    if torch.cuda.is_available():
+        return (torch.cuda.max_memory_allocated() if name == "VmHWM" else torch.cuda.memory_allocated()) / 1e9
     status = Path("/proc/self/status")
     found = re.search(rf"{name}:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 / 1e9 if found else 0.0
 
 
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def _forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     path = Path("/proc/self/clear_refs")
     if path.exists():
         path.write_text("5")
@@ -349,12 +369,15 @@ def in_process(arguments: list[str]) -> dict[str, Any]:
 
 def compare(name: str, given: argparse.Namespace) -> None:
     shape = SHAPES[name]
-    print(f"\n{name}: {shape.resolution} px, batch {shape.batch_size}, {given.threads} thread(s)", flush=True)
+    print(
+        f"\n{name}: {shape.resolution} px, batch {shape.batch_size}, {given.device}, {given.threads} thread(s)",
+        flush=True,
+    )
     columns = {"s/step": 9, "CPU s": 9, "peak GB": 9, "weights": 9, "diffusion": 11, "attention": 11, "gradient": 11}
     print(" " * 22 + "".join(f"{title:>{width}}" for title, width in columns.items()))
     with tempfile.TemporaryDirectory() as folder:
         common = ["--shape", name, "--case", str(Path(folder) / "case.safetensors"), "--threads", str(given.threads)]
-        common += ["--steps", str(given.steps or shape.steps)]
+        common += ["--steps", str(given.steps or shape.steps), "--device", given.device, "--batch", str(given.batch)]
         released = in_process([*common, "--way", "released"])
         _row("released way, fp32", released)
         for precision in given.precision:
@@ -364,6 +387,7 @@ def compare(name: str, given: argparse.Namespace) -> None:
             own = released["own"] / ours["own"]
             wanted_faster, wanted_smaller = GOALS[name]
             goal = f"goal: {wanted_faster} times" + (f", {wanted_smaller} of its memory" if wanted_smaller else "")
+            goal = goal if given.device == "cpu" else "goal: 10 times, at most 8 GB with batch 2"
             speed = f"{faster:.2f} times as fast ({own:.2f} by CPU s)"
             print(f"{'':<22}{speed}, {smaller:.2f} of its memory ({goal})", flush=True)
             if given.stages:
@@ -393,6 +417,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="timed steps after the first; 0: as the shape says")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16-mixed", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--scope", choices=("cross", "all"), default="cross", help="of our adapter")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=0, help="0: as the shape says")
     parser.add_argument("--stages", action="store_true", help="also what each stage takes")
     parser.add_argument("--way", choices=("released", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--case", type=Path, help=argparse.SUPPRESS)
@@ -400,11 +426,13 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     disable_progress_bar()
     logging.set_verbosity_error()
+    if given.batch:
+        SHAPES.update({name: replace(SHAPES[name], batch_size=given.batch) for name in given.shape})
     clock = Clock()
     if given.way == "released":
-        print(json.dumps(measure(released_way(given.shape[0], given.case, clock), given.steps, clock)))
+        print(json.dumps(measure(released_way(given.shape[0], given.case, clock, given.device), given.steps, clock)))
     elif given.way == "ours":
-        run = our_way(given.shape[0], given.case, given.precision[0], given.scope, clock)
+        run = our_way(given.shape[0], given.case, given.precision[0], given.scope, clock, given.device)
         print(json.dumps(measure(run, given.steps, clock)))
     else:
         for name in given.shape:

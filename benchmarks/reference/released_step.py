@@ -107,7 +107,7 @@ class ReleasedStep:
         """(B, L, width), part vectors put in place one by one."""
         table = self.text_encoder.get_input_embeddings()
         vocabulary = table.weight.shape[0]
-        part_ids = torch.arange(len(self.parts)).expand(len(inputs.codes), -1)
+        part_ids = torch.arange(len(self.parts), device=inputs.codes.device).expand(len(inputs.codes), -1)
         vectors = self.mapper(part_ids, inputs.codes)
 
         def overwrite(module: nn.Module, args: Any, output: Tensor) -> Tensor:
