@@ -16,7 +16,7 @@ Positive = Annotated[int, Range(1)]
 Share = Annotated[float, Range(0, 1)]
 NonNegative = Annotated[float, Range(0)]
 Rate = Annotated[float, Range(0, above=True)]
-Scheduler = Literal["dpm++", "unipc", "ddim", "euler", "ddpm"]
+Scheduler = Literal["dpm++", "dpm++_trailing", "unipc", "ddim", "euler", "ddpm"]
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_equals_the_pipeline_of_diffusers(make_components, tokens, prediction_ty
 
     components = make_components(prediction_type=prediction_type)
     backbone = StableDiffusion(name="tiny", **components, resolution=32)
-    for name in ("ddim", "dpm++", "unipc", "euler"):
+    for name in ("ddim", "dpm++", "dpm++_trailing", "unipc", "euler"):
         components["scheduler"] = make_scheduler(backbone.noise_scheduler, name)
         pipeline = StableDiffusionPipeline(
             **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False

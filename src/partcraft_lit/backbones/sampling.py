@@ -18,6 +18,11 @@ from partcraft_lit.types import Backbone, Conditioning, TokenizedPrompts
 #: Name in the settings -> diffusers' class and what is set beyond the model's own noise schedule.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    # Steps counted from the end of the schedule, so that the first is one of pure noise: with few steps that matters.
+    "dpm++_trailing": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, "timestep_spacing": "trailing"},
+    ),
     "unipc": ("UniPCMultistepScheduler", {"solver_order": 2}),
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -57,7 +62,8 @@ def sample(
             prompt k for image k.
         steps: denoising steps.
         guidance_scale: 1 turns guidance off, and with it the negative prompt and half of the cost.
-        scheduler: "dpm++" and "unipc" (second order, multistep), "ddim", "euler" or "ddpm".
+        scheduler: "dpm++", "dpm++_trailing" (for few steps) or "unipc", which are of second order and multistep; "ddim",
+            "euler" or "ddpm".
         batch_size: images at once; None makes all at once.
 
     Returns:
