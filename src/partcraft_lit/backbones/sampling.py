@@ -62,7 +62,7 @@ def sample(
             prompt k for image k.
         steps: denoising steps.
         guidance_scale: 1 turns guidance off, and with it the negative prompt and half of the cost.
-        scheduler: "dpm++", "dpm++_trailing" (for few steps) or "unipc", which are of second order and multistep; "ddim",
+        scheduler: "dpm++", "dpm++_trailing" (for few steps) or "unipc", of second order and multistep; or "ddim",
             "euler" or "ddpm".
         batch_size: images at once; None makes all at once.
 
