@@ -15,6 +15,7 @@ from partcraft_lit.metrics.composition import (
     Targets,
     ceiling,
     composition_targets,
+    most_species,
     reconstruction_targets,
     recrop,
     score_targets,
@@ -89,6 +90,15 @@ def test_too_many_species_are_refused() -> None:
         composition_targets(CODES[:3], 4)
     with pytest.raises(UserError, match="only 2 classes"):
         composition_targets(CODES, 3, labels=torch.arange(12) % 2)
+
+
+@pytest.mark.parametrize("images, classes, most", [(12, None, 7), (3, None, 3), (12, 2, 2), (12, 12, 7)])
+def test_as_many_species_as_there_can_be(images: int, classes: int | None, most: int) -> None:
+    labels = None if classes is None else torch.arange(images) % classes
+    assert most_species(CODES[:images], labels) == most
+    composition_targets(CODES[:images], most, iterations=1, seed=0, labels=labels)
+    with pytest.raises(UserError):
+        composition_targets(CODES[:images], most + 1, labels=labels)
 
 
 def test_reconstruction_asks_for_every_image_once() -> None:

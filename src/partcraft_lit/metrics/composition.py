@@ -254,6 +254,17 @@ def _draw_images(count: int, species: int, labels: Tensor | None, generator: tor
     return list(first.values())
 
 
+def most_species(codes: Tensor, labels: Tensor | None = None) -> int:
+    """Of how many images a hybrid can be at most: one gives it all, each other one an entry; no two of one class.
+
+    Args:
+        codes: (N, M + 1).
+        labels: (N,) classes, or None.
+    """
+    classes = len(codes) if labels is None else len(labels.unique())
+    return min(codes.shape[1] + 1, len(codes), classes)
+
+
 def _check_species(codes: Tensor, species: int, labels: Tensor | None) -> None:
     parts, images = codes.shape[1], len(codes)
     if not 1 <= species <= parts + 1:

@@ -22,6 +22,7 @@ from partcraft_lit.metrics.composition import (
     Targets,
     ceiling,
     composition_targets,
+    most_species,
     reconstruction_targets,
     vae_round_trip,
 )
@@ -136,13 +137,30 @@ class Scorer:
     concepts: ConceptScorer | None = None
     store: Store | None = None
 
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Those of ``settings.species`` that the images and their parts allow."""
+        most = most_species(self.codes, self.labels)
+        return tuple(species for species in self.settings.species if species <= most)
+
+    def say_left_out(self, stages: Stages) -> None:
+        """Names what is asked for and cannot be composed."""
+        left_out = [str(species) for species in self.settings.species if species not in self.species]
+        if left_out and self.settings.compositions:
+            classes = "" if self.labels is None else f", {len(self.labels.unique())} classes"
+            stages.say(
+                f"  eval.species: {', '.join(left_out)} left out; {len(self.codes)} images{classes} and "
+                f"{self.codes.shape[1]} parts (the background is one) give hybrids of "
+                f"{most_species(self.codes, self.labels)} at most"
+            )
+
     def protocols(self) -> dict[str, Targets]:
-        """What is asked for, by protocol."""
+        """What is asked for and can be composed, by protocol."""
         chosen = self.settings
         wanted: dict[str, Targets] = {}
         if chosen.reconstructions:
             wanted["reconstruction"] = reconstruction_targets(self.codes, chosen.reconstructions, chosen.seed)
-        for species in chosen.species if chosen.compositions else ():
+        for species in self.species if chosen.compositions else ():
             wanted[f"{species} species"] = composition_targets(
                 self.codes, species, chosen.compositions, chosen.seed, labels=self.labels
             )
@@ -329,6 +347,7 @@ def evaluate(
     scores = Scores(truth=annotation_numbers(facts))
     with stages.stage("measure ceilings"):
         scores.ceilings = measure_ceiling(scorer, source, backbone, Store(settings.paths.store))
+    scorer.say_left_out(stages)
     score_trained(scorer, module, scores, stages)
     numbers = write_scores(scores, folder)
     say_scores(scores, stages)

@@ -126,6 +126,7 @@ def train(
     )
     scores = Scores(truth=annotation_numbers(facts))
     if settings.eval.enabled:
+        scorer.say_left_out(stages)
         with stages.stage("measure ceilings"):
             scores.ceilings = measure_ceiling(scorer, source, backbone, store)
         score_untrained(scorer, module, scores, store, stages)
