@@ -349,3 +349,56 @@ def test_what_an_experiment_leaves_open_has_to_be_given(experiment, key, capsys)
     )
     noun = config.compose("train", ["experiment=textual_inversion", "dataset=cub"]).dataset.class_noun
     assert noun == "bird"  # a data set that knows its noun gives it
+
+
+#: Experiment -> what its paper, or its released code, says.
+PUBLISHED = {
+    "textual_inversion": {"optim.mapper_lr": 0.005 * 4, "data.batch_size": 4, "trainer.max_steps": 5000},
+    "dreambooth": {"optim.unet_lr": 5e-6, "trainer.max_steps": 1000, "prior.weight": 1.0, "method.unet": "full"},
+    "custom_diffusion": {
+        "optim.unet_lr": 1e-5 * 8,
+        "optim.mapper_lr": 1e-5 * 8,
+        "data.batch_size": 4,
+        "trainer.max_steps": 250,
+        "prior.images": 200,
+        "prior.weight": 1.0,
+        "method.detach_start": True,
+        "loss.region_mean": "region",
+        "sample.guidance_scale": 6.0,
+    },
+    "break_a_scene": {
+        "optim.mapper_lr": 5e-4,
+        "optim.unet_lr": 2e-6,
+        "optim.text_encoder_lr": 2e-6,
+        "optim.phases": [{"steps": 400, "groups": ["mapper"]}, {"steps": None, "groups": ["unet", "text_encoder"]}],
+        "trainer.max_steps": 800,
+        "data.batch_size": 1,
+        "loss.lambda_attn": 0.01,
+        "loss.attention": "mse",
+        "prior.prompt": "a photo at the beach",
+        "prior.images": 100,
+    },
+    "disendiff": {
+        "optim.unet_lr": 8e-5,
+        "trainer.max_steps": 250,
+        "method.weight": 0.01,
+        "method.kernel": "released",
+        "method.bind": "sum",
+        "method.most": 3,
+        "prior.prompt": "a cat and a dog",
+        "prior.images": 200,
+    },
+}
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_published_settings_are_those_of_the_papers(experiment):
+    """The small tables have rates of their own, equal for all methods; these experiments do not."""
+    cfg = config.compose("train", [f"experiment={experiment}", *NEEDED[f"experiment={experiment}"]])
+    values = config.plain(cfg)
+    assert values["optim"]["betas"] == [0.9, 0.999] and values["optim"]["weight_decay"] == 0.01
+    for key, wanted in PUBLISHED[experiment].items():
+        found = values
+        for name in key.split("."):
+            found = found[name]
+        assert found == (pytest.approx(wanted) if isinstance(wanted, float) else wanted), key

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,6 +68,13 @@ def test_the_term_is_that_of_the_slow_definition_on_maps_of_tokens_and_their_nou
     tokens, nouns = step.attention_maps.double().numpy(), step.word_maps.double().numpy()
     expected = [slow_term(tokens[row, :count], nouns[row, :count]) for row, count in enumerate((2, 1, 0))]
     torch.testing.assert_close(term(step).double(), torch.tensor(expected, dtype=torch.double), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_without_tokens_costs_nothing(pair):
+    maps, used = torch.zeros(2, 0, 8, 8), torch.zeros(2, 0, dtype=torch.bool)
+    (term,) = pair.method.loss_terms()
+    batch = SimpleNamespace(tokens=SimpleNamespace(part_ids=used.long()))
+    assert term(SimpleNamespace(attention_maps=maps, word_maps=maps, batch=batch)).tolist() == [0.0, 0.0]
 
 
 def test_it_trains_what_custom_diffusion_trains_and_the_term_falls(build, batch_of):
@@ -170,4 +178,4 @@ def test_a_noun_of_several_tokens(build, settings_of, tiny_backbone):
         build(*METHOD, vocabulary=PartVocabulary(["background", "axolotl", "dog"], [1, 1, 1]))
     settings = settings_of(*METHOD, "parts.M=2", "parts.names=[cat,axolotl]")
     with pytest.raises(UserError, match="The noun 'axolotl'"):
-        settings.method.check_backbone(tiny_backbone, "")
+        settings.method.check_words(tiny_backbone.tokenizers, "")

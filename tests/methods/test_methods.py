@@ -221,9 +221,9 @@ def test_a_word_of_several_tokens(fresh_backbone, tools):
     with pytest.raises(UserError, match=r"'platypus' is 7 tokens to this model \('p'.*take a common, single word"):
         tools.build(fresh_backbone, "method=textual_inversion", "method.tokens.init=[platypus]")
     recipe = tools.settings_of("method=textual_inversion", "method.tokens.init=[auto]").method
-    recipe.check_backbone(fresh_backbone, "bird")
+    recipe.check_words(fresh_backbone.tokenizers, "bird")
     with pytest.raises(UserError, match="'platypus' is 7 tokens to this model"):
-        recipe.check_backbone(fresh_backbone, "platypus")
+        recipe.check_words(fresh_backbone.tokenizers, "platypus")
 
 
 def test_each_token_may_have_a_noun_of_its_own(fresh_backbone, tools):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -19,6 +20,13 @@ def test_a_noun_that_is_not_known_is_asked_for_before_a_model_is_loaded(new_work
     ended = new_workshop()("train", "method=dreambooth", *plain, "backbone.source=/nowhere")
     assert ended.code != 0 and "this one has none: set dataset.class_noun" in ended.out
     assert "nowhere" not in ended.out
+
+
+def test_a_noun_of_several_tokens_is_told_before_a_network_is_loaded(new_workshop, plain, tiny_sd_folder, tmp_path):
+    shutil.copytree(tiny_sd_folder / "tokenizer", tmp_path / "tokenizer")  # there is nothing else to load
+    given = ("method=disendiff", "parts.names=[axolotl,dog]", f"backbone.source={tmp_path}")
+    ended = new_workshop()("train", *plain, *given)
+    assert ended.code == 2 and "The noun 'axolotl' is 7 tokens to this model" in ended.out, ended.out
 
 
 @pytest.mark.slow

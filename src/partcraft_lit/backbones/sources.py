@@ -144,6 +144,14 @@ def packaged_weights(name: str) -> Path:
     return folder
 
 
+def tokenizers_in(folder: str | Path) -> list[Any]:
+    """Tokenizers of a folder in diffusers' format, without the networks; none for a file, or for a hub id."""
+    import transformers
+
+    parts = [path for name in SDXL.tokenizers if (path := Path(folder).expanduser() / name).is_dir()]
+    return [transformers.CLIPTokenizer.from_pretrained(str(path)) for path in parts]
+
+
 def check_tokenizers(location: str, components: Components) -> Components:
     """transformers makes a tokenizer of two tokens out of files it does not find, without a word."""
     for tokenizer, text_encoder in zip(components.tokenizers, components.text_encoders, strict=True):

@@ -44,7 +44,9 @@ def overwrite_positions(embeddings: Tensor, positions: Tensor, vectors: Tensor) 
             f"{tuple(vectors.shape)}, embeddings {tuple(embeddings.shape)} and positions {tuple(positions.shape)}."
         )
     if positions.shape[1] == 0:
-        return embeddings
+        # The empty sum keeps what made the vectors in the graph: several processes wait for the gradient of all that
+        # trains, also where one of them has no part token in its batch.
+        return embeddings + vectors.sum().to(embeddings.dtype) if vectors.requires_grad else embeddings
     places = torch.arange(embeddings.shape[1], device=positions.device)
     hit = positions[:, :, None] == places  # (B, T, L)
     source = hit.to(torch.uint8).argmax(dim=1)  # (B, L): which part token each place takes, 0 where none

@@ -13,6 +13,7 @@ from partcraft_lit.types import Backbone
 #: "lora" adds an adapter, "full" trains all weights, "cross_kv" those that read the text, "none" nothing.
 UnetTraining = Literal["lora", "full", "cross_kv", "none"]
 
+_NOTHING = re.compile(r"(?!)")
 _CROSS_KV = re.compile(r"(^|\.)attn2\.to_[kv]\.weight$")
 
 
@@ -32,7 +33,7 @@ def train_backbone(
         backbone: without an adapter.
         unet: what trains in the UNet.
         text_encoder: whether the text encoders train, all but their embedding tables: the words keep their vectors, and
-            those of part tokens are the method's.
+            those of part tokens are the method's. Layers that nothing reads stay frozen.
         rank, alpha, scope, seed: of the adapter, see ``add_lora``.
 
     Raises:
@@ -51,7 +52,19 @@ def train_backbone(
     if text_encoder:
         for encoder in backbone.text_encoders:
             table = encoder.get_input_embeddings().weight  # type: ignore[operator]
-            _release({name: p for name, p in encoder.named_parameters() if p is not table})
+            unread = _unread(encoder) if len(backbone.text_encoders) > 1 else _NOTHING
+            _release({n: p for n, p in encoder.named_parameters() if p is not table and not unread.search(n)})
+
+
+def _unread(encoder: nn.Module) -> re.Pattern[str]:
+    """Names of weights behind the last state that is read: of two encoders, each is read before its last layer.
+
+    The one with a projection is also read at its end.
+    """
+    if hasattr(encoder, "text_projection"):
+        return _NOTHING
+    last = int(encoder.config.num_hidden_layers) - 1  # type: ignore[union-attr,arg-type]
+    return re.compile(rf"(^|\.)(layers\.{last}|final_layer_norm)\.")
 
 
 def cross_kv(unet: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -45,9 +45,9 @@ def gaussian_kernel(kernel: Kernel) -> Tensor:
 def smooth_maps(maps: Tensor, kernel: Kernel = "paper") -> Tensor:
     """(B, N, h, w) maps smoothed by the 3 x 3 Gaussian, reflected at the border."""
     weights = gaussian_kernel(kernel).to(maps)
-    if kernel == "none":
-        return maps
     count = maps.shape[1]
+    if kernel == "none" or count == 0:  # of a batch without part tokens there is nothing to pad
+        return maps
     padded = F.pad(maps, (1, 1, 1, 1), mode="reflect")
     return F.conv2d(padded, weights.expand(count, 1, 3, 3), groups=count)
 

@@ -15,7 +15,7 @@ from partcraft_lit.methods.custom_diffusion import CustomDiffusion
 from partcraft_lit.methods.method import Method, Pieces
 from partcraft_lit.methods.part_tokens import PartTokens
 from partcraft_lit.settings import TrainSettings
-from partcraft_lit.types import Backbone, LossTerm, StepOutput
+from partcraft_lit.types import LossTerm, StepOutput
 
 
 @dataclass
@@ -104,13 +104,14 @@ class DisenDiff(CustomDiffusion):
                 raise UserError(f"parts.names: the noun {noun!r} is not one plain word, and DisenDiff reads one token.")
         super().check(settings, class_noun)
 
-    def check_backbone(self, backbone: Backbone, class_noun: str) -> None:
-        super().check_backbone(backbone, class_noun)
-        self._check_nouns(self.names, backbone)
+    def check_words(self, tokenizers: Sequence[Any], class_noun: str) -> None:
+        """Also the nouns, of which the attention of one token is read."""
+        super().check_words(tokenizers, class_noun)
+        self._check_nouns(self.names, tokenizers)
 
     def build(self, pieces: Pieces) -> Method:
         first = 0 if self.captions.background else 1
-        self._check_nouns(pieces.vocabulary.names[first:], pieces.backbone)
+        self._check_nouns(pieces.vocabulary.names[first:], pieces.backbone.tokenizers)
         return NounTokens(
             DisentangledAttention(self.weight, self.kernel, self.smooth, self.bind),
             vocabulary=pieces.vocabulary,
@@ -120,9 +121,9 @@ class DisenDiff(CustomDiffusion):
             prepare=self.preparation(pieces.lora, pieces.seed),
         )
 
-    def _check_nouns(self, nouns: Sequence[str], backbone: Backbone) -> None:
+    def _check_nouns(self, nouns: Sequence[str], tokenizers: Sequence[Any]) -> None:
         for noun in nouns:
-            pieces = backbone.tokenizers[0](noun, add_special_tokens=False).input_ids
+            pieces = tokenizers[0](noun, add_special_tokens=False).input_ids
             if len(pieces) != 1:
                 raise UserError(
                     f"The noun {noun!r} is {len(pieces)} tokens to this model, and DisenDiff reads the attention of "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -147,8 +147,8 @@ class Recipe(Protocol):
         """
         ...
 
-    def check_backbone(self, backbone: Backbone, class_noun: str) -> None:
-        """Looks for what this model cannot do, before parts are discovered.
+    def check_words(self, tokenizers: Sequence[Any], class_noun: str) -> None:
+        """Looks for words that this model cannot take, before its networks are loaded where they lie in a folder.
 
         Raises:
             UserError: for instance for a word that is several tokens to it.

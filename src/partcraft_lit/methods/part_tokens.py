@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from partcraft_lit.backbones.trainable import UnetTraining, train_backbone
 from partcraft_lit.errors import UserError
-from partcraft_lit.methods.method import EACH, Method, Pieces, embedding_tables
+from partcraft_lit.methods.method import EACH, Method, Pieces
 from partcraft_lit.settings import CaptionSettings, LoraSettings, PhaseSettings, TokenSettings, TrainSettings
 from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper
 from partcraft_lit.tokens.tokenize import CLIP_LENGTH, PromptTokenizer
-from partcraft_lit.tokens.words import word_vector
+from partcraft_lit.tokens.words import word_ids, word_vector
 from partcraft_lit.types import Alteration, Backbone, LossTerm, TokenizedPrompts
 
 #: Lets train in a backbone what a method wants trained.
@@ -145,14 +145,14 @@ class PartTokensRecipe:
             )
         check_phases(settings.optim.phases, self.groups())
 
-    def check_backbone(self, backbone: Backbone, class_noun: str) -> None:
+    def check_words(self, tokenizers: Sequence[Any], class_noun: str) -> None:
         """Looks the first words up.
 
         Raises:
-            UserError: if one is several tokens, or none, to the tokenizer.
+            UserError: if one is several tokens, or none, to a tokenizer.
         """
         for word in self.words(class_noun):
-            word_vector(word, backbone.tokenizers, embedding_tables(backbone))
+            word_ids(word, tokenizers)
 
     def groups(self) -> list[str]:
         """Names of what trains, as learning rates and phases have them."""

@@ -108,7 +108,7 @@ def train(
     with stages.stage("load models"):
         backbone, features = load_backbone(), load_features()
         picture_features = load_picture_features() if settings.eval.enabled else []
-    settings.method.check_backbone(backbone, source.class_noun)
+    settings.method.check_words(backbone.tokenizers, source.class_noun)
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
     facts = write_discovery(source, discovery, folder / "parts", store, stages)

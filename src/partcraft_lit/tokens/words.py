@@ -11,6 +11,25 @@ from torch import Tensor
 from partcraft_lit.errors import UserError
 
 
+def word_ids(word: str, tokenizers: Sequence[Any]) -> list[int]:
+    """The id of a word to each tokenizer.
+
+    Raises:
+        UserError: if the word is not exactly one token.
+    """
+    found = []
+    for tokenizer in tokenizers:
+        ids = tokenizer(word, add_special_tokens=False).input_ids
+        if len(ids) != 1 or ids[0] in tokenizer.all_special_ids:
+            pieces = " ".join(repr(piece) for piece in tokenizer.convert_ids_to_tokens(ids))
+            raise UserError(
+                f"The word {word!r} is {len(ids)} tokens to this model ({pieces}), and a part token has one vector: "
+                "take a common, single word."
+            )
+        found.append(ids[0])
+    return found
+
+
 def word_vector(word: str, tokenizers: Sequence[Any], tables: Sequence[Tensor]) -> Tensor:
     """The embedding of a word, one text encoder after the other: (sum of token widths,).
 
@@ -22,14 +41,5 @@ def word_vector(word: str, tokenizers: Sequence[Any], tables: Sequence[Tensor]) 
     Raises:
         UserError: if the word is not exactly one token.
     """
-    shares = []
-    for tokenizer, table in zip(tokenizers, tables, strict=True):
-        ids = tokenizer(word, add_special_tokens=False).input_ids
-        if len(ids) != 1 or ids[0] in tokenizer.all_special_ids:
-            pieces = " ".join(repr(piece) for piece in tokenizer.convert_ids_to_tokens(ids))
-            raise UserError(
-                f"The word {word!r} is {len(ids)} tokens to this model ({pieces}), and a part token has one vector: "
-                "take a common, single word."
-            )
-        shares.append(table.detach()[ids[0]].float())
-    return torch.cat(shares)
+    ids = word_ids(word, tokenizers)
+    return torch.cat([table.detach()[row].float() for row, table in zip(ids, tables, strict=True)])

@@ -38,10 +38,12 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
 
     settings, passes = in_passes(settings)
     make_trainer = wiring.trainer_maker(values, passes)
+    source = wiring.make_source(values)
+    wiring.check_words(values, settings, source.class_noun)
     scores = train(
         settings,
         folder,
-        source=wiring.make_source(values),
+        source=source,
         load_backbone=wiring.backbone_loader(values),
         load_features=wiring.features_loader(values),
         make_trainer=make_trainer,

@@ -101,6 +101,23 @@ def make_source(values: Mapping[str, Any]) -> ImageSource:
     return source
 
 
+def check_words(values: Mapping[str, Any], settings: TrainSettings, class_noun: str) -> None:
+    """Words of the method against the model's tokenizers, where these can be had without its networks.
+
+    Raises:
+        UserError: for instance for a noun of several tokens.
+    """
+    from partcraft_lit.backbones.sources import packaged_weights, tokenizers_in
+
+    settings.method.check(settings, class_noun)
+    node = values["backbone"]
+    if not {"source", "path"} & node.keys():
+        return
+    place = node.get("source", node.get("path")) or packaged_weights("mini")
+    if tokenizers := tokenizers_in(place):
+        settings.method.check_words(tokenizers, class_noun)
+
+
 def backbone_loader(values: Mapping[str, Any]) -> Callable[[], Backbone]:
     return _on_device(config.later(values["backbone"], "backbone"), values)
 
