@@ -123,7 +123,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
 def _experiments(overrides: Sequence[str]) -> list[str]:
     """Names of the experiments that are chosen."""
     chosen = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("experiment=")]
-    return [name for names in chosen for name in re.findall(r"[\w-]+", names) if name != "null"]
+    return [name for names in chosen for name in re.findall(r"[\w/-]+", names) if name != "null"]
 
 
 def _left_open(experiment: str) -> list[str]:

@@ -26,7 +26,7 @@ NOTHING = (-1, -1, -1)
 
 @pytest.mark.parametrize("codes", [(1, 2, 0), NOTHING])
 def test_all_that_trains_gets_a_gradient(each_fresh_backbone, tools, codes):
-    """Text encoders too: of the two of SDXL, the first is read before its last layer, which therefore does not train."""
+    """Text encoders too: of the two of SDXL the first is read before its last layer, which does not train then."""
     module = tools.build(each_fresh_backbone, "method=break_a_scene")
     module.log_dict = lambda *args, **kwargs: None
     module.training_step(tools.batch_of(module, prior=True, codes=codes), 0).backward()
