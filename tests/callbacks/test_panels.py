@@ -15,6 +15,7 @@ from stand_in import StandIn, fit, make_batch
 from partcraft_lit.callbacks.attention_maps import AttentionMaps, attention_panel
 from partcraft_lit.callbacks.hooks import EveryNSteps, evaluating
 from partcraft_lit.callbacks.samples import Samples
+from partcraft_lit.images import read_image
 
 NAMES = ["background", "head", "wing"]
 
@@ -33,8 +34,8 @@ class PictureLogger(DummyLogger):
         self.numbers.append(metrics)
 
 
-def samples(folder: Path, every: int = 2) -> Samples:
-    return Samples(["a <head:1>", "a <head:2> <wing:2>"], [11, 12], folder / "samples", every, min_side=32)
+def samples(folder: Path, every: int = 2, **more: Any) -> Samples:
+    return Samples(["a <head:1>", "a <head:2> <wing:2>"], [11, 12], folder / "samples", every, min_side=32, **more)
 
 
 def names(folder: Path) -> list[str]:
@@ -110,6 +111,22 @@ def test_panel_sums_tokens_of_one_part_and_survives_missing_ones() -> None:
     part_ids = torch.tensor([[1, 1, 2], [1, -1, -1]])
     panel = attention_panel(images, torch.zeros(2, 4, 4, dtype=torch.uint8), maps, part_ids, NAMES, side=40)
     assert panel.shape == (3, 2 * (40 + 18) + 6 + 12, 3 * 40 + 2 * 6 + 12)
+
+
+def test_only_the_grid_before_training_is_remembered(tmp_path: Path) -> None:
+    asked = []
+
+    def remember(about: list, draw) -> torch.Tensor:
+        asked.append(about)
+        return draw() if len(asked) == 1 else first
+
+    first = torch.full((3, 8, 8), 7, dtype=torch.uint8)
+    for name, drawn in (("first", 3), ("again", 2)):
+        module = StandIn()
+        fit(module, samples(tmp_path / name, remember=remember), folder=tmp_path / name, steps=4)
+        assert len(module.generated) == drawn
+    assert asked[0] == asked[1]
+    assert read_image(tmp_path / "again" / "samples" / "step_000000.png").shape == (3, 8, 8)
 
 
 def test_prompts_and_seeds_must_match(tmp_path: Path) -> None:

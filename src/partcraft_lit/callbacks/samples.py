@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -27,6 +28,8 @@ class Samples(Panel):
         steps: denoising steps; the module's own by default.
         guidance_scale: the module's own by default.
         min_side: pictures smaller than this are enlarged, so that a grid of a small model can be looked at.
+        remember: given what decides the grid before training, beside the model, and how to draw it, returns it; equal
+            starts have it in common. None draws it.
 
     Raises:
         ValueError: unless there is one seed per prompt, and at least one.
@@ -46,6 +49,7 @@ class Samples(Panel):
         steps: int | None = None,
         guidance_scale: float | None = None,
         min_side: int = 160,
+        remember: Callable[[Sequence[Any], Callable[[], Tensor]], Tensor] | None = None,
     ) -> None:
         check_pairs(prompts, seeds)
         super().__init__(folder, every_n_steps)
@@ -56,8 +60,15 @@ class Samples(Panel):
         self.steps = steps
         self.guidance_scale = guidance_scale
         self.min_side = min_side
+        self._remember = remember
 
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        if self._remember is None or trainer.global_step > 0:
+            return self._grid(pl_module)
+        look = [self.steps, self.guidance_scale, self.columns, self.min_side]
+        return self._remember([dict(self.metadata()), *look], lambda: self._grid(pl_module))
+
+    def _grid(self, pl_module: LightningModule) -> Tensor:
         images = part_module(pl_module).generate(
             self.prompts,
             self.seeds,

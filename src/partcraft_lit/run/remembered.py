@@ -53,6 +53,17 @@ def remembered_file(store: Store, kind: str, about: Any, path: Path, draw: Calla
     store.put(kind, key, {"file": _as_tensor(path.read_bytes())})
 
 
+def remembered_picture(store: Store, kind: str, about: Any, draw: Callable[[], Tensor]) -> Tensor:
+    """(3, height, width) uint8, drawn once."""
+    key = stable_hash(kind, about)
+    entry = store.get(kind, key)
+    if entry is not None and "picture" in entry:
+        return entry["picture"]
+    picture = draw()
+    store.put(kind, key, {"picture": picture})
+    return picture
+
+
 def scores_as_values(scores: Mapping[str, PartScores]) -> dict[str, Any]:
     return {name: asdict(found) for name, found in scores.items()}
 

@@ -6,7 +6,7 @@ import functools
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.randomness import derive_seed
 from partcraft_lit.run.assembly import build_module
 from partcraft_lit.run.discovering import discover_parts, write_discovery, write_rejected
+from partcraft_lit.run.drawing import weights_digest
 from partcraft_lit.run.memory import resting
+from partcraft_lit.run.remembered import remembered_picture
 from partcraft_lit.run.scoring import (
     Scorer,
     Scores,
@@ -60,6 +62,8 @@ from partcraft_lit.types import ABSENT, Backbone, ImageSource, PatchFeatures, Tr
 
 #: Images whose attention is shown over the course of training.
 _PROBE_IMAGES = 4
+#: Raise by one when the same model and prompts would give another sample grid.
+_GRID_VERSION = 1
 #: Probe pictures in a sample grid: half reconstructions, half hybrids.
 _PROBE_PROMPTS = 8
 
@@ -139,7 +143,7 @@ def train(
             training_set(settings, module, discovery, latents, backbone, scaled=scaled),
             make_trainer,
             loggers,
-            _make_callbacks(callbacks, make_attention_loss, folder, module, scorer, probe),
+            _make_callbacks(callbacks, make_attention_loss, folder, module, scorer, probe, store),
             resume_from,
             stages,
             None if prior is None else prior_examples(settings, prior, discovery, backbone, source.class_noun),
@@ -405,6 +409,7 @@ def _make_callbacks(
     module: PersonalizationModule,
     scorer: Scorer,
     probe: TrainingBatch,
+    store: Store,
 ) -> list[Callback]:
     """Each callback with what only the run knows; one that is not listed here gets nothing."""
     names = scorer.predictor.dictionary.names
@@ -416,6 +421,7 @@ def _make_callbacks(
             "folder": folder / "samples",
             "prompts": [module.method.plain_caption(row) for row in targets.codes],
             "seeds": targets.seeds,
+            "remember": functools.partial(_remember_grid, store, module),
         },
         "attention_maps": {"folder": folder / "attention", "batch": probe, "part_names": names},
         "live_score": {
@@ -432,6 +438,14 @@ def _make_callbacks(
         made.append(make_attention_loss(num_parts=len(names) - 1))
     made += [LossTermOnAttention(term) for term in module.method.loss_terms()]
     return made
+
+
+def _remember_grid(
+    store: Store, module: PersonalizationModule, about: Sequence[Any], draw: Callable[[], Tensor]
+) -> Tensor:
+    """The sample grid of the model as it is."""
+    model = [_GRID_VERSION, weights_digest(module), asdict(module.sampling)]
+    return remembered_picture(store, "grids", [*model, *about], draw)
 
 
 def _write_costs(folder: Path, module: PersonalizationModule, stages: Stages) -> None:
