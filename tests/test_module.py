@@ -186,6 +186,18 @@ def test_warm_up_of_the_learning_rate(fresh_backbone):
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
 
 
+def test_a_fused_optimizer_lets_gradients_be_clipped(module, monkeypatch):
+    """Lightning refuses to clip where an optimizer unscales gradients by itself, as fused ones offer."""
+    from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    assert _optimizer_handles_unscaling(torch.optim.AdamW([parameter], fused=True))
+    monkeypatch.setattr(type(module), "device", property(lambda self: torch.device("cuda")))
+    optimizer = module.configure_optimizers()
+    assert all(group["fused"] for group in optimizer.param_groups)
+    assert not _optimizer_handles_unscaling(optimizer)
+
+
 def test_the_learning_rate_falls_to_zero_over_the_last_steps():
     optim = dataclasses.replace(OPTIM, cooldown_steps=4, total_steps=10)
     assert [optim.factor("lora", step) for step in range(10)] == pytest.approx([1] * 7 + [0.75, 0.5, 0.25])

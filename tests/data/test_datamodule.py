@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,6 +194,16 @@ def test_it_needs_a_trainer_with_the_same_accumulation() -> None:
     data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(ValueError, match="accumulate_grad_batches is 2 here and 1 in the trainer"):
         data.train_dataloader()
+
+
+def test_batches_do_not_wait_for_a_gpu_and_do_for_others() -> None:
+    """Memory of a CPU may be reused by the loader as soon as the copy returns."""
+    asked = []
+    batch = SimpleNamespace(to=lambda device, non_blocking: asked.append((device.type, non_blocking)))
+    data = PartDataModule(Samples(), tokenize, 3, 0, 1)  # type: ignore[arg-type]
+    for device in ("cuda", "cpu", "mps"):
+        data.transfer_batch_to_device(batch, torch.device(device), 0)
+    assert asked == [("cuda", True), ("cpu", False), ("mps", False)]
 
 
 def test_a_batch_moves_and_pins_as_a_whole() -> None:

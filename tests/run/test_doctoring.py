@@ -34,7 +34,7 @@ def test_a_sweep_computes_what_is_stored_once():
     forecast = Forecast(
         batch_size=1, seconds_per_step=1.0, images_per_s=1.0, peak_bytes=1.0, memory_bytes=2.0, measured=True,
         fits=True, advice="", advice_bytes=0.0, runs=4,
-        seconds={"parts": 5.0, "latents": 7.0, "training": 100.0, "scores": 3.0},
+        seconds={"patch features": 5.0, "latents": 7.0, "training": 100.0, "scores": 3.0},
     )  # fmt: skip
     assert forecast.total_seconds == 5 + 7 + 4 * 103
 

@@ -154,7 +154,8 @@ def _say_forecast(stages: Stages, found: Forecast) -> None:
         + ("." if found.measured else " (from a step of one image).")
     )
     parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in found.seconds.items())
-    stages.say(f"The whole run: about {_duration(sum(found.seconds.values()))} on one device ({parts}).")
+    whole = _duration(sum(found.seconds.values()))
+    stages.say(f"The whole run: about {whole} on one device ({parts}), and the clustering of parts.")
     if found.runs > 1:
         stages.say(f"{found.runs} such runs, one after another: about {_duration(found.total_seconds)}.")
     if found.fits:

@@ -26,7 +26,7 @@ from partcraft_lit.types import Backbone, ImageSource, PatchFeatures, TrainingBa
 #: Share of the memory that may be planned with; the rest is for what allocators cannot use.
 _USABLE = 0.9
 #: Stages whose results further runs find in the store.
-_STORED = ("parts", "latents")
+_STORED = ("patch features", "latents")
 #: A forward pass alone, as a share of a training step.
 _FORWARD_SHARE = 1 / 3
 
@@ -44,7 +44,8 @@ class Forecast:
         fits: the peak is below what may be planned with.
         advice: overrides that fit and change nothing but rounding; "" where none are needed or known.
         advice_bytes: peak with them, measured where this machine can; 0 without any.
-        seconds: of the stages of the run.
+        seconds: of the stages of the run that grow with the number of images, steps or pictures; the clustering of
+            parts, whose length depends on what is found, is not among them.
         runs: of a sweep; what is stored, parts and latents, is computed by the first.
     """
 
@@ -120,7 +121,7 @@ def forecast(
         advice=advice,
         advice_bytes=advice_bytes,
         seconds={
-            "parts": _seconds_per_image(lambda: features([source.image(0)])) * len(source),
+            "patch features": _seconds_per_image(lambda: features([source.image(0)])) * len(source),
             "latents": 2 * _encode_seconds(module.backbone) * len(source),
             "training": seconds * accumulate * max(int(trainer["max_steps"]), 0),
             "scores": _drawn(settings) * 2 * settings.sample.steps * _FORWARD_SHARE * seconds / size,
