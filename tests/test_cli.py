@@ -164,6 +164,7 @@ def test_mistakes_end_before_anything_is_made(start, fake_run):
         (("parts.names=head",), "parts.names='head': wanted a list, such as [head]"),
         (("logger=tensorboard",), "no such option. Options: csv, none, wandb."),
         (("--multirn",), "'--multirn' is no option. Did you mean '--multirun'"),
+        (("--loss.lambda_attn=0.1",), "Settings are written key=value, without dashes"),
         (("trainer.max_steps=-5",), "trainer: `max_steps` must be a non-negative integer"),
         (("parts.names=[head]",), "parts.names has 1 names for parts.M=5"),
         (("objective=x", "eval.enabled=false"), "objective=x is a score, and eval.enabled=false computes none"),

@@ -130,7 +130,7 @@ def _parsed(parser: argparse.ArgumentParser, given: list[str], verb: str) -> arg
     known = [text for action in parser._actions for text in action.option_strings]
     for text in given:
         name = text.partition("=")[0]
-        if name.startswith("-") and "." not in name and name not in known:
+        if name.startswith("-") and name not in known:
             raise UserError(
                 f"'{text}' is no option. {nearest_names(name, known)}Settings are written key=value, without dashes; "
                 f"partcraft {verb} --help names them all."
