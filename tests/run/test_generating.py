@@ -159,6 +159,20 @@ def test_a_run_without_checkpoint(new_workshop, tiny_run):
         assert ended.code == 2 and "has no checkpoint that can be read" in ended.out, ended.out
 
 
+def test_a_missing_network_is_told_before_anything_is_drawn(new_workshop, tiny_run, tmp_path):
+    workshop = new_workshop()
+    run = workshop.copy(tiny_run)
+    shutil.rmtree(run / "evaluation")
+    for given, message in (
+        (("eval.pictures=[inception]",), "metrics.inception.source has to be given"),
+        (("eval.pictures=[inception]", f"metrics.inception.source={tmp_path}/x.pth"), "No Inception weights at"),
+        (("eval.pictures=[clip_base32]", f"metrics.clip_base32.source={tmp_path}"), "Give a folder with a CLIP model"),
+    ):
+        ended = workshop("evaluate", f"run={run}", *given)
+        assert ended.code == 2 and message in ended.out, ended.out
+    assert not list(run.glob("evaluation/**/*.png"))
+
+
 def test_prompts_from_a_file(tiny_run, workshop, tmp_path):
     """A row of pictures per line, the same as if each were asked for alone; weights, two of a part, a part to avoid."""
     prompts = ["a <part1:0> bird", "a <part1:0>*1.5 <part1:1>*0.5 bird"]

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from partcraft_lit.callbacks.metrics_log import read_numbers
+from partcraft_lit.run.drawing import recipe_of
+from partcraft_lit.run.image_scores import differences, read_rows
 
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp")
 #: Pictures are drawn for scores only.
@@ -23,13 +25,19 @@ def pair(new_workshop):
     one, two = new_workshop(), new_workshop()
     alone = one.train(*SHORT, "data.batch_size=4", "trainer.max_steps=3")
     command = two.command("train", *SHORT, *TWO, "data.batch_size=2", "trainer.max_steps=3")
+    said = started(command)
+    (shared,) = two.runs
+    return alone, shared, said
+
+
+def started(command):
+    """Runs a command in a process of its own, which may start others; what it said."""
     clean = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
     ended = subprocess.run(
         [sys.executable, "-m", "partcraft_lit", *command], env=clean, capture_output=True, text=True, timeout=500
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    (shared,) = two.runs
-    return alone, shared, ended.stdout
+    return ended.stdout
 
 
 @pytest.mark.slow
@@ -70,3 +78,19 @@ def test_scores_of_two_processes_are_of_all_pictures(pair):
     assert len(rows[0]) == len(rows[1]) > 1
     numbers = [json.loads((run / "scores.json").read_text()) for run in (alone, shared)]
     assert numbers[0].keys() == numbers[1].keys()
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_what_one_does(tiny_run, new_workshop):
+    one, two = new_workshop(), new_workshop()
+    runs = [workshop.copy(tiny_run) for workshop in (one, two)]
+    chosen = ("eval.species=[2]", "eval.compositions=3", "eval.reconstructions=1", "eval.pictures=[]")
+    ended = one("evaluate", f"run={runs[0]}", *chosen)
+    assert ended.code == 0, ended.out
+    said = started(two.command("evaluate", f"run={runs[1]}", *chosen, *TWO))
+    assert said.count("Scores: ") == 1
+    tables = [next((run / "evaluation").glob("*/scores.csv")) for run in runs]
+    rows = [read_rows(table) for table in tables]
+    assert not differences(*rows) and len(rows[0]) == 4
+    recipes = [[recipe_of(table.parent / row["image"]) for row in rows[0]] for table in tables]
+    assert recipes[0] == recipes[1] and None not in recipes[0]

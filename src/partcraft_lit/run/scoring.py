@@ -334,11 +334,11 @@ def evaluate(
         One number per key, as in ``scores.json``.
     """
     stages = Stages()
+    networks = load_picture_features()  # before anything is drawn: one that is missing is told at once
     backbone = load_backbone()
     module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
     scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
     facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
-    networks = load_picture_features()
     scorer = replace(
         scorer,
         pictures=picture_scorer(settings.eval, source, networks, facts),
@@ -349,6 +349,8 @@ def evaluate(
         scores.ceilings = measure_ceiling(scorer, source, backbone, Store(settings.paths.store))
     scorer.say_left_out(stages)
     score_trained(scorer, module, scores, stages)
+    if not is_first_process():
+        return scores.flat()
     numbers = write_scores(scores, folder)
     say_scores(scores, stages)
     stages.say(f"Scores: {folder / 'scores.json'}, of each picture: {folder / FILE_NAME}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from partcraft_lit import config, rundir
+from partcraft_lit import config, environment, rundir
 from partcraft_lit.settings import TrainSettings
 from partcraft_lit.strict import coerce
 from partcraft_lit.verbs import wiring
@@ -50,9 +50,21 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         from partcraft_lit.run import verify
 
         return verify(settings, folder, **given)
+    _start_processes(values["trainer"])
     from partcraft_lit.run import evaluate
 
     return evaluate(settings, folder, load_backbone=wiring.backbone_loader(trained), **given)
+
+
+def _start_processes(trainer: Mapping[str, Any]) -> None:
+    """One process for each device of the trainer, if it has several: Lightning starts the others with this command."""
+    if environment.trainer_processes(trainer) * int(trainer["num_nodes"]) < 2:
+        return
+    from lightning.fabric import Fabric
+
+    strategy = "ddp" if trainer["strategy"] == "auto" else trainer["strategy"]
+    given = {key: trainer[key] for key in ("accelerator", "devices", "num_nodes")}
+    Fabric(strategy=strategy, **given).launch()
 
 
 def evaluation_folder(run_folder: Path, chosen: Mapping[str, Any]) -> Path:
