@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from partcraft_lit import config
@@ -171,6 +172,17 @@ def test_a_missing_network_is_told_before_anything_is_drawn(new_workshop, tiny_r
         ended = workshop("evaluate", f"run={run}", *given)
         assert ended.code == 2 and message in ended.out, ended.out
     assert not list(run.glob("evaluation/**/*.png"))
+
+
+def test_a_run_that_is_older_than_a_setting_has_the_default(tiny_run, new_workshop):
+    run = new_workshop().copy(tiny_run)
+    path = run / ".hydra" / "config.yaml"
+    values = OmegaConf.load(path)
+    before = wiring.values_of_run(run)
+    values["hardware"].pop("compile")
+    values["eval"].pop("neighbours")
+    OmegaConf.save(values, path)
+    assert wiring.values_of_run(run) == before
 
 
 def test_prompts_from_a_file(tiny_run, workshop, tmp_path):

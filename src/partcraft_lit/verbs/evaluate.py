@@ -74,7 +74,7 @@ def evaluation_folder(run_folder: Path, chosen: Mapping[str, Any]) -> Path:
         run_folder: of the run.
         chosen: has ``eval`` and ``sample``, where null is as in the run.
     """
-    own = _own(run_folder)
+    own = wiring.values_of_run(run_folder)
     digest = scoring_hash(_merged(own, chosen))
     return run_folder / "evaluation" if digest == scoring_hash(own) else run_folder / "evaluation" / digest
 
@@ -91,7 +91,7 @@ def chosen_keys(group: str) -> list[str]:
 
 def _values_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own values, with what was chosen here in their place."""
-    own = _own(wiring.run_of(values))
+    own = wiring.values_of_run(wiring.run_of(values))
     networks = _networks(own.get("metrics", {}), values["metrics"])
     return {**_merged(own, values), "trainer": values["trainer"], "metrics": networks}
 
@@ -103,12 +103,6 @@ def _networks(own: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, An
         name: own[name] if node == untouched.get(name) and own.get(name, {}).keys() == node.keys() else node
         for name, node in chosen.items()
     }
-
-
-def _own(run_folder: Path) -> dict[str, Any]:
-    """The run's values; for a key of ``eval`` that is newer than the run, what the configuration says now."""
-    own = wiring.values_of_run(run_folder)
-    return {**own, "eval": {**_defaults("train", "eval"), **own["eval"]}}
 
 
 @functools.cache

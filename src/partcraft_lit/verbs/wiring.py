@@ -248,10 +248,30 @@ def resume_from(values: Mapping[str, Any], folder: Path) -> Path | None:
 
 
 def values_of_run(folder: Path) -> dict[str, Any]:
-    """The configuration with which a run was started."""
+    """The configuration with which a run was started; a setting that is newer than the run is as it is by default."""
     from omegaconf import OmegaConf
 
-    return rundir.with_younger(config.plain(OmegaConf.load(folder / ".hydra" / "config.yaml")))
+    from partcraft_lit.settings import TrainSettings
+
+    own = rundir.with_younger(config.plain(OmegaConf.load(folder / ".hydra" / "config.yaml")))
+    groups = {field.name for field in dataclasses.fields(TrainSettings)} - {"method"}
+    return _completed(own, {key: value for key, value in _train_defaults().items() if key in groups})
+
+
+@functools.cache
+def _train_defaults() -> dict[str, Any]:
+    return config.plain(config.compose("train"))
+
+
+def _completed(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``own`` with what it lacks."""
+    filled = dict(own)
+    for key, default in defaults.items():
+        if key not in own:
+            filled[key] = default
+        elif isinstance(default, Mapping) and isinstance(own[key], Mapping) and "_target_" not in own[key]:
+            filled[key] = _completed(own[key], default)
+    return filled
 
 
 def _on_device(load: Callable[..., Any], values: Mapping[str, Any]) -> Callable[[], Any]:
