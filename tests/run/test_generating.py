@@ -62,7 +62,7 @@ def test_the_trained_weights_draw(tiny_run, workshop, settings, tmp_path):
 @pytest.mark.parametrize(
     "prompt, message",
     [
-        ("a <hed:0> bird", r"hed.*Known: background, part1, part2"),
+        ("a <hed:0> bird", r"hed.*Parts are 0 background, 1 part1, 2 part2"),
         ("a <part1:99> bird", r"part1.*99"),
         ("a <part1:x> bird", r"part1:x"),
     ],
