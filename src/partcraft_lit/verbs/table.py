@@ -178,7 +178,7 @@ def _verify(values: Mapping[str, Any], folder: Path, scored: Any) -> int:
         raise UserError("it has not been trained and scored, or its pictures are gone.")
     from partcraft_lit.run import verify
 
-    trained = {**wiring.values_of_run(folder), "eval": values["eval"], "sample": values["sample"]}
+    trained = {**wiring.values_of_run(folder), **{key: values[key] for key in ("eval", "sample", "metrics")}}
     settings = wiring.settings_of(TrainSettings, trained)
     place = evaluate.evaluation_folder(folder, values)
     return verify(
