@@ -4,6 +4,7 @@
 #   TORCH_INDEX=ADDRESS   an index to take torch from, for instance the one of its CPU builds
 #   PYTHON=...            the interpreter that makes the environment (3.11, 3.12 or 3.13)
 #   ARGS=...              more arguments: overrides for demo, options of pytest for test
+#   WORKERS=N             processes that tests run in (default 2; 0: this one)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -14,6 +15,8 @@ PY := $(VENV)/bin/python
 ACCELERATOR ?= cpu
 TORCH_INDEX ?=
 ARGS ?=
+# Tests run in so many processes, a file in one of them; each has one thread and needs about 1 GB.
+WORKERS ?= 2
 STAMP := $(VENV)/.stamp-$(ACCELERATOR)
 # Named like this in the constraints; anchored, or "torch" would also find "torchmetrics".
 TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
@@ -24,7 +27,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 .PHONY: help env demo test lint format bench clean
 
 help:
-	@sed -n '1,7p' Makefile | sed 's/^# \{0,1\}//'
+	@sed -n '1,8p' Makefile | sed 's/^# \{0,1\}//'
 
 env: $(STAMP)
 
@@ -50,7 +53,8 @@ demo: env
 	$(PY) -m partcraft_lit train experiment=demo $(ARGS)
 
 test: env
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(PY) -m pytest -q -m "not gpu and not net" $(ARGS)
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+		$(PY) -m pytest -q -m "not gpu and not net" -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: env
 	$(VENV)/bin/ruff check .
