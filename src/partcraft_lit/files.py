@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old file or the new one, never half of one."""
+"""Files: written so that a reader sees the old one or the new one, never half of one; read line by line."""
 
 from __future__ import annotations
 
@@ -116,3 +116,23 @@ def _as_user_error(error: Exception, path: Path) -> UserError | None:
 def _free_bytes(path: Path) -> int:
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
     return shutil.disk_usage(folder).free
+
+
+def read_lines(path: Path, key: str) -> list[str]:
+    """Lines of a text file in UTF-8 without the spaces around them; empty ones and comments (#) are left out.
+
+    Args:
+        path: of the file.
+        key: setting that names it, for messages.
+
+    Raises:
+        UserError: if the file cannot be read, or holds none.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}={path} cannot be read as UTF-8 text: {error}") from error
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise UserError(f"{key}={path} holds no prompt; wanted is one per line.")
+    return found

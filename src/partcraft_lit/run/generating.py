@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from partcraft_lit.backbones.pipelines import pipeline_seed
-from partcraft_lit.errors import UserError
+from partcraft_lit.files import read_lines
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.pictures import grid, save_png, upscale
 from partcraft_lit.run.assembly import vocabulary_of
@@ -68,14 +68,7 @@ def read_prompts(settings: GenerateSettings) -> list[str]:
     """
     if settings.prompts_file is None:
         return [settings.prompt or ""]
-    try:
-        lines = [line.strip() for line in settings.prompts_file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts_file={settings.prompts_file} cannot be read as UTF-8 text: {error}") from error
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise UserError(f"prompts_file={settings.prompts_file} holds no prompt; wanted is one per line.")
-    return prompts
+    return read_lines(settings.prompts_file, "prompts_file")
 
 
 def _check_prompts(prompts: Sequence[str], negative_prompt: str, run_folder: Path) -> None:

@@ -15,7 +15,7 @@ from partcraft_lit.backbones.closed_form import merge_models
 from partcraft_lit.backbones.trainable import cross_kv
 from partcraft_lit.callbacks.checkpoint import manifest_of, manifest_path, newest_good
 from partcraft_lit.errors import UserError
-from partcraft_lit.files import atomic_path, atomic_write
+from partcraft_lit.files import atomic_path, atomic_write, read_lines
 from partcraft_lit.methods.method import Method
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.joined import check_joinable, join
@@ -122,21 +122,14 @@ def merge(
 
 
 def read_captions(settings: MergeSettings) -> list[str]:
-    """The ordinary captions: those of a file, one a line, else the templates with common nouns.
+    """The ordinary captions: those of a file, one a line without those that begin with #, else the templates with common nouns.
 
     Raises:
         UserError: if the file cannot be read, or holds none.
     """
     if settings.captions_file is None:
         return [template.replace("{}", thing) for template in TEMPLATES for thing in _THINGS.split()]
-    try:
-        lines = settings.captions_file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"captions_file={settings.captions_file} cannot be read as UTF-8 text: {error}") from error
-    captions = [line.strip() for line in lines if line.strip()]
-    if not captions:
-        raise UserError(f"captions_file={settings.captions_file} holds no captions: one a line is wanted.")
-    return captions
+    return read_lines(settings.captions_file, "captions_file")
 
 
 def concept_states(method: Method, backbone: Backbone) -> Tensor:
