@@ -122,7 +122,7 @@ def merge(
 
 
 def read_captions(settings: MergeSettings) -> list[str]:
-    """The ordinary captions: those of a file, one a line without those that begin with #, else the templates with common nouns.
+    """The ordinary captions: lines of a file that do not begin with #, else the templates with common nouns.
 
     Raises:
         UserError: if the file cannot be read, or holds none.
