@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
+from partcraft_lit.allocation import keep_freed_memory
 from partcraft_lit.backbones.lora import add_lora
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion, load_mini
 from partcraft_lit.callbacks.attention_loss import AttentionTerm
@@ -245,6 +246,7 @@ def our_way(
     name: str, case: Path, precision: str, scope: str, clock: Clock, device: str
 ) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
     """Sets the module's own step up, on what the store would give it."""
+    keep_freed_memory()  # as every command does
     weights = torch.bfloat16 if precision == "bf16" else torch.float32
     backbone, given = make_backbone(name, weights).to(device), load_file(case, device=device)
     backbone.offload_vae()  # as hardware=cpu does

@@ -184,9 +184,11 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
     from hydra.types import RunMode
 
     from partcraft_lit import config, environment, rundir
+    from partcraft_lit.allocation import keep_freed_memory
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     progress.folder = folder
+    keep_freed_memory()
     try:
         # Further processes of a run work in the folder that its first holds.
         with rundir.held(folder) if environment.is_first_process() else nullcontext():

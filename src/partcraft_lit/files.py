@@ -134,5 +134,5 @@ def read_lines(path: Path, key: str) -> list[str]:
         raise UserError(f"{key}={path} cannot be read as UTF-8 text: {error}") from error
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
-        raise UserError(f"{key}={path} holds no prompt; wanted is one per line.")
+        raise UserError(f"{key}={path} holds no text; wanted is one per line (lines that begin with # do not count).")
     return found

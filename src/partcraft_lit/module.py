@@ -148,7 +148,7 @@ class PersonalizationModule(LightningModule):
             betas=self._optim.betas,
             eps=self._optim.eps,
             weight_decay=self._optim.weight_decay,
-            fused=self.device.type == "cuda",
+            fused=True,
         )
         # A fused optimizer offers to undo the scaling of gradients by itself, in the step; clipping comes before that.
         optimizer._step_supports_amp_scaling = False

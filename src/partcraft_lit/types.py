@@ -30,15 +30,44 @@ class _Movable:
         """What a loader with ``pin_memory=True`` calls; without it the tensors would stay pageable in silence."""
         return self._map(lambda value: value.pin_memory())
 
-    def _map(self, function: Callable[[Any], Any]) -> Self:
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor | _Movable):
-                return function(value)
-            if isinstance(value, tuple):
-                return tuple(move(item) for item in value)
-            return value
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        mapped: Self = _mapped(self, Tensor, function)
+        return mapped
 
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var,arg-type]
+
+def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """Replaces everything of a kind, inside dataclasses and tuples too."""
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, _Movable):
+        return replace(value, **{f.name: _mapped(getattr(value, f.name), kind, function) for f in fields(value)})  # type: ignore[type-var,arg-type]
+    if isinstance(value, tuple):
+        return tuple(_mapped(item, kind, function) for item in value)
+    return value
+
+
+#: Bytes that each tensor of a buffer begins at a multiple of; more than any type of number is long.
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies in a buffer of bytes."""
+
+    start: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def end(self) -> int:
+        return self.start + self.shape.numel() * self.dtype.itemsize
+
+    @property
+    def next_start(self) -> int:
+        return -(-self.end // _ALIGNMENT) * _ALIGNMENT
+
+    def read(self, buffer: Tensor) -> Tensor:
+        return buffer[self.start : self.end].view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -160,6 +189,27 @@ class TrainingBatch(_Movable):
     loss_region: Tensor | None = None
     crops: Tensor | None = None
     pixel_values: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Is pickled as one buffer: for every tensor that a loader's worker hands over, the step opens a file."""
+        pieces: list[tuple[_Place, Tensor]] = []
+
+        def put(tensor: Tensor) -> _Place:
+            place = _Place(pieces[-1][0].next_start if pieces else 0, tensor.shape, tensor.dtype)
+            pieces.append((place, tensor))
+            return place
+
+        outline = {f.name: _mapped(getattr(self, f.name), Tensor, put) for f in fields(self)}
+        buffer = torch.empty(pieces[-1][0].end, dtype=torch.uint8)
+        for place, tensor in pieces:
+            place.read(buffer).copy_(tensor)
+        return _unpacked_batch, (buffer, outline)
+
+
+def _unpacked_batch(buffer: Tensor, outline: dict[str, Any]) -> TrainingBatch:
+    return TrainingBatch(
+        **{k: _mapped(value, _Place, lambda place: place.read(buffer)) for k, value in outline.items()}
+    )
 
 
 @dataclass

@@ -66,9 +66,12 @@ def test_outputs_are_equal_to_the_bit_with_capture_off_and_on(each_fresh_backbon
                 armed = unet(**inputs).sample
             assert capture.maps().dtype == torch.float32
         removed = unet(**inputs).sample
-    assert torch.equal(plain, idle)
-    assert torch.equal(plain, armed)
+    assert torch.equal(idle, armed)
     assert torch.equal(plain, removed)
+    if autocast:  # made from probabilities in float32, which are read
+        assert_close(plain, idle, atol=0.03, rtol=0.03)
+    else:
+        assert torch.equal(plain, idle)
 
 
 def test_a_layer_with_every_feature_of_attention_is_equal_to_the_bit():
@@ -149,16 +152,19 @@ def gradients(unet, capture, inputs, batches, checkpointing):
     return text.grad
 
 
-def test_gradients_are_the_same_under_checkpointing_though_backward_runs_unarmed(each_fresh_backbone):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_are_the_same_under_checkpointing_though_backward_runs_unarmed(each_fresh_backbone, autocast):
     fresh_backbone, unet = each_fresh_backbone, each_fresh_backbone.unet
     inputs = inputs_for(unet)
     add_lora(unet)
     capture = AttentionCapture(unet, fresh_backbone.attention_layers)
     batches = [POSITIONS, POSITIONS.flip(0)]  # two forwards with other places, one backward
-    plain = gradients(unet, capture, inputs, batches, checkpointing=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        plain = gradients(unet, capture, inputs, batches, checkpointing=False)
     lora = [p.grad.clone() for p in unet.parameters() if p.requires_grad]
     unet.zero_grad()
-    assert_close(gradients(unet, capture, inputs, batches, checkpointing=True), plain)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert_close(gradients(unet, capture, inputs, batches, checkpointing=True), plain)
     assert_close([p.grad for p in unet.parameters() if p.requires_grad], lora)
     assert plain[0, [1, 4]].abs().sum() > 0
 

@@ -290,7 +290,7 @@ def test_a_single_file_that_is_no_stable_diffusion(tmp_path, tiny_sd_folder):
 
 def test_a_tokenizer_can_come_from_beside_the_file(single_file, tiny_sd_folder, tiny_tokenizer):
     shutil.copytree(tiny_sd_folder / "tokenizer", single_file.parent / "tokenizer")
-    tokenizer = single_file_module._first_tokenizer(single_file, None)
+    tokenizer = single_file_module.first_tokenizer(single_file, None)
     assert tokenizer("a striped bird").input_ids == tiny_tokenizer("a striped bird").input_ids
 
 
@@ -315,7 +315,7 @@ def test_a_tokenizer_can_come_from_the_hub_s_cache(single_file, tiny_tokenizer, 
         return f"{tiny_tokenizer.name_or_path}/{name}"
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
-    tokenizer = single_file_module._first_tokenizer(single_file, None)
+    tokenizer = single_file_module.first_tokenizer(single_file, None)
     assert tokenizer("a striped bird").input_ids == tiny_tokenizer("a striped bird").input_ids
     assert asked[0] == ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer")
 
@@ -336,6 +336,49 @@ def test_files_that_cannot_be_read(tmp_path, tiny_sd_folder):
         load_sd15(pickled)
     with pytest.raises(UserError, match=r"backbone\.config=.*nowhere is no folder"):
         load_sd15(broken, config=tmp_path / "nowhere")
+
+
+# --- tokenizers alone ---
+
+
+def test_tokenizers_alone_come_from_a_folder_a_file_or_the_hub(
+    folder, single_file, tiny_tokenizer, tiny_sd_folder, monkeypatch
+):
+    """Words are looked at before gigabytes are read, wherever the model is."""
+    text = "a striped bird"
+    for network in ("unet", "vae", "text_encoder"):
+        shutil.rmtree(folder / network)  # nothing of these is needed
+    (alone,) = sources.tokenizers_without_networks(folder)
+    assert alone(text).input_ids == tiny_tokenizer(text).input_ids
+    (alone,) = sources.tokenizers_without_networks(single_file, config=tiny_sd_folder)
+    assert alone(text).input_ids == tiny_tokenizer(text).input_ids
+
+    import transformers
+
+    asked, real = [], transformers.CLIPTokenizer.from_pretrained
+
+    def of_hub(location, *, subfolder, revision):
+        asked.append((location, subfolder, revision))
+        return real(str(folder), subfolder=subfolder)
+
+    monkeypatch.setattr(transformers.CLIPTokenizer, "from_pretrained", of_hub)
+    (alone,) = sources.tokenizers_without_networks("owner/model", revision="abc")
+    assert alone(text).input_ids == tiny_tokenizer(text).input_ids
+    assert sources.tokenizers_without_networks("owner/model@v1") and asked == [
+        ("owner/model", "tokenizer", "abc"),
+        ("owner/model", "tokenizer", "v1"),
+    ]
+
+
+def test_where_there_is_no_tokenizer_loading_the_model_will_say_why(folder, single_file, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert sources.tokenizers_without_networks("owner/nothing-like-this") == []
+    assert sources.tokenizers_without_networks("./nowhere") == []
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()  # transformers makes a tokenizer of two tokens out of nothing
+    assert sources.tokenizers_without_networks(folder) == []
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        sources.tokenizers_without_networks(single_file)
 
 
 # --- mirrors, revisions, hashes ---

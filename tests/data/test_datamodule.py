@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import pickle
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -212,3 +215,29 @@ def test_a_batch_moves_and_pins_as_a_whole() -> None:
     assert moved.latents.device.type == moved.tokens.input_ids[0].device.type == "meta"
     assert moved.prompts == batch.prompts
     assert callable(batch.pin_memory)
+
+
+def test_a_batch_is_handed_over_as_one_buffer_and_is_the_same() -> None:
+    """A loader's worker opens a file for each tensor that it hands over, which the step waits for."""
+    batch = replace(
+        Collate(tokenize)([Samples()[0], Samples()[1]]),
+        prior=torch.tensor([True, False]),
+        pixel_values=torch.empty((0, 3, 2, 2), dtype=torch.uint8),  # nothing of a tensor is something too
+        label_map=torch.arange(6, dtype=torch.uint8).view(1, 2, 3).transpose(1, 2),  # not in the order of its memory
+    )
+    again = pickle.loads(pickle.dumps(batch))
+    found, wanted = list(tensors_of(again)), list(tensors_of(batch))
+    assert len(wanted) == len(found) > 10
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 1
+    assert again.prompts == batch.prompts and again.loss_region is None and again.tokens.part_weights is None
+
+
+def tensors_of(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        yield from (tensor for field in fields(value) for tensor in tensors_of(getattr(value, field.name)))
+    elif isinstance(value, tuple):
+        yield from (tensor for item in value for tensor in tensors_of(item))

@@ -82,6 +82,24 @@ def test_the_merged_run_is_a_run(merged, tmp_path):
 
 
 @pytest.mark.slow
+def test_merging_keeps_the_captions_of_a_file_and_scores_with_another_data_set(merged, tmp_path):
+    workshop, runs, folder = merged
+    (tmp_path / "captions.txt").write_text("# ordinary\na photo of a bird\n\na robot on a hill\n")
+    pair = ("dataset=creatures_pair", "dataset.image_size=32", f"captions_file={tmp_path / 'captions.txt'}")
+    ended = workshop("merge", f"runs=[{runs[0].name},{runs[1].name}]", *pair, f"output_dir={tmp_path / 'both'}")
+    assert ended.code == 0, ended.out
+    facts = json.loads((tmp_path / "both" / "merge.json").read_text())
+    assert facts["captions"] == 2 and facts["largest_error"] < 1e-4
+    other, one = module_of(tmp_path / "both"), module_of(folder)
+    for name, weight in cross_kv(one.backbone.unet):  # the same concepts, other captions
+        assert not torch.equal(dict(cross_kv(other.backbone.unet))[name], weight)
+    assert wiring.values_of_run(tmp_path / "both")["dataset"]["_target_"].endswith("CreaturesPair")
+    few = ("eval.reconstructions=1", "eval.compositions=0", "eval.ceiling_images=0", "sample.steps=1")
+    ended = workshop("evaluate", f"run={tmp_path / 'both'}", *few)
+    assert ended.code == 0 and "EMR" in ended.out, ended.out
+
+
+@pytest.mark.slow
 def test_what_cannot_be_merged(merged, tiny_run, tmp_path):
     workshop, (first, second), folder = merged
     for runs, message in (
@@ -103,5 +121,8 @@ def test_what_cannot_be_merged(merged, tiny_run, tmp_path):
     assert ended.code == 2 and "were trained on different models" in ended.out, ended.out
     ended = workshop("merge", f"runs=[{first.name},{second.name}]", f"captions_file={tmp_path / 'none.txt'}")
     assert ended.code == 2 and "there is no such file" in ended.out
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    ended = workshop("merge", f"runs=[{first.name},{second.name}]", f"captions_file={tmp_path / 'empty.txt'}")
+    assert ended.code == 2 and "holds no text" in ended.out and not list(tmp_path.glob("both*"))
     ended = workshop("merge")
     assert ended.code == 2 and "runs" in ended.out

@@ -53,8 +53,7 @@ class AttendProcessor:
         if attn.norm_k is not None:
             key = attn.norm_k(key)
 
-        self._see(query, key, attention_mask)
-        hidden_states = attend(query, key, value, attention_mask)
+        hidden_states = self._attend(query, key, value, attention_mask)
 
         hidden_states = hidden_states.transpose(1, 2).flatten(2).to(query.dtype)  # (B, h * w, C)
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
@@ -64,8 +63,9 @@ class AttendProcessor:
             hidden_states = hidden_states + residual
         return hidden_states / attn.rescale_output_factor
 
-    def _see(self, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """What a processor that reads attention overrides."""
+        return attend(query, key, value, mask)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -79,7 +79,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     Returns:
         (B, heads, places, width).
     """
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or key.shape[2] > FEW_KEYS or mask is not None:
+    if not is_explicit(query, key, mask):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    return scores.softmax(dim=-1).to(value.dtype) @ value
+    # Autocast would turn the scores into float32, which takes longer than the rest; the softmax adds up in it anyway.
+    with torch.autocast(query.device.type, enabled=False):
+        return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(dim=-1) @ value
+
+
+def is_explicit(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+    """Whether ``attend`` forms all probabilities; arguments as there."""
+    is_short = query.dtype == key.dtype == torch.bfloat16 and key.shape[2] <= FEW_KEYS
+    return query.device.type == "cpu" and is_short and mask is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from partcraft_lit.backbones.attend import AttendProcessor
+from partcraft_lit.backbones.attend import AttendProcessor, attend, is_explicit
 
 
 def cross_attention_sides(unet: Any, latent_size: int) -> dict[str, int]:
@@ -48,9 +48,9 @@ class AttentionCapture:
     """Reads attention probabilities of part tokens from chosen layers.
 
     Only the named layers get another processor, once. Its output is that of diffusers' ``AttnProcessor2_0``, bit for
-    bit; while the capture is armed it also computes the probabilities, for the asked columns, in float32 outside
-    autocast. Gradients flow through the maps, also under (non-reentrant) gradient checkpointing, and the capture need
-    not be armed during ``backward``.
+    bit (in bfloat16 on a CPU to rounding), and does not depend on whether the capture is armed; while it is, the
+    probabilities of the asked columns are recorded, computed in float32 outside autocast. Gradients flow through the
+    maps, also under (non-reentrant) gradient checkpointing, and the capture need not be armed during ``backward``.
 
     Args:
         unet: where the layers are; adapters may be added before or after.
@@ -128,16 +128,28 @@ class AttentionCapture:
         if self._positions is not None:
             self._maps[name] = token_probabilities(query, key, mask, self._positions)
 
+    @torch.compiler.disable
+    def _record_columns(self, name: str, probabilities: Tensor) -> None:
+        if self._positions is not None:
+            self._maps[name] = _token_columns(probabilities, self._positions)
+
 
 class _CapturingProcessor(AttendProcessor):
-    """Attention that shows query and key to a capture."""
+    """Attention that shows a capture its probabilities, or where it forms none, what they are made from."""
 
     def __init__(self, capture: AttentionCapture, name: str) -> None:
         self.capture = capture
         self.name = name
 
-    def _see(self, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
-        self.capture._record(self.name, query, key, mask)
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if not is_explicit(query, key, mask):
+            self.capture._record(self.name, query, key, mask)
+            return attend(query, key, value, mask)
+        # Formed once, and also while nothing is recorded: the recomputation of gradient checkpointing has to agree.
+        probabilities = _probabilities(query, key)
+        self.capture._record_columns(self.name, probabilities)
+        with torch.autocast(value.device.type, enabled=False):
+            return probabilities.to(value.dtype) @ value
 
 
 def token_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
@@ -155,23 +167,38 @@ def token_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, positio
     Raises:
         ValueError: if batches differ or the places form no square.
     """
-    side = math.isqrt(query.shape[2])
-    if side * side != query.shape[2]:
-        raise ValueError(f"Attention maps must be square, got {query.shape[2]} places; use square images.")
-    if positions.shape[0] != query.shape[0]:
-        raise ValueError(f"token_positions is for {positions.shape[0]} prompts, the UNet got {query.shape[0]}.")
-    # Inside gradient checkpointing, what these operations save must not count among what the checkpoint expects to see
-    # again: the recomputation runs in backward, when the capture is no longer armed. So they keep their tensors.
-    # Detached: a result that its own node keeps with its graph would be a reference cycle, which frees memory late.
-    keep = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
-    with keep, torch.autocast(query.device.type, enabled=False):
-        scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)  # (B, heads, places, L)
-        if mask is not None:
-            scores = scores + mask.float()
-        probabilities = scores.softmax(dim=-1).mean(dim=1).transpose(1, 2)  # (B, L, places)
+    with _kept():
+        return _token_columns(_probabilities(query, key, mask), positions)
+
+
+def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B, heads, places, L), float32."""
+    with torch.autocast(query.device.type, enabled=False):
+        scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
+        return (scores if mask is None else scores + mask.float()).softmax(dim=-1)
+
+
+def _token_columns(probabilities: Tensor, positions: Tensor) -> Tensor:
+    """What ``token_probabilities`` returns, of probabilities that are there."""
+    side = math.isqrt(probabilities.shape[2])
+    if side * side != probabilities.shape[2]:
+        raise ValueError(f"Attention maps must be square, got {probabilities.shape[2]} places; use square images.")
+    if len(positions) != len(probabilities):
+        raise ValueError(f"token_positions is for {len(positions)} prompts, the UNet got {len(probabilities)}.")
+    with _kept():
+        mean = probabilities.mean(dim=1).transpose(1, 2)  # (B, L, places)
         used = (positions >= 0)[:, :, None]
-        index = positions.clamp_min(0)[:, :, None].expand(-1, -1, probabilities.shape[-1])
-        return (probabilities.gather(1, index) * used).unflatten(2, (side, side))
+        index = positions.clamp_min(0)[:, :, None].expand(-1, -1, mean.shape[-1])
+        return (mean.gather(1, index) * used).unflatten(2, (side, side))
+
+
+def _kept() -> AbstractContextManager[object]:
+    """Inside gradient checkpointing, what is computed here does not count among what the checkpoint expects again.
+
+    The recomputation runs in backward, when the capture is no longer armed. So these operations keep their tensors.
+    Detached: a result that its own node keeps with its graph would be a reference cycle, which frees memory late.
+    """
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
 
 
 def _attention_layer(unet: nn.Module, name: str) -> Any:

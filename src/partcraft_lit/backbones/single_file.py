@@ -70,7 +70,7 @@ def load_single_file(path: Path, layout: Layout, config: Path | None) -> Compone
 
 def _tokenizers(path: Path, layout: Layout, config: Path | None) -> list[Any]:
     """The first tokenizer from wherever it is found; a second is its own, or the first with other padding."""
-    first = _first_tokenizer(path, config)
+    first = first_tokenizer(path, config)
     if len(layout.tokenizers) == 1:
         return [first]
     folder = (config or path.parent) / layout.tokenizers[1]
@@ -84,8 +84,12 @@ def _tokenizers(path: Path, layout: Layout, config: Path | None) -> list[Any]:
     return [first, second]
 
 
-def _first_tokenizer(path: Path, config: Path | None) -> Any:
-    """A checkpoint holds no tokenizer: it comes from the settings' folder, from beside the file, or from the hub."""
+def first_tokenizer(path: Path, config: Path | None) -> Any:
+    """A checkpoint holds no tokenizer: it comes from the settings' folder, from beside the file, or from the hub.
+
+    Raises:
+        UserError: if it is in none of them, or cannot be read.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
     from transformers import CLIPTokenizer

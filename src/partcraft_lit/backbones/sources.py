@@ -17,6 +17,8 @@ from partcraft_lit.errors import UserError, did_you_mean
 
 #: Files of which each tokenizer's folder must have one.
 TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
+#: CLIP's byte-level vocabulary begins with the 256 bytes.
+_LEAST_TOKENS = 256
 
 logger = logging.getLogger(__name__)
 
@@ -144,19 +146,46 @@ def packaged_weights(name: str) -> Path:
     return folder
 
 
-def tokenizers_in(folder: str | Path) -> list[Any]:
-    """Tokenizers of a folder in diffusers' format, without the networks; none for a file, or for a hub id."""
-    import transformers
+def tokenizers_without_networks(
+    source: str | Path, *, config: str | Path | None = None, revision: str | None = None
+) -> list[Any]:
+    """Tokenizers alone, for a look at words before gigabytes are read; arguments as in ``load_components``.
 
-    parts = [path for name in SDXL.tokenizers if (path := Path(folder).expanduser() / name).is_dir()]
-    return [transformers.CLIPTokenizer.from_pretrained(str(path)) for path in parts]
+    Returns:
+        One or two; none where they cannot be had, which loading the model will explain.
+
+    Raises:
+        UserError: if a single file has no tokenizer anywhere, or one cannot be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        from partcraft_lit.backbones.single_file import first_tokenizer
+
+        return [first_tokenizer(path, None if config is None else Path(config).expanduser())]
+    if path.is_dir():
+        found = [_tokenizer(str(path), name, None) for name in SDXL.tokenizers if (path / name).is_dir()]
+    else:
+        location, commit = _pinned(str(source), revision)
+        found = [] if _looks_like_a_path(source) else [_tokenizer(location, SD.tokenizers[0], commit)]
+    return [tokenizer for tokenizer in found if tokenizer is not None and len(tokenizer) >= _LEAST_TOKENS]
+
+
+def _tokenizer(location: str, subfolder: str, revision: str | None) -> Any | None:
+    """Of a folder or a hub id; None where there is none."""
+    from transformers import CLIPTokenizer
+
+    try:
+        with explained(location, revision):
+            return CLIPTokenizer.from_pretrained(location, subfolder=subfolder, revision=revision)
+    except UserError:
+        return None
 
 
 def check_tokenizers(location: str, components: Components) -> Components:
     """transformers makes a tokenizer of two tokens out of files it does not find, without a word."""
     for tokenizer, text_encoder in zip(components.tokenizers, components.text_encoders, strict=True):
         known, rows = len(tokenizer), int(text_encoder.config.vocab_size)
-        if known < 256 or known > rows:  # CLIP's byte-level vocabulary begins with the 256 bytes
+        if known < _LEAST_TOKENS or known > rows:
             raise UserError(
                 f"The tokenizer of {location} has {known} tokens and the text encoder {rows}: they do not belong "
                 f"together, or vocab.json and merges.txt in tokenizer/ are missing or damaged."

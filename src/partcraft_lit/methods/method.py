@@ -148,7 +148,7 @@ class Recipe(Protocol):
         ...
 
     def check_words(self, tokenizers: Sequence[Any], class_noun: str) -> None:
-        """Looks for words that this model cannot take, before its networks are loaded where they lie in a folder.
+        """Looks for words that this model cannot take, before its networks are loaded.
 
         Raises:
             UserError: for instance for a word that is several tokens to it.

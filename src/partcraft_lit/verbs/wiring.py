@@ -107,14 +107,15 @@ def check_words(values: Mapping[str, Any], settings: TrainSettings, class_noun: 
     Raises:
         UserError: for instance for a noun of several tokens.
     """
-    from partcraft_lit.backbones.sources import packaged_weights, tokenizers_in
+    from partcraft_lit.backbones.sources import packaged_weights, tokenizers_without_networks
 
     settings.method.check(settings, class_noun)
     node = values["backbone"]
     if not {"source", "path"} & node.keys():
         return
     place = node.get("source", node.get("path")) or packaged_weights("mini")
-    if tokenizers := tokenizers_in(place):
+    tokenizers = tokenizers_without_networks(place, config=node.get("config"), revision=node.get("revision"))
+    if tokenizers:
         settings.method.check_words(tokenizers, class_noun)
 
 
