@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import partcraft_lit.store
 from partcraft_lit.store import Store, default_root, stable_hash
+from partcraft_lit.store.packs import PackWriter, read, records
 
 KEY = stable_hash("key")
 
@@ -95,6 +96,18 @@ def test_damage_is_logged(store: Store, caplog: pytest.LogCaptureFixture) -> Non
     path.write_bytes(bytes(content))
     assert store.get("kind", KEY) is None
     assert "damaged and will be computed again" in caplog.text
+    assert store.get("kind", KEY) is None
+    assert caplog.text.count("damaged") == 1, "it is known by then"
+
+
+def test_an_entry_under_another_name_is_not_taken_for_that(store: Store) -> None:
+    store.put("kind", KEY, entry())
+    (_, place), other = next(records(only_file(store.root))), KEY[::-1]
+    PackWriter(store.root / "kind").append(other, read(place))
+    PackWriter(store.root / "other").append(KEY, read(place))
+    again = Store(store.root)
+    assert again.get("kind", other) is None and again.get("other", KEY) is None
+    assert again.get("kind", KEY) is not None
 
 
 def test_an_older_record_steps_in_for_a_damaged_one(store: Store) -> None:
