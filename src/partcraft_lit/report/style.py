@@ -130,7 +130,7 @@ tbody th small, td small { color: var(--soft); font-weight: 400; font-size: 12.5
 .scores tbody th { position: sticky; left: 0; background: var(--card); }
 td.heat { background: color-mix(in srgb, var(--accent) calc(var(--v) * 42%), transparent); text-align: center; }
 th.part { text-align: center; } th.part i { display: inline-block; width: 9px; height: 9px; border-radius: 3px; background: var(--c); margin-right: 5px; }
-.bar { position: relative; height: 20px; min-width: 120px; }
+.bar { position: relative; height: 20px; min-width: 120px; } .scores .bar { min-width: 84px; }
 .bar::before { content: ""; position: absolute; inset: 6px 0; border-radius: 4px; background: var(--well); }
 .bar u { position: absolute; left: 0; top: 6px; bottom: 6px; border-radius: 4px; background: var(--accent); min-width: 2px; }
 .bar s { position: absolute; top: 1px; bottom: 1px; width: 2.5px; margin-left: -1.25px; background: var(--ink); border-radius: 2px; }
@@ -167,7 +167,7 @@ footer p { border-top: 1px solid var(--line); padding-top: 16px; max-width: none
   .attention .maps { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 9px 8px; }
   .attention .maps figcaption { font-size: 11px; gap: 0 4px; letter-spacing: -.015em; }
   .attention i { width: 8px; height: 8px; }
-  .bar { min-width: 72px; }
+  .bar, .scores .bar { min-width: 72px; }
   .stages .bar, .small .bar { min-width: 36px; }
   .stages { padding: 4px 6px; } .scores { --gap: 6px; }
 }
