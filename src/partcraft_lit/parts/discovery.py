@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from partcraft_lit.errors import UserError, did_you_mean
-from partcraft_lit.images import clamp_aspect
 from partcraft_lit.parts.dictionary import PartDictionary, check_names
-from partcraft_lit.parts.foreground import ForegroundChoice, PatchPlaces, choose_foreground, inwardness
+from partcraft_lit.parts.foreground import ForegroundChoice, PatchPlaces, choose_foreground
 from partcraft_lit.parts.kmeans import all_finite, assign, cosine_kmeans, nearest, spread
-from partcraft_lit.parts.labelling import LabelledImages, Progress, label_images, with_features
+from partcraft_lit.parts.labelling import LabelledImages, Progress, label_images
+from partcraft_lit.parts.sample import Sample, sample_patches
 from partcraft_lit.parts.segmenter import Segmenter
 from partcraft_lit.parts.spool import FeatureSpool
-from partcraft_lit.randomness import derive_seed, torch_generator
+from partcraft_lit.randomness import derive_seed
 from partcraft_lit.store import Store, stable_hash
 from partcraft_lit.types import ABSENT, ImageSource, PatchFeatures
 
@@ -224,14 +224,6 @@ def _silent(stage: str, done: int, total: int) -> None:
     """The progress report that nobody reads."""
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Patches drawn from all images: (P, D) features and their places."""
-
-    features: Tensor
-    places: PatchPlaces
-
-
 class _Run:
     """One discovery: its inputs, and the notes and times that gather on the way."""
 
@@ -353,48 +345,24 @@ class _Run:
 
     # --- pass 1 -------------------------------------------------------------------------------------------------
 
-    def _sample_patches(self, spool: FeatureSpool) -> _Sample:
-        """The same number of patches of every image, drawn by (seed, image) alone."""
-        chosen = self._sampled_images()
-        quota = max(self.settings.max_patches // len(chosen), 1)
-        rows, filled = torch.empty(0), 0
-        places: list[PatchPlaces] = []
-        for start in range(0, len(chosen), self.batch_size):
-            batch = chosen[start : start + self.batch_size]
-            found = list(with_features(self.source, self.features, batch, len(batch)))
-            grids = [grid for _, _, grid in found]
-            sizes = [(grid.shape[0], grid.shape[1]) for grid in grids]
-            inward = inwardness([clamp_aspect(pixels) for _, pixels, _ in found], sizes)
-            if filled == 0:  # one block, so that there is never a second of that size; unused rows take no memory
-                rows = torch.empty(quota * len(chosen), grids[0].shape[-1])
-            kept = [self._drawn_cells(index, grid, quota) for index, grid in zip(batch, grids, strict=True)]
-            for index, grid, cells in zip(batch, grids, kept, strict=True):
-                spool.put(index, grid)
-                rows[filled : filled + len(cells)] = grid.flatten(0, 1)[cells]
-                filled += len(cells)
-            here = [
-                PatchPlaces.of_grid(*size, index, depth).select(cells)
-                for index, size, depth, cells in zip(batch, sizes, inward, kept, strict=True)
-            ]
-            places.append(PatchPlaces.concatenate(here))  # a small tensor takes more room than its numbers
-            self.progress("sample patches", start + len(batch), len(chosen))
-        sample = _Sample(rows[:filled], PatchPlaces.concatenate(places))
+    def _sample_patches(self, spool: FeatureSpool) -> Sample:
+        sample = sample_patches(
+            self.source,
+            self.features,
+            seed=self.settings.seed,
+            max_patches=self.settings.max_patches,
+            batch_size=self.batch_size,
+            spool=spool,
+            store=self.store,
+            progress=self.progress,
+        )
         if not all_finite(sample.features):
             raise UserError(f"Features {self.features.id!r} hold NaN or infinite values; use float32 weights.")
         return sample
 
-    def _drawn_cells(self, index: int, grid: Tensor, quota: int) -> Tensor:
-        generator = torch_generator(self.settings.seed, "patches", index)
-        return torch.randperm(grid.shape[0] * grid.shape[1], generator=generator)[:quota].sort().values
-
-    def _sampled_images(self) -> list[int]:
-        """All images; where there are more than patches wanted, as many, spread evenly."""
-        number, most = len(self.source), self.settings.max_patches
-        return list(range(number)) if number <= most else [index * number // most for index in range(most)]
-
     # --- tiers 1 and 2 ------------------------------------------------------------------------------------------
 
-    def _fit_segmenter(self, sample: _Sample) -> tuple[Segmenter, ForegroundChoice]:
+    def _fit_segmenter(self, sample: Sample) -> tuple[Segmenter, ForegroundChoice]:
         """The sample's features become directions in place: they may be the largest thing in memory."""
         dim = sample.features.shape[1]
         offset = sample.features.mean(dim=0) if self.settings.center else torch.zeros(dim)

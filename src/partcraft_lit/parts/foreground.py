@@ -43,19 +43,25 @@ class PatchPlaces:
         return (self.rows.abs() < CENTRE) & (self.cols.abs() < CENTRE)
 
     @classmethod
+    def of_cells(
+        cls, cells: Tensor, heights: Tensor, widths: Tensor, images: Tensor, inward: Tensor | None = None
+    ) -> PatchPlaces:
+        """Cells by number, row by row, in grids of these sizes; all (P,)."""
+        rows, cols = cells // widths, cells % widths
+        return cls(
+            image=images,
+            rows=(rows + 0.5) / heights * 2 - 1,
+            cols=(cols + 0.5) / widths * 2 - 1,
+            border=(rows == 0) | (rows == heights - 1) | (cols == 0) | (cols == widths - 1),
+            inwardness=inward,
+        )
+
+    @classmethod
     def of_grid(cls, height: int, width: int, image: int, inward: Tensor | None = None) -> PatchPlaces:
         """All cells of one grid, row by row, with what :func:`inwardness` says of them, if it is given."""
-        rows = (torch.arange(height) + 0.5) / height * 2 - 1
-        cols = (torch.arange(width) + 0.5) / width * 2 - 1
-        row_edge = (torch.arange(height) == 0) | (torch.arange(height) == height - 1)
-        col_edge = (torch.arange(width) == 0) | (torch.arange(width) == width - 1)
-        return cls(
-            image=torch.full((height * width,), image),
-            rows=rows[:, None].expand(height, width).reshape(-1),
-            cols=cols[None, :].expand(height, width).reshape(-1),
-            border=(row_edge[:, None] | col_edge[None, :]).reshape(-1),
-            inwardness=None if inward is None else inward.reshape(-1),
-        )
+        cells = torch.arange(height * width)
+        heights, widths, images = (torch.full_like(cells, side) for side in (height, width, image))
+        return cls.of_cells(cells, heights, widths, images, None if inward is None else inward.reshape(-1))
 
     def select(self, index: Tensor) -> PatchPlaces:
         inwardness = None if self.inwardness is None else self.inwardness[index]
