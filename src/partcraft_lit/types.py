@@ -6,68 +6,20 @@ that there are M + 1 parts with the background as part 0, codes per part (K), fe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from partcraft_lit.movable import Movable, packed, unpacked
 
 #: Code of a part that is not in an image. It is never a row of a table, so it can never be trained or drawn.
 ABSENT = -1
 #: Index of the background among the parts.
 BACKGROUND = 0
-
-
-class _Movable:
-    """Moves every tensor of a dataclass, also inside nested dataclasses and tuples."""
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Self:
-        """What a loader with ``pin_memory=True`` calls; without it the tensors would stay pageable in silence."""
-        return self._map(lambda value: value.pin_memory())
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        mapped: Self = _mapped(self, Tensor, function)
-        return mapped
-
-
-def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """Replaces everything of a kind, inside dataclasses and tuples too."""
-    if isinstance(value, kind):
-        return function(value)
-    if isinstance(value, _Movable):
-        return replace(value, **{f.name: _mapped(getattr(value, f.name), kind, function) for f in fields(value)})  # type: ignore[type-var,arg-type]
-    if isinstance(value, tuple):
-        return tuple(_mapped(item, kind, function) for item in value)
-    return value
-
-
-#: Bytes that each tensor of a buffer begins at a multiple of; more than any type of number is long.
-_ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies in a buffer of bytes."""
-
-    start: int
-    shape: torch.Size
-    dtype: torch.dtype
-
-    @property
-    def end(self) -> int:
-        return self.start + self.shape.numel() * self.dtype.itemsize
-
-    @property
-    def next_start(self) -> int:
-        return -(-self.end // _ALIGNMENT) * _ALIGNMENT
-
-    def read(self, buffer: Tensor) -> Tensor:
-        return buffer[self.start : self.end].view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -80,7 +32,7 @@ class PartToken:
 
 
 @dataclass
-class TokenizedPrompts(_Movable):
+class TokenizedPrompts(Movable):
     """Prompts as ids, with the places that the token mapper fills.
 
     Attributes:
@@ -100,7 +52,7 @@ class TokenizedPrompts(_Movable):
 
 
 @dataclass
-class Conditioning(_Movable):
+class Conditioning(Movable):
     """What the UNet receives beside the latents.
 
     Attributes:
@@ -156,7 +108,7 @@ class Alteration(Protocol):
 
 
 @dataclass
-class TrainingBatch(_Movable):
+class TrainingBatch(Movable):
     """One batch, complete: nothing random happens after it.
 
     Attributes:
@@ -192,24 +144,7 @@ class TrainingBatch(_Movable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Is pickled as one buffer: for every tensor that a loader's worker hands over, the step opens a file."""
-        pieces: list[tuple[_Place, Tensor]] = []
-
-        def put(tensor: Tensor) -> _Place:
-            place = _Place(pieces[-1][0].next_start if pieces else 0, tensor.shape, tensor.dtype)
-            pieces.append((place, tensor))
-            return place
-
-        outline = {f.name: _mapped(getattr(self, f.name), Tensor, put) for f in fields(self)}
-        buffer = torch.empty(pieces[-1][0].end, dtype=torch.uint8)
-        for place, tensor in pieces:
-            place.read(buffer).copy_(tensor)
-        return _unpacked_batch, (buffer, outline)
-
-
-def _unpacked_batch(buffer: Tensor, outline: dict[str, Any]) -> TrainingBatch:
-    return TrainingBatch(
-        **{k: _mapped(value, _Place, lambda place: place.read(buffer)) for k, value in outline.items()}
-    )
+        return unpacked, (TrainingBatch, *packed(self))
 
 
 @dataclass
