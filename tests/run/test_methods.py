@@ -22,9 +22,13 @@ def test_a_noun_that_is_not_known_is_asked_for_before_a_model_is_loaded(new_work
     assert "nowhere" not in ended.out
 
 
-def test_a_noun_of_several_tokens_is_told_before_a_network_is_loaded(new_workshop, plain, tiny_sd_folder, tmp_path):
+@pytest.mark.parametrize("place", ("", "file.safetensors"))
+def test_a_noun_of_several_tokens_is_told_before_a_network_is_loaded(
+    new_workshop, plain, tiny_sd_folder, tmp_path, place
+):
     shutil.copytree(tiny_sd_folder / "tokenizer", tmp_path / "tokenizer")  # there is nothing else to load
-    given = ("method=disendiff", "parts.names=[axolotl,dog]", f"backbone.source={tmp_path}")
+    (tmp_path / "file.safetensors").touch()
+    given = ("method=disendiff", "parts.names=[axolotl,dog]", f"backbone.source={tmp_path / place}")
     ended = new_workshop()("train", *plain, *given)
     assert ended.code == 2 and "The noun 'axolotl' is 7 tokens to this model" in ended.out, ended.out
 
