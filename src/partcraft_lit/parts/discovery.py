@@ -353,7 +353,6 @@ class _Run:
             max_patches=self.settings.max_patches,
             batch_size=self.batch_size,
             spool=spool,
-            store=self.store,
             progress=self.progress,
         )
         if not all_finite(sample.features):

@@ -8,17 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from partcraft_lit import environment
 from partcraft_lit.images import clamp_aspect
 from partcraft_lit.parts.foreground import PatchPlaces, inwardness
 from partcraft_lit.parts.labelling import Progress, with_features
 from partcraft_lit.parts.spool import FeatureSpool
 from partcraft_lit.randomness import torch_generator
-from partcraft_lit.store import Entry, Store, stable_hash
+from partcraft_lit.store import Entry
 from partcraft_lit.types import ImageSource, PatchFeatures
-
-#: Kind of the store's entries, and stage for progress.
-_KIND, _STAGE = "patches", "sample patches"
 
 
 @dataclass(frozen=True)
@@ -37,10 +33,12 @@ def sample_patches(
     max_patches: int,
     batch_size: int,
     spool: FeatureSpool,
-    store: Store | None,
     progress: Progress,
 ) -> Sample:
     """Draws the same number of patches of every image, by (seed, image) alone; in the order of the images.
+
+    Several processes of a run each do all of it. What a network says of an image differs in its last bit with the other
+    images of its batch; where two processes meet in a shared list, they would fit other clusters, and part ways.
 
     Args:
         source: the images.
@@ -49,7 +47,6 @@ def sample_patches(
         max_patches: in the sample; of more images than that, as many are looked at, spread evenly.
         batch_size: images given to ``features`` at once.
         spool: takes in the features of whole images.
-        store: where several processes of a run find what the others have drawn; one process keeps nothing there.
         progress: told how many images are done.
     """
     chosen = _spread_evenly(len(source), max_patches)
@@ -67,19 +64,11 @@ def sample_patches(
             kept = {"features": grid.flatten(0, 1)[cells], "inwardness": depth.flatten()[cells]}
             yield {**kept, "cells": cells.int(), "size": torch.tensor(size)}
 
-    def tell(done: int, total: int) -> None:
-        progress(_STAGE, done, total)
-
-    _, processes = environment.position()
-    if store is not None and processes > 1:
-        keys = [stable_hash(source.content_hash(index), features.hash, seed, index, quota) for index in chosen]
-        store.fill(_KIND, keys, draw, batch_size, tell, drawn.put)
-        return drawn.sample()
     for start in range(0, len(chosen), batch_size):
         numbers = list(range(start, min(start + batch_size, len(chosen))))
         for number, entry in zip(numbers, draw(numbers), strict=True):
             drawn.put(number, entry)
-        tell(numbers[-1] + 1, len(chosen))
+        progress("sample patches", numbers[-1] + 1, len(chosen))
     return drawn.sample()
 
 
@@ -89,7 +78,7 @@ def _spread_evenly(number: int, most: int) -> list[int]:
 
 
 class _Drawn:
-    """Patches of images that come in any order, in blocks: of small tensors each takes more room than its numbers."""
+    """Patches of many images, in blocks: of small tensors each takes more room than its numbers."""
 
     def __init__(self, chosen: list[int], quota: int) -> None:
         self._chosen, self._quota = torch.tensor(chosen), quota
