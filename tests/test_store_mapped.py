@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from partcraft_lit.allocation import keep_freed_memory
 from partcraft_lit.errors import UserError
 from partcraft_lit.store.mapped import MappedWeights
 
@@ -37,7 +38,14 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the count of a process's memory is Linux's")
-def test_memory_is_free_while_it_rests(tmp_path):
+@pytest.mark.parametrize("keep", (False, True))
+def test_memory_is_free_while_it_rests(tmp_path, keep):
+    if keep:  # as every command does
+        keep_freed_memory()
+        blocks = [
+            torch.ones(5 << 20) for _ in range(8)
+        ]  # of 20 MB each, and now there is room for the network to lie in
+        del blocks
     network = nn.Linear(4000, 4000, bias=False)  # 64 MB
     full = _resident()
     resting = MappedWeights(network, tmp_path)

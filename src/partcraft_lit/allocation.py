@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 #: Names and numbers of ``mallopt`` in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -24,11 +25,21 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether this system's allocator could be told; others are left as they are.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    mallopt = _of_libc("mallopt")
     if mallopt is None:
         return False
     settings = ((_MMAP_THRESHOLD, LARGEST_KEPT), (_TRIM_THRESHOLD, KEPT), (_ARENA_MAX, 1))
     taken = [mallopt(number, value) == 1 for number, value in settings]
     return all(taken)
+
+
+def give_freed_memory_back() -> None:
+    """Returns what was freed to the system, once: after something large is gone for good."""
+    malloc_trim = _of_libc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _of_libc(name: str) -> Any:
+    """A function of glibc's; None elsewhere, musl included."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from partcraft_lit.allocation import give_freed_memory_back
 from partcraft_lit.errors import UserError
 from partcraft_lit.files import make_folder
 
@@ -41,6 +42,7 @@ class MappedWeights:
         for start, tensor in zip(starts, tensors, strict=True):
             size = tensor.numel() * tensor.element_size()
             tensor.data = whole[start : start + size].view(tensor.dtype).view(tensor.shape)
+        give_freed_memory_back()
         self.let_go()
 
     def let_go(self) -> None:
