@@ -42,9 +42,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
 def test_memory_is_free_while_it_rests(tmp_path, keep):
     if keep:  # as every command does
         keep_freed_memory()
-        blocks = [
-            torch.ones(5 << 20) for _ in range(8)
-        ]  # of 20 MB each, and now there is room for the network to lie in
+        blocks = [torch.ones(5 << 20) for _ in range(8)]  # 20 MB each, and then room for the network
         del blocks
     network = nn.Linear(4000, 4000, bias=False)  # 64 MB
     full = _resident()
