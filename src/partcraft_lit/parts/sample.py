@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,6 @@ from partcraft_lit.parts.foreground import PatchPlaces, inwardness
 from partcraft_lit.parts.labelling import Progress, with_features
 from partcraft_lit.parts.spool import FeatureSpool
 from partcraft_lit.randomness import torch_generator
-from partcraft_lit.store import Entry
 from partcraft_lit.types import ImageSource, PatchFeatures
 
 
@@ -53,22 +51,15 @@ def sample_patches(
     quota = max(max_patches // len(chosen), 1)
     drawn = _Drawn(chosen, quota)
 
-    def draw(numbers: list[int]) -> Iterator[Entry]:
-        found = list(with_features(source, features, [chosen[number] for number in numbers], batch_size))
+    for start in range(0, len(chosen), batch_size):
+        found = list(with_features(source, features, chosen[start : start + batch_size], batch_size))
         sizes = [(grid.shape[0], grid.shape[1]) for _, _, grid in found]
         inward = inwardness([clamp_aspect(pixels) for _, pixels, _ in found], sizes)
-        for (index, _, grid), size, depth in zip(found, sizes, inward, strict=True):
+        for (index, _, grid), depth in zip(found, inward, strict=True):
             spool.put(index, grid)
             generator = torch_generator(seed, "patches", index)
-            cells = torch.randperm(size[0] * size[1], generator=generator)[:quota].sort().values
-            kept = {"features": grid.flatten(0, 1)[cells], "inwardness": depth.flatten()[cells]}
-            yield {**kept, "cells": cells.int(), "size": torch.tensor(size)}
-
-    for start in range(0, len(chosen), batch_size):
-        numbers = list(range(start, min(start + batch_size, len(chosen))))
-        for number, entry in zip(numbers, draw(numbers), strict=True):
-            drawn.put(number, entry)
-        progress("sample patches", numbers[-1] + 1, len(chosen))
+            drawn.add(grid, depth, torch.randperm(depth.numel(), generator=generator)[:quota].sort().values)
+        progress("sample patches", start + len(found), len(chosen))
     return drawn.sample()
 
 
@@ -78,41 +69,32 @@ def _spread_evenly(number: int, most: int) -> list[int]:
 
 
 class _Drawn:
-    """Patches of many images, in blocks: of small tensors each takes more room than its numbers."""
+    """Patches of image after image, in blocks: of small tensors each takes more room than its numbers."""
 
     def __init__(self, chosen: list[int], quota: int) -> None:
-        self._chosen, self._quota = torch.tensor(chosen), quota
+        self._chosen, self._room = torch.tensor(chosen), len(chosen) * quota
         self._features = torch.empty(0)
-        self._cells = torch.zeros(len(chosen), quota, dtype=torch.int32)
-        self._inwardness = torch.zeros(len(chosen), quota)
-        self._sizes = torch.zeros(len(chosen), 2, dtype=torch.int32)
-        self._counts = torch.zeros(len(chosen), dtype=torch.long)
+        self._cells = torch.zeros(self._room, dtype=torch.int32)
+        self._inwardness = torch.zeros(self._room)
+        self._sizes: list[tuple[int, int]] = []
+        self._counts: list[int] = []
+        self._end = 0
 
-    def put(self, number: int, entry: Entry) -> None:
-        count = len(entry["cells"])
+    def add(self, grid: Tensor, inward: Tensor, cells: Tensor) -> None:
+        """Takes some cells of the next image: of (height, width, D) features and (height, width) inwardness."""
         if not len(self._features):  # room that is not used takes no memory
-            self._features = torch.empty(len(self._chosen) * self._quota, entry["features"].shape[1])
-        start = number * self._quota
-        self._features[start : start + count] = entry["features"]
-        self._cells[number, :count] = entry["cells"]
-        self._inwardness[number, :count] = entry["inwardness"]
-        self._sizes[number] = entry["size"]
-        self._counts[number] = count
+            self._features = torch.empty(self._room, grid.shape[-1])
+        here = slice(self._end, self._end + len(cells))
+        self._features[here] = grid.flatten(0, 1)[cells]
+        self._inwardness[here] = inward.flatten()[cells]
+        self._cells[here] = cells.int()
+        self._sizes.append((grid.shape[0], grid.shape[1]))
+        self._counts.append(len(cells))
+        self._end += len(cells)
 
     def sample(self) -> Sample:
-        used = torch.arange(self._quota) < self._counts[:, None]  # (images, quota)
-        heights, widths = self._sizes.repeat_interleave(self._counts, dim=0).unbind(dim=1)
-        places = PatchPlaces.of_cells(
-            self._cells[used], heights, widths, self._chosen.repeat_interleave(self._counts), self._inwardness[used]
-        )
-        return Sample(self._moved_up(), places)
-
-    def _moved_up(self) -> Tensor:
-        """The features without the gaps that small images leave; in place, since they are the largest thing here."""
-        end = 0
-        for number, count in enumerate(self._counts.tolist()):
-            start = number * self._quota
-            if start > end:
-                self._features[end : end + count] = self._features[start : start + count].clone()
-            end += count
-        return self._features[:end]
+        counts = torch.tensor(self._counts)
+        heights, widths = torch.tensor(self._sizes, dtype=torch.int32).repeat_interleave(counts, dim=0).unbind(dim=1)
+        images = self._chosen.repeat_interleave(counts)
+        places = PatchPlaces.of_cells(self._cells[: self._end], heights, widths, images, self._inwardness[: self._end])
+        return Sample(self._features[: self._end], places)
