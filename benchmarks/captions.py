@@ -16,11 +16,11 @@ from torch import Tensor
 from partcraft_lit.backbones.sampling import sample
 from partcraft_lit.backbones.stable_diffusion import load_mini
 from partcraft_lit.backbones.text import plain_tokens
-from partcraft_lit.metrics.oracle import LookAccuracy, LookOracle
-from partcraft_lit.pictures import grid, label, save_png, upscale
-from partcraft_lit.randomness import numpy_generator
-from partcraft_lit.zoo.captions import describe_look, join
-from partcraft_lit.zoo.looks import BIRD, NUM_PARTS, look_table
+from partcraft_lit.core.randomness import numpy_generator
+from partcraft_lit.core.visualization import grid, label, save_png, upscale
+from partcraft_lit.world.oracle import LookAccuracy, LookOracle
+from partcraft_lit.world.zoo.captions import describe_look, join
+from partcraft_lit.world.zoo.looks import BIRD, NUM_PARTS, look_table
 
 
 def described_birds(count: int, seed: int = 0) -> tuple[list[str], Tensor]:

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from partcraft_lit.core.randomness import numpy_generator, torch_generator
+from partcraft_lit.core.store import Store
+from partcraft_lit.core.types import GroundTruth
 from partcraft_lit.parts.discovery import Discovery, discover
 from partcraft_lit.parts.quality import score_parts
-from partcraft_lit.randomness import numpy_generator, torch_generator
-from partcraft_lit.store import Store
-from partcraft_lit.types import GroundTruth
 
 #: Different vectors of noise; each place of each image takes one of them, by chance.
 _NOISE_ROWS = 4096

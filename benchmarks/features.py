@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
+from partcraft_lit.core.types import PatchFeatures
 from partcraft_lit.parts.atlas import draw_atlas, draw_masks
 from partcraft_lit.parts.discovery import Discovery, discover
-from partcraft_lit.parts.mini import MiniFeatures
 from partcraft_lit.parts.quality import PartQuality, score_parts
 from partcraft_lit.parts.raw import ColorFeatures
-from partcraft_lit.types import PatchFeatures
-from partcraft_lit.zoo.looks import species_table
-from partcraft_lit.zoo.source import Creatures
+from partcraft_lit.world.creatures import Creatures
+from partcraft_lit.world.mini_features import MiniFeatures
+from partcraft_lit.world.zoo.looks import species_table
 
 
 class OtherCreatures(Creatures):

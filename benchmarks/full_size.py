@@ -32,17 +32,18 @@ from partcraft_lit.backbones.attention import cross_attention_sides
 from partcraft_lit.backbones.latent_diffusion import LatentDiffusion, Precision, choose_attention_layers
 from partcraft_lit.backbones.lora import add_lora
 from partcraft_lit.backbones.published import SD1, SDXL_BASE
+from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion
 from partcraft_lit.backbones.stable_diffusion_xl import StableDiffusionXL
 from partcraft_lit.callbacks.attention_loss import AttentionLoss
+from partcraft_lit.core.types import TokenizedPrompts, TrainingBatch
 from partcraft_lit.losses.attention import entropy_attention_loss
+from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.methods.part_tokens import PartTokens
 from partcraft_lit.module import PersonalizationModule
-from partcraft_lit.settings import OptimSettings, SampleSettings
 from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper
-from partcraft_lit.types import TokenizedPrompts, TrainingBatch
 
 PARTS, CODES = 7, 256
 OPTIM = OptimSettings(

@@ -17,9 +17,9 @@ import argparse
 import torch
 from torch import Tensor
 
-from partcraft_lit import config
-from partcraft_lit.images import resize_short_side, to_unit
-from partcraft_lit.verbs import wiring
+from partcraft_lit.config import compose as config
+from partcraft_lit.config import factories
+from partcraft_lit.core.images import resize_short_side, to_unit
 
 
 def psnr(decoded: Tensor, pictures: Tensor) -> float:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=48)
     given, overrides = parser.parse_known_args()
     values = config.plain(config.compose("train", ["trainer=cpu", *overrides]))
-    backbone, source = wiring.backbone_loader(values)(), wiring.make_source(values)
+    backbone, source = factories.backbone_loader(values)(), factories.make_source(values)
     factor, side = backbone.vae_scale_factor, backbone.resolution // backbone.vae_scale_factor
     number = min(given.images, len(source))
     rows: dict[str, list[tuple[Tensor, ...]]] = {"crop": [], "mirror image": []}

@@ -21,14 +21,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from partcraft_lit.backbones.stable_diffusion import load_mini
+from partcraft_lit.core.store import Store, stable_hash
+from partcraft_lit.core.types import TrainingBatch
 from partcraft_lit.data.datamodule import Collate, endless_batches
 from partcraft_lit.data.latents import KIND, LatentTable
 from partcraft_lit.data.training_set import TrainingSet
-from partcraft_lit.store import Store, stable_hash
 from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.tokenize import PromptTokenizer
-from partcraft_lit.types import TrainingBatch
 
 
 @dataclass(frozen=True)

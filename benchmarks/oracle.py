@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from partcraft_lit.images import to_unit
-from partcraft_lit.metrics.oracle import LookAccuracy, PartAccuracy, SpeciesOracle, packaged_oracle
-from partcraft_lit.pretrain.oracle import oracle_batch
-from partcraft_lit.types import ABSENT
-from partcraft_lit.zoo.draw import Drawing
-from partcraft_lit.zoo.looks import NUM_PARTS, species_table
-from partcraft_lit.zoo.source import Creatures
+from partcraft_lit.core.images import to_unit
+from partcraft_lit.core.types import ABSENT
+from partcraft_lit.world.creatures import Creatures
+from partcraft_lit.world.oracle import LookAccuracy, PartAccuracy, SpeciesOracle, packaged_oracle
+from partcraft_lit.world.pretrain.oracle import oracle_batch
+from partcraft_lit.world.zoo.draw import Drawing
+from partcraft_lit.world.zoo.looks import NUM_PARTS, species_table
 
 Change = Callable[[Tensor], Tensor]
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import torch
 
-from partcraft_lit.zoo.draw import POSE_SIZE, draw
-from partcraft_lit.zoo.looks import COLORS, NUM_PARTS, NUM_SHAPES, TEXTURES
-from partcraft_lit.zoo.scenes import PretrainingScenes
-from partcraft_lit.zoo.shapes import PLANS
-from partcraft_lit.zoo.source import Creatures
+from partcraft_lit.world.creatures import Creatures
+from partcraft_lit.world.zoo.draw import POSE_SIZE, draw
+from partcraft_lit.world.zoo.looks import COLORS, NUM_PARTS, NUM_SHAPES, TEXTURES
+from partcraft_lit.world.zoo.scenes import PretrainingScenes
+from partcraft_lit.world.zoo.shapes import PLANS
 
 
 def rate(work: Callable[[int], int], seconds: float) -> tuple[float, float]:

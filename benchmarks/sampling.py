@@ -16,15 +16,18 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
+from partcraft_lit.commands.evaluate.evaluate import scorer_of_run
+from partcraft_lit.commands.train import runs
+from partcraft_lit.commands.train.assembly import load_trained
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.config import factories
+from partcraft_lit.core.progress import Stages
+from partcraft_lit.core.types import PartPrediction
+from partcraft_lit.evaluation.scoring import Scorer
 from partcraft_lit.metrics.composition import reconstruction_targets
 from partcraft_lit.metrics.cosim import CosineSimilarity
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.predictor import KMeansPartPredictor
-from partcraft_lit.run.scoring import Scorer, load_trained, scorer_of_run
-from partcraft_lit.run.stages import Stages
-from partcraft_lit.settings import TrainSettings
-from partcraft_lit.types import PartPrediction
-from partcraft_lit.verbs import wiring
 
 #: The first is what the others are compared with.
 CASES = (
@@ -51,11 +54,11 @@ CASES = (
 
 def load(run: Path) -> tuple[PersonalizationModule, Scorer]:
     """A trained run, and what reads its pictures."""
-    values = wiring.values_of_run(run)
-    settings = wiring.settings_of(TrainSettings, values)
-    source = wiring.make_source(values)
-    module, dictionary = load_trained(settings, run, wiring.backbone_loader(values)(), source.class_noun)
-    features = wiring.features_loader(values)()
+    values = runs.values_of_run(run)
+    settings = factories.settings_of(TrainSettings, values)
+    source = factories.make_source(values)
+    module, dictionary = load_trained(settings, run, factories.backbone_loader(values)(), source.class_noun)
+    features = factories.features_loader(values)()
     with tempfile.TemporaryDirectory() as folder:
         scorer = scorer_of_run(settings, Path(folder), run, source, features, dictionary, Stages())
     return module, replace(scorer, predictor=KMeansPartPredictor(dictionary, features))

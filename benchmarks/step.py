@@ -31,15 +31,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
-from partcraft_lit.allocation import keep_freed_memory
 from partcraft_lit.backbones.lora import add_lora
+from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion, load_mini
 from partcraft_lit.callbacks.attention_loss import AttentionTerm
+from partcraft_lit.core.allocation import keep_freed_memory
+from partcraft_lit.core.types import TokenizedPrompts, TrainingBatch
 from partcraft_lit.losses.attention import entropy_attention_loss
+from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.module import PersonalizationModule
-from partcraft_lit.settings import OptimSettings, SampleSettings
 from partcraft_lit.tokens.mapper import TokenMapper
-from partcraft_lit.types import TokenizedPrompts, TrainingBatch
 
 #: Foreground parts and codes, as for birds.
 PARTS, CODES = 5, 256
@@ -103,7 +104,7 @@ def _random(make: Callable[[], Any], dtype: torch.dtype, seed: int) -> Any:
 def make_features(name: str) -> Callable[[Tensor], Tensor]:
     """(B, 3, H, W) in -1...1 -> (B, h, w, D) patch features."""
     if name == "mini":
-        from partcraft_lit.parts.mini import MiniFeatures
+        from partcraft_lit.world.mini_features import MiniFeatures
 
         mini = MiniFeatures()
         return lambda pictures: torch.stack(mini([((p + 1) * 127.5).round().to(torch.uint8) for p in pictures]))

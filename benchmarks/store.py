@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from partcraft_lit.files import atomic_write
-from partcraft_lit.store import Entry, Store, pack, stable_hash
+from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.store import Entry, Store, pack, stable_hash
 
 KIND = "latents"
 

@@ -25,7 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from partcraft_lit.types import PartToken, TokenizedPrompts
+from partcraft_lit.core.types import PartToken, TokenizedPrompts
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

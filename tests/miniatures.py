@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from partcraft_lit.pictures import to_pil
-from partcraft_lit.zoo.source import Creatures
+from partcraft_lit.core.visualization import to_pil
+from partcraft_lit.world.creatures import Creatures
 
 #: CUB's 15 parts in its order, each with the part of a drawn bird that it lies on.
 CUB_PARTS = {

@@ -11,15 +11,16 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import partcraft_lit
-from partcraft_lit import cli, rundir
-from partcraft_lit.errors import UserError
+from partcraft_lit import cli
+from partcraft_lit.core import rundir
+from partcraft_lit.core.errors import UserError
+
+VERBS = ("train", "discover", "generate", "evaluate", "pretrain")
 
 
 @pytest.fixture
 def fake_run(monkeypatch):
-    """Stands in for ``partcraft_lit.run``: notes how it was called, and does as it is told."""
-    importlib.import_module("partcraft_lit.run.memory")  # the one piece of it that a verb asks for by itself
-    module = ModuleType("partcraft_lit.run")
+    """Stands in for what the verbs run: records how it was called, and does as it is told."""
     state = SimpleNamespace(calls=[], does=lambda folder: {"score": 1.0})
 
     def record(name):
@@ -31,21 +32,17 @@ def fake_run(monkeypatch):
 
         return call
 
-    for name in ("train", "discover", "generate", "evaluate", "pretrain"):
+    for name in VERBS:
+        module = ModuleType(f"partcraft_lit.commands.{name}.{name}")
         setattr(module, name, record(name))
-    monkeypatch.setitem(sys.modules, "partcraft_lit.run", module)
-    monkeypatch.setattr(partcraft_lit, "run", module, raising=False)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return state
 
 
 @pytest.fixture(scope="module")
 def real_signatures():
-    from partcraft_lit import run
-
-    return {
-        name: inspect.signature(getattr(run, name))
-        for name in ("train", "discover", "generate", "evaluate", "pretrain")
-    }
+    modules = {name: importlib.import_module(f"partcraft_lit.commands.{name}.{name}") for name in VERBS}
+    return {name: inspect.signature(getattr(module, name)) for name, module in modules.items()}
 
 
 @pytest.fixture
@@ -184,7 +181,7 @@ def test_typical_mistakes_are_told_before_any_work(start, fake_run, tmp_path, ar
 
 def test_a_folder_that_cannot_be_written_into(start, fake_run, monkeypatch, tmp_path):
     # Who runs as root may write anywhere.
-    monkeypatch.setattr("partcraft_lit.files.os.access", lambda path, mode: False)
+    monkeypatch.setattr("partcraft_lit.core.files.os.access", lambda path, mode: False)
     result = start("train")
     assert result.code == 2 and "cannot be written into" in result.err and not fake_run.calls
 
@@ -305,7 +302,7 @@ def test_the_verbs_call_run_as_it_wants_to_be_called(name, real_signatures, star
 
 
 def test_a_sweeper_hears_finite_numbers_only(start, fake_run, caplog):
-    from partcraft_lit.verbs import train
+    from partcraft_lit.commands import train
 
     scores = {"eval/emr@reconstruction": float("nan"), "eval/cosim@reconstruction": 0.5}
     assert train._for_sweeper(scores, "eval/emr@reconstruction", -1e6) == -1e6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -13,12 +14,16 @@ import pytest
 import torch
 import yaml
 
-from partcraft_lit import cli, config, settings
-from partcraft_lit.errors import UserError
+import partcraft_lit
+from partcraft_lit import cli
+from partcraft_lit.commands import train
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.config import compose as config
+from partcraft_lit.config import factories
+from partcraft_lit.config.validation import build, join
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.losses.attention import entropy_attention_loss
-from partcraft_lit.settings import PartsSettings, TrainSettings
-from partcraft_lit.strict import build, join
-from partcraft_lit.verbs import train, wiring
+from partcraft_lit.parts.settings import PartsSettings
 
 CONF = config.conf_dir()
 #: What has to be given by hand.
@@ -104,7 +109,7 @@ def test_every_verb_has_a_configuration_and_a_module(verb, tmp_path):
     values = config.plain(config.compose(verb, [*needed, f"paths.logs={tmp_path}"]))
     for where, node in nodes(values):
         config.later(node, where)
-    module = __import__(f"partcraft_lit.verbs.{verb}", fromlist=["check"])
+    module = __import__(f"partcraft_lit.commands.{verb}", fromlist=["check"])
     if {"run", "runs"} & values.keys():
         with pytest.raises(UserError, match="Train one first"):
             module.check(values)
@@ -122,10 +127,10 @@ def test_evaluate_can_override_whatever_decides_the_scores_of_a_run():
 
 def test_what_callbacks_and_loggers_still_wait_for_is_given_at_run_time():
     values = config.plain(config.compose("train"))
-    for name, make in wiring.callback_makers(values).items():
+    for name, make in factories.callback_makers(values).items():
         waiting = required_of(make)
         assert waiting <= {"folder", "path", "prompts", "seeds", "batch", "part_names"}, name
-    live = wiring.callback_makers(config.plain(config.compose("train", ["callbacks=live"])))
+    live = factories.callback_makers(config.plain(config.compose("train", ["callbacks=live"])))
     given = {"folder", "prompts", "seeds", "target_codes", "predictor", "batch"}
     assert required_of(live["live_score"]) == given and live.keys() > {"checkpoints", "samples"}
     for name, node in values["logger"].items():
@@ -140,11 +145,14 @@ def test_what_callbacks_and_loggers_still_wait_for_is_given_at_run_time():
 
 def test_no_setting_is_parsed_and_read_by_nobody():
     """A flag without effect is the worst kind: ``--random_flip`` of the method's released trainer was one."""
-    package = Path(inspect.getfile(settings)).parent
-    code = "\n".join(path.read_text() for path in package.rglob("*.py") if path.name != "settings.py")
-    code += "".join(re.findall(r"self(\.\w+)", inspect.getsource(settings)))
+    package = Path(inspect.getfile(partcraft_lit)).parent
+    files = [*package.rglob("settings.py"), package / "methods" / "optim.py"]
+    code = "\n".join(path.read_text() for path in package.rglob("*.py") if path not in files)
+    code += "".join(re.findall(r"self(\.\w+)", "".join(path.read_text() for path in files)))
+    names = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in files]
+    kinds = {name: kind for module in names for name, kind in vars(importlib.import_module(module)).items()}
     yamls = "\n".join(path.read_text() for path in CONF.rglob("*.yaml"))
-    for name, kind in vars(settings).items():
+    for name, kind in kinds.items():
         for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
             by_group = name == "OptimSettings" and field.name.endswith("_lr")  # read as f"{group}_lr"
             read = re.search(rf"\.{field.name}\b", code) or re.search(rf"\$\{{[\w.]*\.{field.name}\}}", yamls)
@@ -279,9 +287,9 @@ def test_a_value_that_has_to_be_given_is_named():
 def test_arguments_of_objects_are_checked_against_their_annotations():
     values = config.plain(config.compose("train", ["parts.features=color", "features.color.grid=x"]))
     with pytest.raises(UserError, match=r"features\.color\.grid='x': wanted a whole number"):
-        wiring.features_loader(values)
+        factories.features_loader(values)
     with pytest.raises(UserError, match=r"Unknown key 'dataset\.specis'\. Did you mean 'species'"):
-        config.make({"_target_": "partcraft_lit.zoo.source.Creatures", "specis": 3}, "dataset")
+        config.make({"_target_": "partcraft_lit.world.creatures.Creatures", "specis": 3}, "dataset")
     with pytest.raises(UserError, match=r"dataset\._target_=partcraft_lit\.nowhere\.X"):
         config.make({"_target_": "partcraft_lit.nowhere.X"}, "dataset")
 
@@ -289,12 +297,12 @@ def test_arguments_of_objects_are_checked_against_their_annotations():
 def test_no_attention_loss_leaves_no_trace_of_one():
     for override in ("loss.attention=none", "loss.lambda_attn=0"):
         values = config.plain(config.compose("train", [override]))
-        assert wiring.attention_loss_maker(values, train.check(values)) is None
+        assert factories.attention_loss_maker(values, train.check(values)) is None
 
 
 def test_the_attention_loss_has_the_configured_settings():
     values = config.plain(config.compose("train", ["loss.lambda_attn=0.5", "loss.normalizer=softmax"]))
-    callback = wiring.attention_loss_maker(values, train.check(values))(num_parts=5)
+    callback = factories.attention_loss_maker(values, train.check(values))(num_parts=5)
     assert callback.term.weight == 0.5
     maps, ids = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 1, dtype=torch.long)
     expected = entropy_attention_loss(maps, ids, torch.zeros(1, 2, 2), 5, normalizer="softmax")

@@ -15,19 +15,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from partcraft_lit.backbones.lora import add_lora
+from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion
 from partcraft_lit.callbacks.attention_loss import AttentionLoss
 from partcraft_lit.callbacks.checkpoint import Checkpoints
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import StepOutput, TrainingBatch, TrainingExample
 from partcraft_lit.data.datamodule import Collate
-from partcraft_lit.errors import UserError
 from partcraft_lit.losses.attention import entropy_attention_loss
+from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.methods.part_tokens import PartTokens
 from partcraft_lit.module import PersonalizationModule
-from partcraft_lit.settings import OptimSettings, SampleSettings
 from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper
-from partcraft_lit.types import StepOutput, TrainingBatch, TrainingExample
 
 OPTIM = OptimSettings(
     lora_lr=1e-2,
@@ -357,9 +358,9 @@ def test_a_checkpoint_holds_what_trains_and_no_more(module, tmp_path):
 
 
 def test_a_checkpoint_of_the_embedded_model_has_a_few_megabytes(tmp_path):
-    from partcraft_lit.pretrain.autoencoder import build_autoencoder
-    from partcraft_lit.pretrain.denoiser import build_scheduler, build_text_encoder, build_unet
-    from partcraft_lit.pretrain.tokenizer import build_tokenizer
+    from partcraft_lit.world.pretrain.autoencoder import build_autoencoder
+    from partcraft_lit.world.pretrain.denoiser import build_scheduler, build_text_encoder, build_unet
+    from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     backbone = StableDiffusion(

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from partcraft_lit import __version__
-from partcraft_lit.errors import UserError, did_you_mean, nearest_names
+from partcraft_lit.core.errors import UserError, did_you_mean, nearest_names
 
 #: Verb -> what it does. Each has a module in ``verbs`` and a primary configuration of its name in ``conf``.
 VERBS = {
@@ -95,7 +95,8 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from partcraft_lit import config, environment
+    from partcraft_lit.config import compose as config
+    from partcraft_lit.core import environment
 
     say = functools.partial(print, flush=True)
     # Its parser takes options before overrides or after them, not between.
@@ -105,7 +106,7 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     written = {text: config.as_written(choice, args.multirun) for text, choice in chosen.items()}
     overrides = list(written.values())
     command = [written.get(text, text) for text in given]
-    module = importlib.import_module(f"partcraft_lit.verbs.{verb}")
+    module = importlib.import_module(f"partcraft_lit.commands.{verb}")
     if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
         command += _prepare(verb, module, overrides, args.multirun)
 
@@ -140,7 +141,8 @@ def _parsed(parser: argparse.ArgumentParser, given: list[str], verb: str) -> arg
 
 def _prepare(verb: str, module: ModuleType, overrides: list[str], multirun: bool) -> list[str]:
     """Checks the configuration of every job before the first starts; says in which folder a single job works."""
-    from partcraft_lit import config, environment, files
+    from partcraft_lit.config import compose as config
+    from partcraft_lit.core import environment, files
 
     if multirun:
         for point in config.sweep_points(overrides):
@@ -168,7 +170,7 @@ def _prepare(verb: str, module: ModuleType, overrides: list[str], multirun: bool
 
 def _check_sweep(values: Mapping[str, Any]) -> None:
     """Lightning starts further processes with the command line it finds, and that of a sweep starts the sweep again."""
-    from partcraft_lit import environment
+    from partcraft_lit.core import environment
 
     processes = environment.trainer_processes(values["trainer"])
     if processes > 1:
@@ -183,8 +185,9 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from partcraft_lit import config, environment, rundir
-    from partcraft_lit.allocation import keep_freed_memory
+    from partcraft_lit.config import compose as config
+    from partcraft_lit.core import environment, rundir
+    from partcraft_lit.core.allocation import keep_freed_memory
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     progress.folder = folder
@@ -222,7 +225,7 @@ def _hydra_errors_shown(*, shown: bool) -> Iterator[None]:
 
 
 def _interrupted(progress: _Progress) -> int:
-    from partcraft_lit import rundir
+    from partcraft_lit.core import rundir
 
     saved = rundir.saved_so_far(progress.folder) if progress.folder else "Nothing had been started yet."
     print(f"\npartcraft: interrupted. {saved}", file=sys.stderr, flush=True)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from partcraft_lit.backbones.attention import AttentionCapture
 from partcraft_lit.backbones.sampling import sample
+from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.backbones.trainable import trainable_groups
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import Backbone, LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
 from partcraft_lit.losses.diffusion import (
     RegionMean,
     add_noise,
@@ -25,9 +27,8 @@ from partcraft_lit.losses.diffusion import (
 )
 from partcraft_lit.losses.region import prompted_region, region_of_batch
 from partcraft_lit.methods.method import Method
-from partcraft_lit.settings import OptimSettings, SampleSettings
+from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.tokens.weights import weigh
-from partcraft_lit.types import Backbone, LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
 
 
 class PersonalizationModule(LightningModule):

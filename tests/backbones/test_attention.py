@@ -170,7 +170,7 @@ def test_gradients_are_the_same_under_checkpointing_though_backward_runs_unarmed
 
 
 def test_gradients_reach_part_vectors_through_maps_alone(fresh_backbone, inputs, make_tokens):
-    from partcraft_lit.types import PartToken
+    from partcraft_lit.core.types import PartToken
 
     tokens = make_tokens([["a photo of", PartToken(1, 0)], [PartToken(2, 1), "bird", PartToken(0, 0)]])
     vectors = torch.randn(2, 2, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()

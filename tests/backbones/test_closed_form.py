@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from partcraft_lit.backbones.closed_form import merge_models, merge_projections
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 
 OUT, WIDTH = 5, 8
 

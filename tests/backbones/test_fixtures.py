@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from partcraft_lit.types import Backbone, PartToken, TokenizedPrompts
+from partcraft_lit.core.types import Backbone, PartToken, TokenizedPrompts
 
 
 def test_tokenizer_knows_its_words_and_ends_with_the_largest_id(tiny_tokenizer):

@@ -13,7 +13,7 @@ from partcraft_lit.backbones.lora import (
     lora_targets,
     remove_lora,
 )
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 
 
 @pytest.fixture

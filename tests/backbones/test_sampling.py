@@ -9,9 +9,9 @@ from partcraft_lit.backbones.lora import add_lora
 from partcraft_lit.backbones.sampling import SCHEDULERS, initial_noise, make_scheduler, sample
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion
 from partcraft_lit.backbones.text import plain_tokens
-from partcraft_lit.errors import UserError
-from partcraft_lit.randomness import torch_generator
-from partcraft_lit.types import PartToken
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.randomness import torch_generator
+from partcraft_lit.core.types import PartToken
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from partcraft_lit.backbones import single_file as single_file_module
 from partcraft_lit.backbones import sources
 from partcraft_lit.backbones.stable_diffusion import load_mini, load_sd15
 from partcraft_lit.backbones.stable_diffusion_xl import load_sdxl
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 
 
 @pytest.fixture

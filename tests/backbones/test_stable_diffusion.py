@@ -13,8 +13,8 @@ from partcraft_lit.backbones.latent_diffusion import choose_attention_layers
 from partcraft_lit.backbones.lora import add_lora
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion
 from partcraft_lit.backbones.weights import weights_hash
-from partcraft_lit.errors import UserError
-from partcraft_lit.types import Backbone, Conditioning, PartToken
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import Backbone, Conditioning, PartToken
 
 
 def as_backbone(backbone: StableDiffusion) -> Backbone:

@@ -13,9 +13,9 @@ from partcraft_lit.backbones.lora import add_lora, lora_targets
 from partcraft_lit.backbones.sampling import initial_noise, make_scheduler, sample
 from partcraft_lit.backbones.stable_diffusion_xl import StableDiffusionXL
 from partcraft_lit.backbones.text import plain_tokens
-from partcraft_lit.errors import UserError
-from partcraft_lit.randomness import torch_generator
-from partcraft_lit.types import Backbone, PartToken
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.randomness import torch_generator
+from partcraft_lit.core.types import Backbone, PartToken
 
 PROMPTS = ["a photo of a bird", "a red dog", "a bird"]
 

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from partcraft_lit.backbones.text import encode_text, overwrite_positions, plain_tokens
-from partcraft_lit.types import PartToken
+from partcraft_lit.core.types import PartToken
 
 HEAD, WING = PartToken(1, 3), PartToken(2, 0)
 

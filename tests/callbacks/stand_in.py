@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from partcraft_lit.types import LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
+from partcraft_lit.core.types import LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
 
 PARTS, TOKENS, SIDE = 2, 2, 4
 

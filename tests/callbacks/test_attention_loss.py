@@ -11,8 +11,8 @@ from stand_in import StandIn, fit, make_batch
 from torch import Tensor
 
 from partcraft_lit.callbacks.attention_loss import AttentionLoss
+from partcraft_lit.core.types import StepOutput
 from partcraft_lit.losses.attention import entropy_attention_loss
-from partcraft_lit.types import StepOutput
 
 ENTROPY = functools.partial(entropy_attention_loss, num_parts=2)
 

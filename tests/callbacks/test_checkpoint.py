@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from stand_in import StandIn, fit
 
 from partcraft_lit.callbacks.checkpoint import Checkpoints, damage, manifest_path, newest_good
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 
 
 def names(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from stand_in import StandIn, fit, make_batch
 
 from partcraft_lit.callbacks.checkpoint import damage, newest_good
 from partcraft_lit.callbacks.live_score import LiveScore, read_best, why
-from partcraft_lit.types import PartPrediction
+from partcraft_lit.core.types import PartPrediction
 
 
 class Reader:

@@ -15,7 +15,7 @@ from stand_in import StandIn, fit, make_batch
 from partcraft_lit.callbacks.attention_maps import AttentionMaps, attention_panel
 from partcraft_lit.callbacks.hooks import EveryNSteps, evaluating
 from partcraft_lit.callbacks.samples import Samples
-from partcraft_lit.images import read_image
+from partcraft_lit.core.images import read_image
 
 NAMES = ["background", "head", "wing"]
 

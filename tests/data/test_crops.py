@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from partcraft_lit.core.images import to_unit
+from partcraft_lit.core.store import Store
+from partcraft_lit.core.types import TokenizedPrompts
 from partcraft_lit.data.crops import UnstoredCrops, encode_crops, store_crops
 from partcraft_lit.data.datamodule import Collate
 from partcraft_lit.data.latents import Squares, cache_latents, prepare
 from partcraft_lit.data.training_set import TrainingSet
-from partcraft_lit.images import to_unit
-from partcraft_lit.store import Store
-from partcraft_lit.types import TokenizedPrompts
 
 SEED = 5
 #: Pixels of the pictures; latents have a quarter of the sides.

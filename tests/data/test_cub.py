@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from miniatures import CUB_PARTS, CUB_SPECIES, write_cub
-from partcraft_lit import config
+from partcraft_lit.config import compose as config
+from partcraft_lit.config import factories
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import AnnotatedSource, TruthfulSource
 from partcraft_lit.data.cub import Cub
-from partcraft_lit.errors import UserError
-from partcraft_lit.types import AnnotatedSource, TruthfulSource
-from partcraft_lit.verbs import wiring
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_the_preset_sets_parts_and_the_user_wins(published: Path, tmp_path: Path
         assert preset["nredo"] == config.plain(config.compose(verb))["parts"]["nredo"]  # the rest is the default
         own = config.plain(config.compose(verb, [*given, "parts.M=3", "parts.K=9"]))["parts"]
         assert (own["M"], own["K"], own["names"]) == (3, 9, [])  # five names for three parts would be an error
-    source = wiring.make_source(config.plain(config.compose("train", [*given, "dataset.classes=[Blue Jay]"])))
+    source = factories.make_source(config.plain(config.compose("train", [*given, "dataset.classes=[Blue Jay]"])))
     assert len(source) == 2 and source.class_noun == "bird"
 
 

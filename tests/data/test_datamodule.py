@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import Dataset
 
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import TokenizedPrompts, TrainingBatch
 from partcraft_lit.data.datamodule import Collate, PartDataModule, endless_batches
 from partcraft_lit.data.training_set import TrainingExample
-from partcraft_lit.errors import UserError
-from partcraft_lit.types import TokenizedPrompts, TrainingBatch
 
 IMAGES = 7
 

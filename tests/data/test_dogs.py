@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from miniatures import BREEDS, write_dogs, write_mat_list
-from partcraft_lit import config
+from partcraft_lit.config import compose as config
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import ABSENT, AnnotatedSource, PartToken
 from partcraft_lit.data.dogs import Dogs
-from partcraft_lit.errors import UserError
 from partcraft_lit.parts.discovery import discover
 from partcraft_lit.parts.raw import ColorFeatures
 from partcraft_lit.tokens.grammar import PartVocabulary, parse
-from partcraft_lit.types import ABSENT, AnnotatedSource, PartToken
 
 
 @pytest.fixture(scope="module")

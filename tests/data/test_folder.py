@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import partcraft_lit.data.image_files as image_files
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.images import decode_image
+from partcraft_lit.core.store import Store
 from partcraft_lit.data.folder import ImageFolder
 from partcraft_lit.data.image_files import Rejected
-from partcraft_lit.errors import UserError
-from partcraft_lit.images import decode_image
-from partcraft_lit.store import Store
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (20, 12), age: float = 60.0, **options: object) -> Path:

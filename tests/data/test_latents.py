@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.images import to_unit
+from partcraft_lit.core.store import Store
 from partcraft_lit.data.latents import LatentTable, cache_latents, prepare
-from partcraft_lit.errors import UserError
-from partcraft_lit.images import to_unit
-from partcraft_lit.store import Store
 
 
 @dataclass

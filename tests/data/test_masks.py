@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from partcraft_lit import config
+from partcraft_lit.config import compose as config
+from partcraft_lit.config import factories
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import ABSENT, TruthfulSource
 from partcraft_lit.data.folder import ImageFolder
-from partcraft_lit.errors import UserError
 from partcraft_lit.parts.given import given_parts
 from partcraft_lit.parts.raw import ColorFeatures
-from partcraft_lit.types import ABSENT, TruthfulSource
-from partcraft_lit.verbs import wiring
 
 LABELS = np.array([[0, 1, 1, 0], [2, 2, 0, 0]], dtype=np.uint8).repeat(8, 0).repeat(8, 1)  # 16 x 32
 
@@ -133,7 +133,7 @@ def test_the_first_of_each_class(tmp_path: Path) -> None:
             save(tmp_path / "sims4_faces" / kind / f"{index}.png", np.full((9, 9, 3), index, dtype=np.uint8))
     given = [f"dataset.dir={tmp_path / 'sims4_faces'}", "dataset.per_class=3", f"paths.store={tmp_path / 'store'}"]
     values = config.plain(config.compose("train", ["dataset=sims4_faces", *given]))
-    source = wiring.make_source(values)
+    source = factories.make_source(values)
     names = [source.name(index) for index in range(len(source))]
     assert names == [f"{kind}/{index}.png" for kind in ("fem", "masc") for index in range(3)]
     assert source.class_names == ["fem", "masc"] and source.class_noun == "face"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from miniatures import write_mat_list
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.data.matfile import read_mat
-from partcraft_lit.errors import UserError
 
 #: scipy 1.17.1: savemat(do_compression=True) of file_list (3 x 1 cells), labels [[1.], [1.], [2.]], small uint8 [[7]]
 #: and s = "ab", in this order.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.data.metadata_folder import MetadataFolder
-from partcraft_lit.errors import UserError
 
 
 def picture(path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from partcraft_lit import config
+from partcraft_lit.config import compose as config
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.data.multi_concept import MultiConcept
-from partcraft_lit.errors import UserError
 
 
 @pytest.fixture

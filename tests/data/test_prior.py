@@ -10,12 +10,12 @@ import torch
 
 from partcraft_lit.backbones.sampling import sample
 from partcraft_lit.backbones.text import plain_tokens
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.store import Store
+from partcraft_lit.core.visualization import to_pil
 from partcraft_lit.data import prior as prior_module
 from partcraft_lit.data.prior import prior_prompt, prior_source
-from partcraft_lit.errors import UserError
-from partcraft_lit.pictures import to_pil
-from partcraft_lit.settings import PriorSettings
-from partcraft_lit.store import Store
+from partcraft_lit.data.settings import PriorSettings
 
 PRIOR = PriorSettings(
     weight=1.0,

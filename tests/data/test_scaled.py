@@ -7,10 +7,10 @@ import pickle
 import pytest
 import torch
 
+from partcraft_lit.core.images import resize
+from partcraft_lit.core.randomness import torch_generator
+from partcraft_lit.core.types import TrainingExample
 from partcraft_lit.data.scaled import NOWHERE, ScaledExamples, ScaledPictures, View, draw_view, place_labels, render
-from partcraft_lit.images import resize
-from partcraft_lit.randomness import torch_generator
-from partcraft_lit.types import TrainingExample
 
 SIDE, FACTOR = 64, 4
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.randomness import epoch_index
+from partcraft_lit.core.store import Store, stable_hash
+from partcraft_lit.core.types import ABSENT
 from partcraft_lit.data.latents import KIND, LatentTable
 from partcraft_lit.data.training_set import TrainingExample, TrainingSet, crop_label_map
-from partcraft_lit.errors import UserError
-from partcraft_lit.randomness import epoch_index
-from partcraft_lit.store import Store, stable_hash
-from partcraft_lit.types import ABSENT
 
 #: Sides of the latents of the five images; the crop is 4 x 4.
 SIZES = [(4, 4), (4, 12), (9, 4), (4, 6), (4, 4)]

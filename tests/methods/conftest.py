@@ -11,15 +11,15 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
-from partcraft_lit import config
+from partcraft_lit.commands import train
+from partcraft_lit.commands.train.assembly import build_module
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.config import compose as config
+from partcraft_lit.core.types import ABSENT, Backbone, TrainingBatch, TrainingExample
 from partcraft_lit.data.datamodule import Collate
 from partcraft_lit.methods.method import Pieces
 from partcraft_lit.module import PersonalizationModule
-from partcraft_lit.run.assembly import build_module
-from partcraft_lit.settings import TrainSettings
 from partcraft_lit.tokens.grammar import PartVocabulary
-from partcraft_lit.types import ABSENT, Backbone, TrainingBatch, TrainingExample
-from partcraft_lit.verbs import train
 
 NAMES, CODES = ("background", "head", "wing"), (3, 3, 3)
 

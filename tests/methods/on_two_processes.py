@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from partcraft_lit.core.types import TrainingBatch
 from partcraft_lit.module import PersonalizationModule
-from partcraft_lit.types import TrainingBatch
 
 #: The second step is where torch notices that a parameter got no gradient in the first.
 STEPS = 2

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from partcraft_lit.callbacks.attention_loss import AttentionLoss
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.losses.attention_mse import mse_attention_loss
-from partcraft_lit.randomness import torch_generator
 
 PROMPTS = ["a photo of a <wing:2>", "<head:0> <wing:1>"]
 

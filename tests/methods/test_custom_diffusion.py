@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 
 from partcraft_lit.backbones.published import SD1, write_settings
 from partcraft_lit.backbones.trainable import cross_kv, train_backbone, trainable_groups
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.data.prior import prior_prompt
-from partcraft_lit.errors import UserError
-from partcraft_lit.randomness import torch_generator
-from partcraft_lit.settings import TrainSettings
 
 PROMPTS = ["a photo of a <head:1> <wing:2>", "<head:0> bird"]
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from partcraft_lit.backbones.attention import AttentionCapture
 from partcraft_lit.callbacks.attention_loss import LossTermOnAttention
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.losses.attention_iou import gaussian_kernel
 from partcraft_lit.tokens.grammar import PartVocabulary
 

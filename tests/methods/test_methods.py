@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from torch.testing import assert_close
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.tokens.words import word_vector
 
 #: Overrides -> groups that train. Rates are raised, so that a few steps show.

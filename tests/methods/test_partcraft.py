@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from partcraft_lit.core.randomness import torch_generator
+from partcraft_lit.core.types import ABSENT
 from partcraft_lit.methods.method import Method
 from partcraft_lit.methods.part_tokens import PartTokens
-from partcraft_lit.randomness import torch_generator
 from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper
-from partcraft_lit.types import ABSENT
 
 VOCABULARY = PartVocabulary(["background", "head", "wing"], [4, 5, 3])
 CODES = torch.tensor([2, 4, ABSENT])

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.visualization import save_png
 from partcraft_lit.metrics.alignment import ConceptAlignment, plain_text, read_concepts, score_concepts
 from partcraft_lit.metrics.clip import ClipEncoder
-from partcraft_lit.pictures import save_png
 
 PROMPTS = {
     "global": "photo of <new1> cat and <mew2> dog\n\n<cat> beside <dog>",

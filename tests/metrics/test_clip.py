@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.metrics.clip import (
     ClipEncoder,
     ClipImageSimilarity,

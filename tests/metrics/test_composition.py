@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import ABSENT, PartPrediction
 from partcraft_lit.metrics.composition import (
     Targets,
     ceiling,
@@ -21,7 +22,6 @@ from partcraft_lit.metrics.composition import (
     score_targets,
     vae_round_trip,
 )
-from partcraft_lit.types import ABSENT, PartPrediction
 
 #: Code = 10 x image + part, so that every entry tells where it comes from.
 CODES = torch.arange(12)[:, None] * 10 + torch.arange(6)

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.metrics.dino import DinoFeatures, DinoSimilarity, load_dino
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}

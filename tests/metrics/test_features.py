@@ -7,7 +7,7 @@ import torch
 
 from partcraft_lit.metrics.features import PixelFeatures, PooledPatchFeatures
 from partcraft_lit.metrics.fid import FrechetDistance
-from partcraft_lit.parts.mini import MiniFeatures
+from partcraft_lit.world.mini_features import MiniFeatures
 
 
 class TwoPatches:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from partcraft_lit.core.types import ABSENT, PartPrediction
 from partcraft_lit.metrics.cosim import CosineSimilarity
 from partcraft_lit.metrics.emr import ExactMatchingRate
 from partcraft_lit.metrics.parts import PartMetric
-from partcraft_lit.types import ABSENT, PartPrediction
 
 
 class WrittenPredictor:

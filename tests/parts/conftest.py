@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from partcraft_lit.images import clamp_aspect, short_side_size
+from partcraft_lit.core.images import clamp_aspect, short_side_size
+from partcraft_lit.core.types import ABSENT, GroundTruth
 from partcraft_lit.parts.discovery import Discovery, discover
-from partcraft_lit.types import ABSENT, GroundTruth
 
 #: Colours that no other part has, one per species.
 HEADS = ((230, 40, 40), (240, 200, 30), (250, 120, 20))

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import ABSENT
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.parts.segmenter import Segmenter
-from partcraft_lit.types import ABSENT
 
 
 def dictionary(**changes) -> PartDictionary:

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.store import Store
+from partcraft_lit.core.store.packs import packs, records
+from partcraft_lit.core.types import ABSENT
 from partcraft_lit.parts.discovery import discover, read_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.parts.quality import score_parts
 from partcraft_lit.parts.raw import ColorFeatures
-from partcraft_lit.store import Store
-from partcraft_lit.store.packs import packs, records
-from partcraft_lit.types import ABSENT
 
 
 def equal(first, second) -> bool:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import Dinov2Config, Dinov2Model
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.parts.dinov2 import DinoV2Features
 from partcraft_lit.parts.raw import ColorFeatures
 

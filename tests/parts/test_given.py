@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import ABSENT, GroundTruth
 from partcraft_lit.parts.given import check_given, given_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.parts.raw import ColorFeatures
-from partcraft_lit.types import ABSENT, GroundTruth
 
 
 class Squares:

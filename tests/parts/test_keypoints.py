@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from partcraft_lit.core.types import Annotation
 from partcraft_lit.parts.keypoints import (
     OUTSIDE,
     box_iou,
@@ -19,7 +20,6 @@ from partcraft_lit.parts.keypoints import (
     part_at,
     score_annotations,
 )
-from partcraft_lit.types import Annotation
 
 #: A head above a tail on a 4 x 4 grid.
 MAP = torch.tensor([[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 2, 0], [0, 0, 2, 0]], dtype=torch.uint8)

@@ -8,15 +8,15 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.randomness import derive_seed
+from partcraft_lit.core.store import Store
+from partcraft_lit.core.types import ABSENT
 from partcraft_lit.parts import spool
 from partcraft_lit.parts.discovery import discover, read_parts
 from partcraft_lit.parts.kmeans import assign, cosine_kmeans, spread
 from partcraft_lit.parts.quality import score_parts
 from partcraft_lit.parts.spool import FeatureSpool, LabelMaps, RowSpool
-from partcraft_lit.randomness import derive_seed
-from partcraft_lit.store import Store
-from partcraft_lit.types import ABSENT
 
 MAPS = [torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[7]]), torch.tensor([[8], [9]])]
 

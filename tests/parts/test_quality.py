@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
+from partcraft_lit.core.types import ABSENT, GroundTruth
 from partcraft_lit.parts.quality import assign, confusion, normalised_mutual_information, pairwise_iou, score_parts
-from partcraft_lit.types import ABSENT, GroundTruth
 
 
 class Given:
@@ -105,7 +105,7 @@ def test_nmi_by_hand():
 def test_colours_find_the_foreground_of_drawn_creatures_better_than_chance():
     from partcraft_lit.parts.discovery import discover
     from partcraft_lit.parts.raw import ColorFeatures
-    from partcraft_lit.zoo.source import Creatures
+    from partcraft_lit.world.creatures import Creatures
 
     source = Creatures(species=4, images_per_species=8)
     found = discover(source, ColorFeatures(), num_parts=5, num_codes=4, nredo=2)

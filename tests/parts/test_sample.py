@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from partcraft_lit.core.store import Store
 from partcraft_lit.parts.discovery import discover
 from partcraft_lit.parts.foreground import PatchPlaces
 from partcraft_lit.parts.sample import Sample, sample_patches
 from partcraft_lit.parts.spool import FeatureSpool
-from partcraft_lit.store import Store
 
 SIZES = ((64, 64), (64, 96), (128, 64))
 

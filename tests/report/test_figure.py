@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from partcraft_lit.images import read_image
+from partcraft_lit.core.images import read_image
 from partcraft_lit.report.figure import Bar, Figure, Line, Panel, Point, draw_figure
 
 NAN = math.nan

@@ -6,11 +6,11 @@ from collections import Counter
 import pytest
 import torch
 
-from partcraft_lit.errors import UserError
-from partcraft_lit.randomness import torch_generator
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.randomness import torch_generator
+from partcraft_lit.core.types import ABSENT, PartToken
 from partcraft_lit.tokens.captions import TEMPLATES, CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary, parse
-from partcraft_lit.types import ABSENT, PartToken
 
 VOCABULARY = PartVocabulary(["background", "head", "wing", "tail"], [4, 20, 20, 10])
 CODES = torch.tensor([2, 17, ABSENT, 5])

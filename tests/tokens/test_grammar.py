@@ -4,9 +4,9 @@ import pickle
 
 import pytest
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import PartToken
 from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
-from partcraft_lit.types import PartToken
 
 BIRD = PartVocabulary(["background", "head", "left wing", "tail", "crest"], [4, 20, 20, 10, 0])
 

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.tokens.mapper import TokenMapper, mean_norm, mean_norms
 
 PART_IDS = torch.tensor([[0, 2, 2, -1], [1, -1, -1, -1]])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.tokens.captions import TEMPLATES
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.tokenize import PromptTokenizer, placeholder_id, tokenize

@@ -9,10 +9,10 @@ from itertools import combinations, permutations
 import pytest
 import torch
 
-from partcraft_lit.randomness import torch_generator
+from partcraft_lit.core.randomness import torch_generator
+from partcraft_lit.core.types import ABSENT, PartToken
 from partcraft_lit.tokens.captions import CaptionBuilder, union_of
 from partcraft_lit.tokens.grammar import PartVocabulary, parse
-from partcraft_lit.types import ABSENT, PartToken
 
 VOCABULARY = PartVocabulary(["background", "cat", "dog", "hat"], [1, 2, 1, 3])
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 
 #: Least share that a direction of the concepts' texts may have of the strongest; below, two texts are the same.
 _RANK_TOLERANCE = 1e-6

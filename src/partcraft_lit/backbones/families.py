@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from partcraft_lit.types import Backbone
+from partcraft_lit.core.types import Backbone
 
 
 @dataclass(frozen=True)

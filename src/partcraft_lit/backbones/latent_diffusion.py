@@ -19,9 +19,9 @@ from partcraft_lit.backbones.attention import cross_attention_sides
 from partcraft_lit.backbones.convolve import shorten_convolutions
 from partcraft_lit.backbones.text import plain_tokens
 from partcraft_lit.backbones.weights import weights_hash
-from partcraft_lit.errors import UserError
-from partcraft_lit.store.mapped import MappedWeights
-from partcraft_lit.types import Conditioning, TokenizedPrompts
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.store.mapped import MappedWeights
+from partcraft_lit.core.types import Conditioning, TokenizedPrompts
 
 #: Attention is read at the coarsest maps that are at least this wide: 16 for SD1.5 at 512 px, as in PartCraft.
 MIN_ATTENTION_SIZE = 16

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from partcraft_lit.errors import UserError
-from partcraft_lit.randomness import torch_generator
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.randomness import torch_generator
 
 #: Attention modules by scope: attn1 is self-attention, attn2 cross-attention.
 _SCOPES = {"cross": ("attn2",), "all": ("attn1", "attn2")}

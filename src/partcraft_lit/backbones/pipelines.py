@@ -7,8 +7,8 @@ from typing import Any
 
 from partcraft_lit.backbones.families import family_of
 from partcraft_lit.backbones.sampling import make_scheduler
-from partcraft_lit.randomness import derive_seed
-from partcraft_lit.types import Backbone
+from partcraft_lit.core.randomness import derive_seed
+from partcraft_lit.core.types import Backbone
 
 
 def plain_pipeline(backbone: Backbone, scheduler: str) -> Any:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from partcraft_lit.errors import UserError, did_you_mean
-from partcraft_lit.images import to_uint8
-from partcraft_lit.randomness import torch_generator
-from partcraft_lit.types import Backbone, Conditioning, TokenizedPrompts
+from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.images import to_uint8
+from partcraft_lit.core.randomness import torch_generator
+from partcraft_lit.core.types import Backbone, Conditioning, TokenizedPrompts
 
 #: Name in the settings -> diffusers' class and what is set beyond the model's own noise schedule.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -9,8 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from partcraft_lit.backbones.published import SD1, SDXL_BASE, write_settings
-from partcraft_lit.backbones.sources import (
+from partcraft_lit.backbones.components import (
     SDXL,
     TOKENIZER_FILES,
     Components,
@@ -19,7 +18,8 @@ from partcraft_lit.backbones.sources import (
     explained,
     in_float32,
 )
-from partcraft_lit.errors import UserError
+from partcraft_lit.backbones.published import SD1, SDXL_BASE, write_settings
+from partcraft_lit.core.errors import UserError
 
 #: Hub repositories whose tokenizer is that of every SD 1.x, 2.x and SDXL model, with the sub-folder.
 _TOKENIZER_REPOSITORIES = (

@@ -3,85 +3,27 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from partcraft_lit.errors import UserError, did_you_mean
-
-#: Files of which each tokenizer's folder must have one.
-TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
-#: CLIP's byte-level vocabulary begins with the 256 bytes.
-_LEAST_TOKENS = 256
+from partcraft_lit.backbones.components import (
+    LEAST_TOKENS,
+    SD,
+    SDXL,
+    Components,
+    Layout,
+    check_tokenizers,
+    explained,
+    how_to_get,
+    in_float32,
+)
+from partcraft_lit.backbones.single_file import first_tokenizer, load_single_file
+from partcraft_lit.core.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a kind of model consists of, by the names of diffusers' format.
-
-    Attributes:
-        title: what people call the kind.
-        text_encoders: sub-folder of each text encoder -> its class in transformers.
-        tokenizers: sub-folder of each tokenizer.
-        example: a hub id of this kind.
-        backbone: the option of the configuration group for this kind.
-    """
-
-    title: str
-    text_encoders: dict[str, str]
-    tokenizers: tuple[str, ...]
-    example: str
-    backbone: str
-
-    @property
-    def folders(self) -> dict[str, tuple[str, ...]]:
-        """Sub-folder -> files of which it must have one."""
-        configs = dict.fromkeys(("unet", "vae", *self.text_encoders), ("config.json",))
-        tokenizers = dict.fromkeys(self.tokenizers, TOKENIZER_FILES)
-        return {**configs, **tokenizers, "scheduler": ("scheduler_config.json",)}
-
-
-SD = Layout(
-    title="SD 1.x and 2.x",
-    text_encoders={"text_encoder": "CLIPTextModel"},
-    tokenizers=("tokenizer",),
-    example="stable-diffusion-v1-5/stable-diffusion-v1-5",
-    backbone="sd15",
-)
-SDXL = Layout(
-    title="SDXL",
-    text_encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
-    tokenizers=("tokenizer", "tokenizer_2"),
-    example="stabilityai/stable-diffusion-xl-base-1.0",
-    backbone="sdxl",
-)
-
-
-@dataclass(frozen=True)
-class Components:
-    """Networks in float32 on the CPU, the tokenizers, and any scheduler that carries the noise schedule.
-
-    Attributes:
-        unet, vae: diffusers' networks.
-        text_encoders, tokenizers: of transformers, in the order of the layout.
-        scheduler: of diffusers.
-        zero_no_prompt: whether the model was published to take zeros for no prompt at all.
-    """
-
-    unet: Any
-    vae: Any
-    text_encoders: tuple[Any, ...]
-    tokenizers: tuple[Any, ...]
-    scheduler: Any
-    zero_no_prompt: bool
 
 
 def load_components(
@@ -117,8 +59,6 @@ def load_components(
             path,
         )
     if path.is_file():
-        from partcraft_lit.backbones.single_file import load_single_file
-
         components = load_single_file(path, layout, None if config is None else Path(config).expanduser())
         return components if vae is None else _with_vae(components, vae)
     if path.is_dir():
@@ -159,15 +99,13 @@ def tokenizers_without_networks(
     """
     path = Path(source).expanduser()
     if path.is_file():
-        from partcraft_lit.backbones.single_file import first_tokenizer
-
         return [first_tokenizer(path, None if config is None else Path(config).expanduser())]
     if path.is_dir():
         found = [_tokenizer(str(path), name, None) for name in SDXL.tokenizers if (path / name).is_dir()]
     else:
         location, commit = _pinned(str(source), revision)
         found = [] if _looks_like_a_path(source) else [_tokenizer(location, SD.tokenizers[0], commit)]
-    return [tokenizer for tokenizer in found if tokenizer is not None and len(tokenizer) >= _LEAST_TOKENS]
+    return [tokenizer for tokenizer in found if tokenizer is not None and len(tokenizer) >= LEAST_TOKENS]
 
 
 def _tokenizer(location: str, subfolder: str, revision: str | None) -> Any | None:
@@ -179,32 +117,6 @@ def _tokenizer(location: str, subfolder: str, revision: str | None) -> Any | Non
             return CLIPTokenizer.from_pretrained(location, subfolder=subfolder, revision=revision)
     except UserError:
         return None
-
-
-def check_tokenizers(location: str, components: Components) -> Components:
-    """transformers makes a tokenizer of two tokens out of files it does not find, without a word."""
-    for tokenizer, text_encoder in zip(components.tokenizers, components.text_encoders, strict=True):
-        known, rows = len(tokenizer), int(text_encoder.config.vocab_size)
-        if known < _LEAST_TOKENS or known > rows:
-            raise UserError(
-                f"The tokenizer of {location} has {known} tokens and the text encoder {rows}: they do not belong "
-                f"together, or vocab.json and merges.txt in tokenizer/ are missing or damaged."
-            )
-    return components
-
-
-@contextmanager
-def explained(location: str, revision: str | None = None, variant: str | None = None) -> Iterator[None]:
-    """Turns what the hub's libraries raise into what a person can do about it."""
-    try:
-        with warnings.catch_warnings():
-            # An argument of diffusers' own to the hub's client, on every fetch.
-            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
-            yield
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(_load_error_message(location, revision, variant, error)) from error
 
 
 def _load_from_hub(
@@ -224,7 +136,7 @@ def _load_from_hub(
     if len(failures) == 1:
         raise failures[0]
     reasons = " ".join(f"({number}) {_short(error)}" for number, error in enumerate(failures, start=1))
-    raise UserError(f"Neither the model nor a mirror of it could be had. {reasons} {_how_to_get(places[0][0])}")
+    raise UserError(f"Neither the model nor a mirror of it could be had. {reasons} {how_to_get(places[0][0])}")
 
 
 def _load_pretrained(
@@ -252,14 +164,6 @@ def _load_pretrained(
         unet = UNet2DConditionModel.from_pretrained(location, subfolder="unet", variant=variant, **chosen)
     components = in_float32(unet, autoencoder, text_encoders, tokenizers, scheduler, zero_no_prompt)
     return check_tokenizers(location, components)
-
-
-def in_float32(
-    unet: Any, vae: Any, text_encoders: Sequence[Any], tokenizers: Sequence[Any], scheduler: Any, zero_no_prompt: bool
-) -> Components:
-    """Half precision files come up to float32: the two libraries differ in what they do without being told."""
-    encoders = tuple(encoder.float() for encoder in text_encoders)
-    return Components(unet.float(), vae.float(), encoders, tuple(tokenizers), scheduler, zero_no_prompt)
 
 
 def load_vae(source: str | Path) -> Any:
@@ -338,61 +242,5 @@ def _check_folder(folder: Path, layout: Layout) -> None:
         )
 
 
-def _load_error_message(location: str, revision: str | None, variant: str | None, error: Exception) -> str:
-    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if Path(location).is_dir():
-        hint = f"Is there a file for variant {variant!r} in it? " if variant else ""
-        return f"The model in {location} could not be read: {first_line} {hint}Copy or download the folder again."
-    return f"{_hub_reason(location, revision, variant, error, first_line)} {_how_to_get(location)}"
-
-
-def _hub_reason(location: str, revision: str | None, variant: str | None, error: Exception, first_line: str) -> str:
-    """One sentence on why a hub id could not be had. diffusers hides the hub's own error behind another, so all of the
-    chain is looked at."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    chain = list(_chain(error))
-    if any(isinstance(cause, GatedRepoError) for cause in chain) or "gated" in str(error).lower():
-        return (
-            f"The hub refuses {location!r}: the model is gated. Accept its terms on https://huggingface.co/{location}, "
-            f"then log in with `hf auth login`."
-        )
-    if any(isinstance(cause, RevisionNotFoundError) for cause in chain):
-        return f"The hub's {location!r} has no revision {revision!r}."
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
-        return (
-            f"The hub has no model {location!r} for you: it was removed or renamed, is misspelt, or is private (then "
-            f"log in with `hf auth login`)."
-        )
-    if "401" in str(error) or "403" in str(error):
-        return (
-            f"The hub refuses {location!r}: the model may be gated (accept its terms on its page, then `hf auth "
-            f"login`), private, or misspelt."
-        )
-    if _offline():
-        files = f", or not with variant {variant!r}" if variant else ""
-        return f"The model {location!r} is not in the local cache{files}, and HF_HUB_OFFLINE forbids fetching it."
-    return f"The model {location!r} could not be loaded: {first_line}"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _how_to_get(location: str) -> str:
-    return (
-        f"To get it: `hf download {location}` on a machine with a network (its cache, HF_HOME, can be copied), or give "
-        f"a local folder or .safetensors file instead, backbone.source=PATH."
-    )
-
-
 def _short(error: UserError) -> str:
     return str(error).partition(" To get it:")[0]
-
-
-def _offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)

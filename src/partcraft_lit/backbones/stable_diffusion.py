@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from partcraft_lit.backbones.components import SD, Components
 from partcraft_lit.backbones.latent_diffusion import LatentDiffusion, Precision, check_hash
-from partcraft_lit.backbones.sources import SD, Components, load_components, packaged_weights
+from partcraft_lit.backbones.sources import load_components, packaged_weights
 from partcraft_lit.backbones.text import encode_text
-from partcraft_lit.types import Conditioning, TokenizedPrompts
+from partcraft_lit.core.types import Conditioning, TokenizedPrompts
 
 
 class StableDiffusion(LatentDiffusion):

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from partcraft_lit.backbones.components import SDXL
 from partcraft_lit.backbones.latent_diffusion import LatentDiffusion, Precision, check_hash
-from partcraft_lit.backbones.sources import SDXL, load_components
+from partcraft_lit.backbones.sources import load_components
 from partcraft_lit.backbones.text import encode_text
-from partcraft_lit.errors import UserError
-from partcraft_lit.types import Conditioning, TokenizedPrompts
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import Conditioning, TokenizedPrompts
 
 
 class StableDiffusionXL(LatentDiffusion):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from partcraft_lit.types import TokenizedPrompts
+from partcraft_lit.core.types import TokenizedPrompts
 
 
 def plain_tokens(tokenizers: Sequence[Any], prompts: Sequence[str], max_length: int = 77) -> TokenizedPrompts:

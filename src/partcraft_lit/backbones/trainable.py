@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from partcraft_lit.backbones.lora import add_lora
-from partcraft_lit.types import Backbone
+from partcraft_lit.core.types import Backbone
 
 #: "lora" adds an adapter, "full" trains all weights, "cross_kv" those that read the text, "none" nothing.
 UnetTraining = Literal["lora", "full", "cross_kv", "none"]

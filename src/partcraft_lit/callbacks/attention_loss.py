@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from partcraft_lit.callbacks.hooks import part_module
-from partcraft_lit.types import LossTerm, StepOutput
+from partcraft_lit.core.types import LossTerm, StepOutput
 
 #: (attention maps (B, T, s, s), part ids (B, T), label map (B, s, s)) -> (B,) float32.
 AttentionLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -18,7 +18,7 @@ AttentionLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass
 class AttentionTerm:
-    """An attention loss as the module's loss hook wants it: a :class:`partcraft_lit.types.LossTerm`."""
+    """An attention loss as the module's loss hook wants it: a :class:`partcraft_lit.core.types.LossTerm`."""
 
     name: str
     weight: float

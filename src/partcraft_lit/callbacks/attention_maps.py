@@ -12,9 +12,9 @@ from torch import Tensor
 
 from partcraft_lit.callbacks.hooks import log_numbers, part_module
 from partcraft_lit.callbacks.panels import Panel
+from partcraft_lit.core.types import TrainingBatch
+from partcraft_lit.core.visualization import fit_square, grid, heat_overlay, label, overlay_parts, part_colors
 from partcraft_lit.metrics.leakage import leakage_matrix
-from partcraft_lit.pictures import fit_square, grid, heat_overlay, label, overlay_parts, part_colors
-from partcraft_lit.types import TrainingBatch
 
 
 class AttentionMaps(Panel):

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from partcraft_lit.callbacks.hooks import EveryNSteps
-from partcraft_lit.files import atomic_path, atomic_write
+from partcraft_lit.core.files import atomic_path, atomic_write
 
 _NAME = re.compile(r"step=(\d+)\.ckpt")
 _log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from partcraft_lit.pictures import to_pil
-from partcraft_lit.types import Backbone, LossTerm, TrainingBatch
+from partcraft_lit.core.types import Backbone, LossTerm, TrainingBatch
+from partcraft_lit.core.visualization import to_pil
 
 
 class PartModule(Protocol):

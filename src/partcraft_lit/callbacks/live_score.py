@@ -14,11 +14,11 @@ from torch import Tensor
 
 from partcraft_lit.callbacks.checkpoint import manifest_of, manifest_path
 from partcraft_lit.callbacks.hooks import EveryNSteps, check_pairs, evaluating, going_on, log_numbers, part_module
-from partcraft_lit.files import atomic_path, atomic_write
+from partcraft_lit.core.files import atomic_path, atomic_write
+from partcraft_lit.core.types import PartPredictor, TrainingBatch
 from partcraft_lit.metrics.cosim import CosineSimilarity
 from partcraft_lit.metrics.emr import ExactMatchingRate
 from partcraft_lit.metrics.leakage import leakage_matrix
-from partcraft_lit.types import PartPredictor, TrainingBatch
 
 BEST = "best.json"
 

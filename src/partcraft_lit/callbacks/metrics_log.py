@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from partcraft_lit.files import atomic_write
+from partcraft_lit.core.files import atomic_write
 
 
 class MetricsLog(Callback):

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from partcraft_lit.callbacks.hooks import EveryNSteps, evaluating, going_on, log_picture
-from partcraft_lit.pictures import save_png
+from partcraft_lit.core.visualization import save_png
 
 
 class Panel(Callback, ABC):

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from partcraft_lit.types import TrainingBatch
+from partcraft_lit.core.types import TrainingBatch
 
 
 class Rate:

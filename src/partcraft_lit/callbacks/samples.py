@@ -12,7 +12,7 @@ from torch import Tensor
 
 from partcraft_lit.callbacks.hooks import check_pairs, part_module
 from partcraft_lit.callbacks.panels import Panel
-from partcraft_lit.pictures import grid, label, upscale
+from partcraft_lit.core.visualization import grid, label, upscale
 
 
 class Samples(Panel):

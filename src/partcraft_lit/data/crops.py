@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from partcraft_lit.core.images import to_unit
+from partcraft_lit.core.randomness import torch_generator
+from partcraft_lit.core.store import Entry, Store, stable_hash
+from partcraft_lit.core.types import Backbone, ImageSource, TrainingBatch
 from partcraft_lit.data.latents import DTYPES, KIND, PREPARATION, LatentTable, Square, corner, encode, prepare
-from partcraft_lit.images import to_unit
-from partcraft_lit.randomness import torch_generator
-from partcraft_lit.store import Entry, Store, stable_hash
-from partcraft_lit.types import Backbone, ImageSource, TrainingBatch
 
 #: (B, 3, H, W) in -1...1 -> mean and standard deviation, (B, C, H/f, W/f) each.
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]

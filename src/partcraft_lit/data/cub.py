@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.store import Store
+from partcraft_lit.core.types import Annotation
 from partcraft_lit.data.image_files import ImageFiles
 from partcraft_lit.data.published import Split, check_listed, check_split, choose_classes, find_root, read_table
-from partcraft_lit.errors import UserError
-from partcraft_lit.store import Store
-from partcraft_lit.types import Annotation
 
 _FILES = (
     "images.txt",

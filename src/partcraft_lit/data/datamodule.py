@@ -12,10 +12,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import TokenizedPrompts, TrainingBatch, TrainingExample
 from partcraft_lit.data.crops import Encode, encode_crops
 from partcraft_lit.data.training_set import TrainingSet
-from partcraft_lit.errors import UserError
-from partcraft_lit.types import TokenizedPrompts, TrainingBatch, TrainingExample
 
 
 class EndlessBatches:

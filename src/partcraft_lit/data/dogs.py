@@ -8,12 +8,12 @@ from xml.etree import ElementTree
 
 import torch
 
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.store import Store
+from partcraft_lit.core.types import Annotation
 from partcraft_lit.data.image_files import ImageFiles
 from partcraft_lit.data.matfile import read_mat
 from partcraft_lit.data.published import Split, check_listed, check_split, choose_classes, find_root
-from partcraft_lit.errors import UserError
-from partcraft_lit.store import Store
-from partcraft_lit.types import Annotation
 
 _LISTS = {"train": "train_list.mat", "test": "test_list.mat", "all": "file_list.mat"}
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from partcraft_lit.errors import UserError
-from partcraft_lit.files import atomic_write, make_folder
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.files import atomic_write, make_folder
 
 _log = logging.getLogger(__name__)
 #: (bytes so far, bytes in all)

@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.images import readable_extensions
+from partcraft_lit.core.ranges import Range
+from partcraft_lit.core.store import Store
+from partcraft_lit.core.types import ABSENT, GroundTruth
 from partcraft_lit.data.image_files import ImageFiles, Rejected, existing_folder, printable
 from partcraft_lit.data.mask_files import MaskFiles
-from partcraft_lit.errors import UserError, did_you_mean
-from partcraft_lit.images import readable_extensions
-from partcraft_lit.store import Store
-from partcraft_lit.strict import Range
-from partcraft_lit.types import ABSENT, GroundTruth
 
 #: Pictures that people have and that are not read here: worth a line in the list of rejected files.
 _UNREADABLE_PICTURES = frozenset(

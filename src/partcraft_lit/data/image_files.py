@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partcraft_lit.errors import UserError, did_you_mean
-from partcraft_lit.files import atomic_write
-from partcraft_lit.images import (
+from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.images import (
     READER_VERSION,
     UnreadableImage,
     decode_image,
@@ -29,7 +29,7 @@ from partcraft_lit.images import (
     read_image,
     readable_extensions,
 )
-from partcraft_lit.store import Store, stable_hash
+from partcraft_lit.core.store import Store, stable_hash
 
 logger = logging.getLogger(__name__)
 

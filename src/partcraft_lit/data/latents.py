@@ -9,10 +9,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
-from partcraft_lit.images import clamp_aspect, resize_short_side, to_unit
-from partcraft_lit.store import Entry, Store, stable_hash
-from partcraft_lit.types import Backbone, ImageSource
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.images import clamp_aspect, resize_short_side, to_unit
+from partcraft_lit.core.store import Entry, Store, stable_hash
+from partcraft_lit.core.types import Backbone, ImageSource
 
 KIND = "latents"
 #: Raise by one when the same image would be prepared otherwise.

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.data.image_files import existing_folder
-from partcraft_lit.errors import UserError
 
 #: Names of the labels 1, 2, ... of label pictures, one a line.
 NAMES_FILE = "parts.txt"

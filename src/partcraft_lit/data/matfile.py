@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 
 #: Types of data elements -> NumPy's, without byte order.
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.store import Store
 from partcraft_lit.data.folder import list_images
 from partcraft_lit.data.image_files import ImageFiles, existing_folder
-from partcraft_lit.errors import UserError, did_you_mean
-from partcraft_lit.store import Store
 
 logger = logging.getLogger(__name__)
 

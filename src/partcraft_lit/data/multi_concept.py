@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.store import Store
 from partcraft_lit.data.image_files import ImageFiles
 from partcraft_lit.data.published import check_listed, choose_classes, existing_folder
-from partcraft_lit.errors import UserError
 from partcraft_lit.metrics.alignment import ConceptSet, read_concepts
-from partcraft_lit.store import Store
 
 _IMAGE = "image.jpg"
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from partcraft_lit.backbones.sampling import sample
 from partcraft_lit.backbones.text import plain_tokens
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.store import Entry, Store, stable_hash
+from partcraft_lit.core.types import Backbone, ImageSource
 from partcraft_lit.data.folder import ImageFolder
-from partcraft_lit.errors import UserError
-from partcraft_lit.settings import PriorSettings
-from partcraft_lit.store import Entry, Store, stable_hash
-from partcraft_lit.types import Backbone, ImageSource
+from partcraft_lit.data.settings import PriorSettings
 
 KIND = "prior"
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from partcraft_lit.core.errors import UserError, did_you_mean, nearest_names
 from partcraft_lit.data.image_files import existing_folder
-from partcraft_lit.errors import UserError, did_you_mean, nearest_names
 
 Split = Literal["train", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "test", "all")

@@ -8,10 +8,10 @@ from dataclasses import astuple, dataclass, replace
 import torch
 from torch import Tensor
 
-from partcraft_lit.images import clamp_aspect, resize
-from partcraft_lit.randomness import torch_generator
-from partcraft_lit.store import stable_hash
-from partcraft_lit.types import Alteration, ImageSource, TrainingExample
+from partcraft_lit.core.images import clamp_aspect, resize
+from partcraft_lit.core.randomness import torch_generator
+from partcraft_lit.core.store import stable_hash
+from partcraft_lit.core.types import Alteration, ImageSource, TrainingExample
 
 #: Raise by one when the same view would give other pixels.
 _VERSION = 1

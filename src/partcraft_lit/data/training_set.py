@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.randomness import epoch_index, torch_generator
+from partcraft_lit.core.types import ABSENT, Alteration, TrainingExample
 from partcraft_lit.data.latents import Square, Squares
-from partcraft_lit.errors import UserError, did_you_mean
 from partcraft_lit.parts.spool import LabelMaps
-from partcraft_lit.randomness import epoch_index, torch_generator
-from partcraft_lit.types import ABSENT, Alteration, TrainingExample
 
 
 class TrainingSet(Dataset[TrainingExample]):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 
 
 @dataclass(frozen=True)

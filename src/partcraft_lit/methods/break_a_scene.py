@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from partcraft_lit.errors import UserError
-from partcraft_lit.methods.method import Pieces
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.methods.method import Pieces, RunSettings
 from partcraft_lit.methods.part_tokens import PartTokensRecipe
-from partcraft_lit.settings import TrainSettings
 from partcraft_lit.tokens.captions import CaptionBuilder, Subset
 
 
@@ -27,7 +26,7 @@ class BreakAScene(PartTokensRecipe):
 
     subset: Subset
 
-    def check(self, settings: TrainSettings, class_noun: str) -> None:
+    def check(self, settings: RunSettings, class_noun: str) -> None:
         """As for any part tokens.
 
         Raises:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from partcraft_lit.backbones.settings import LoraSettings
 from partcraft_lit.backbones.start_token import detach_start_token
-from partcraft_lit.errors import UserError
-from partcraft_lit.methods.method import Pieces
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import Backbone
+from partcraft_lit.methods.method import Pieces, RunSettings
 from partcraft_lit.methods.part_tokens import PartTokensRecipe, Preparation
-from partcraft_lit.settings import LoraSettings, TrainSettings
 from partcraft_lit.tokens.captions import CaptionBuilder
-from partcraft_lit.types import Backbone
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class CustomDiffusion(PartTokensRecipe):
     nouns: bool
     detach_start: bool
 
-    def check(self, settings: TrainSettings, class_noun: str) -> None:
+    def check(self, settings: RunSettings, class_noun: str) -> None:
         """As for any part tokens.
 
         Raises:

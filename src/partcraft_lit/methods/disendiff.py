@@ -9,13 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import LossTerm, StepOutput
 from partcraft_lit.losses.attention_iou import Kernel, bind_loss, separate_loss
 from partcraft_lit.methods.custom_diffusion import CustomDiffusion
-from partcraft_lit.methods.method import Method, Pieces
+from partcraft_lit.methods.method import Method, Pieces, RunSettings
 from partcraft_lit.methods.part_tokens import PartTokens
-from partcraft_lit.settings import TrainSettings
-from partcraft_lit.types import LossTerm, StepOutput
 
 
 @dataclass
@@ -79,7 +78,7 @@ class DisenDiff(CustomDiffusion):
     smooth: float
     bind: Literal["sum", "mean"]
 
-    def check(self, settings: TrainSettings, class_noun: str) -> None:
+    def check(self, settings: RunSettings, class_noun: str) -> None:
         """As for Custom Diffusion.
 
         Raises:

@@ -15,11 +15,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from partcraft_lit.settings import CaptionSettings, LoraSettings, MapperSettings, TrainSettings
+from partcraft_lit.backbones.settings import LoraSettings
+from partcraft_lit.core.types import Alteration, Backbone, LossTerm, TokenizedPrompts
+from partcraft_lit.methods.optim import OptimSettings
+from partcraft_lit.parts.settings import PartsSettings
 from partcraft_lit.tokens.captions import TEMPLATES, CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper, mean_norms
-from partcraft_lit.types import Alteration, Backbone, LossTerm, TokenizedPrompts
+from partcraft_lit.tokens.settings import CaptionSettings, MapperSettings
 
 #: In place of one class noun: each token is followed by the name of its own part.
 EACH = "each"
@@ -133,13 +136,31 @@ def embedding_tables(backbone: Backbone) -> list[Tensor]:
     return [encoder.get_input_embeddings().weight for encoder in backbone.text_encoders]  # type: ignore[operator]
 
 
+class RunSettings(Protocol):
+    """The settings of a run that a recipe may object to."""
+
+    @property
+    def parts(self) -> PartsSettings: ...
+    @property
+    def mapper(self) -> MapperSettings: ...
+    @property
+    def optim(self) -> OptimSettings: ...
+
+
+class RecipeSettings(RunSettings, Protocol):
+    """Settings of a run with the recipe itself."""
+
+    @property
+    def method(self) -> Recipe: ...
+
+
 class Recipe(Protocol):
     """What the configuration says of a method."""
 
     @property
     def name(self) -> str: ...
 
-    def check(self, settings: TrainSettings, class_noun: str) -> None:
+    def check(self, settings: RunSettings, class_noun: str) -> None:
         """Looks for settings that do not go together, before anything expensive.
 
         Raises:

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from partcraft_lit.backbones.settings import LoraSettings
 from partcraft_lit.backbones.trainable import UnetTraining, train_backbone
-from partcraft_lit.errors import UserError
-from partcraft_lit.methods.method import EACH, Method, Pieces
-from partcraft_lit.settings import CaptionSettings, LoraSettings, PhaseSettings, TokenSettings, TrainSettings
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import Alteration, Backbone, LossTerm, TokenizedPrompts
+from partcraft_lit.methods.method import EACH, Method, Pieces, RunSettings
+from partcraft_lit.methods.optim import PhaseSettings
 from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper
+from partcraft_lit.tokens.settings import CaptionSettings, TokenSettings
 from partcraft_lit.tokens.tokenize import CLIP_LENGTH, PromptTokenizer
 from partcraft_lit.tokens.words import word_ids, word_vector
-from partcraft_lit.types import Alteration, Backbone, LossTerm, TokenizedPrompts
 
 #: Lets train in a backbone what a method wants trained.
 Preparation = Callable[[Backbone], None]
@@ -108,7 +110,7 @@ class PartTokensRecipe:
     tokens: TokenSettings
     captions: CaptionSettings
 
-    def check(self, settings: TrainSettings, class_noun: str) -> None:
+    def check(self, settings: RunSettings, class_noun: str) -> None:
         """Looks for settings that do not go together.
 
         Raises:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.methods.method import RunSettings
 from partcraft_lit.methods.part_tokens import PartTokensRecipe
-from partcraft_lit.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class TextualInversion(PartTokensRecipe):
     part with one code, which starts from a word.
     """
 
-    def check(self, settings: TrainSettings, class_noun: str) -> None:
+    def check(self, settings: RunSettings, class_noun: str) -> None:
         """As for any part tokens.
 
         Raises:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from partcraft_lit.errors import UserError, did_you_mean
-from partcraft_lit.images import read_image
+from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.images import read_image
+from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.metrics.clip import ClipEncoder, ClipScore
 from partcraft_lit.metrics.features import Shared, unit
-from partcraft_lit.randomness import derive_seed
 
 #: Subset for prompts with all concepts at once.
 COMBINED = "combined"

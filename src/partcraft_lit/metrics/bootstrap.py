@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from partcraft_lit.randomness import numpy_generator
+from partcraft_lit.core.randomness import numpy_generator
 
 Values = Sequence[Sequence[float]]
 

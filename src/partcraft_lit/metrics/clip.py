@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.metrics.features import ImageFeatures, Shared, View, checked_images, unit
 from partcraft_lit.metrics.networks.pretrained import load_network, locate, model_type
 from partcraft_lit.metrics.similarity import ImageSimilarity

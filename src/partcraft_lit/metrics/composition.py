@@ -9,12 +9,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
-from partcraft_lit.images import resize, resize_short_side, to_uint8, to_unit
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.images import resize, resize_short_side, to_uint8, to_unit
+from partcraft_lit.core.randomness import derive_seed, torch_generator
+from partcraft_lit.core.types import ABSENT, Backbone, ImageSource, PartPredictor
 from partcraft_lit.metrics.cosim import CosineSimilarity
 from partcraft_lit.metrics.emr import ExactMatchingRate
-from partcraft_lit.randomness import derive_seed, torch_generator
-from partcraft_lit.types import ABSENT, Backbone, ImageSource, PartPredictor
 
 #: (B, M + 1) codes and B seeds -> (B, 3, H, W) uint8 pictures.
 Generate = Callable[[Tensor, Sequence[int]], Tensor]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.metrics.features import ImageFeatures, View, checked_images
 from partcraft_lit.metrics.networks.pretrained import load_network, locate, model_type
 from partcraft_lit.metrics.similarity import ImageSimilarity

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from partcraft_lit.images import resize, resize_short_side
-from partcraft_lit.types import PatchFeatures
+from partcraft_lit.core.images import resize, resize_short_side
+from partcraft_lit.core.types import PatchFeatures
 
 T = TypeVar("T")
 

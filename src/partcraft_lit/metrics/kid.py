@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
+from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.metrics.features import FeatureMetric, ImageFeatures
-from partcraft_lit.randomness import torch_generator
 
 _BLOCK = 1024
 

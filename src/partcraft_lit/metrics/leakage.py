@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from partcraft_lit.types import BACKGROUND
+from partcraft_lit.core.types import BACKGROUND
 
 
 class AttentionLeakage(Metric):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from partcraft_lit.core.types import ABSENT, BACKGROUND, PartPrediction, PartPredictor
 from partcraft_lit.metrics.features import Shared
-from partcraft_lit.types import ABSENT, BACKGROUND, PartPrediction, PartPredictor
 
 
 class PartMetric(Metric, ABC):

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from partcraft_lit.images import clamp_aspect, resize
-from partcraft_lit.parts.discovery import Discovery
-from partcraft_lit.parts.segmenter import connected_pieces
-from partcraft_lit.pictures import (
+from partcraft_lit.core.images import clamp_aspect, resize
+from partcraft_lit.core.types import ABSENT, ImageSource
+from partcraft_lit.core.visualization import (
     Color,
     fit_square,
     grid,
@@ -24,7 +23,8 @@ from partcraft_lit.pictures import (
     stack,
     upscale,
 )
-from partcraft_lit.types import ABSENT, ImageSource
+from partcraft_lit.parts.discovery import Discovery
+from partcraft_lit.parts.segmenter import connected_pieces
 
 _TILE = 104
 _PART_CROPS = 12

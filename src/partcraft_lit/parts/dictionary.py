@@ -17,11 +17,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
-from partcraft_lit.files import atomic_write
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.types import ABSENT
 from partcraft_lit.parts.kmeans import nearest
 from partcraft_lit.parts.segmenter import Segmenter
-from partcraft_lit.types import ABSENT
 
 FORMAT = 1
 JSON_NAME = "dictionary.json"

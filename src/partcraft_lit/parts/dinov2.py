@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import Dinov2Model
 
-from partcraft_lit.errors import UserError, did_you_mean
-from partcraft_lit.images import clamp_aspect, resize, short_side_size
+from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.images import clamp_aspect, resize, short_side_size
 
 #: Models without registers: those with registers match parts across images worse.
 MODELS = {

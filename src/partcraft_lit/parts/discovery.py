@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.randomness import derive_seed
+from partcraft_lit.core.store import Store, stable_hash
+from partcraft_lit.core.types import ABSENT, ImageSource, PatchFeatures
 from partcraft_lit.parts.dictionary import PartDictionary, check_names
 from partcraft_lit.parts.foreground import ForegroundChoice, PatchPlaces, choose_foreground
 from partcraft_lit.parts.kmeans import all_finite, assign, cosine_kmeans, nearest, spread
@@ -25,9 +28,6 @@ from partcraft_lit.parts.labelling import LabelledImages, Progress, label_images
 from partcraft_lit.parts.sample import Sample, sample_patches
 from partcraft_lit.parts.segmenter import Segmenter
 from partcraft_lit.parts.spool import FeatureSpool
-from partcraft_lit.randomness import derive_seed
-from partcraft_lit.store import Store, stable_hash
-from partcraft_lit.types import ABSENT, ImageSource, PatchFeatures
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from partcraft_lit.images import resize, short_side_size
+from partcraft_lit.core.images import resize, short_side_size
 
 #: A cell is central if both its coordinates, counted from the middle, are below this share of the half side.
 CENTRE = 0.5

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from partcraft_lit.errors import UserError
-from partcraft_lit.images import clamp_aspect
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.images import clamp_aspect
+from partcraft_lit.core.randomness import derive_seed
+from partcraft_lit.core.types import ABSENT, ImageSource, PatchFeatures, TruthfulSource
 from partcraft_lit.parts.dictionary import PartDictionary, check_names
 from partcraft_lit.parts.discovery import Discovery, DiscoveryReport
 from partcraft_lit.parts.kmeans import cosine_kmeans
 from partcraft_lit.parts.labelling import describe_parts
 from partcraft_lit.parts.segmenter import Segmenter
-from partcraft_lit.randomness import derive_seed
-from partcraft_lit.types import ABSENT, ImageSource, PatchFeatures, TruthfulSource
 
 #: Where parts come from, if not from discovery: "masks", one for each part of each image, or the "classes" of images,
 #: each of which shows one concept.
@@ -58,7 +58,7 @@ def given_parts(
     """Parts as the data set knows them, with a dictionary that reads further images by what those parts look like.
 
     Args:
-        source: the images; masks are those of a :class:`partcraft_lit.types.TruthfulSource`.
+        source: the images; masks are those of a :class:`partcraft_lit.core.types.TruthfulSource`.
         features: describes their patches.
         given: where the parts come from.
         num_codes: K; the variants of a part are clustered as in discovery. A class has one code.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.segmenter import Segmenter
 

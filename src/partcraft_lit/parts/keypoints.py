@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partcraft_lit.images import kept_window
+from partcraft_lit.core.images import kept_window
+from partcraft_lit.core.types import BACKGROUND, Annotation
 from partcraft_lit.parts.quality import assign, normalised_mutual_information
-from partcraft_lit.types import BACKGROUND, Annotation
 
 #: What `part_at` says of a point outside the label map.
 OUTSIDE = -1

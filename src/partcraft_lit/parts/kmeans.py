@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from partcraft_lit.randomness import numpy_generator, torch_generator
+from partcraft_lit.core.randomness import numpy_generator, torch_generator
 
 #: Two directions nearer than this (1 - cosine) are one: below it, float32 products are noise.
 SAME = 1e-6

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from partcraft_lit.core.store import Store, stable_hash
+from partcraft_lit.core.types import ABSENT, ImageSource, PatchFeatures
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.kmeans import nearest
 from partcraft_lit.parts.predictor import present_parts
 from partcraft_lit.parts.segmenter import Segmenter
 from partcraft_lit.parts.spool import FeatureSpool, LabelMaps, RowSpool
-from partcraft_lit.store import Store, stable_hash
-from partcraft_lit.types import ABSENT, ImageSource, PatchFeatures
 
 #: (stage, done, of how many)
 Progress = Callable[[str, int, int], None]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import PartPrediction, PatchFeatures
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.types import PartPrediction, PatchFeatures
 
 
 class KMeansPartPredictor:

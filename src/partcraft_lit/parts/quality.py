@@ -9,13 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from partcraft_lit.images import clamp_aspect
-from partcraft_lit.pictures import resize_labels
-from partcraft_lit.types import ABSENT, GroundTruth
+from partcraft_lit.core.images import clamp_aspect
+from partcraft_lit.core.types import ABSENT, GroundTruth
+from partcraft_lit.core.visualization import resize_labels
 
 
 class Truthful(Protocol):
-    """What this module needs of a :class:`~partcraft_lit.types.TruthfulSource`."""
+    """What this module needs of a :class:`~partcraft_lit.core.types.TruthfulSource`."""
 
     part_names: Sequence[str]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from partcraft_lit.images import clamp_aspect, short_side_size
+from partcraft_lit.core.images import clamp_aspect, short_side_size
 
 
 class ColorFeatures:

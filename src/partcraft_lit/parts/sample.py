@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from partcraft_lit.images import clamp_aspect
+from partcraft_lit.core.images import clamp_aspect
+from partcraft_lit.core.randomness import torch_generator
+from partcraft_lit.core.types import ImageSource, PatchFeatures
 from partcraft_lit.parts.foreground import PatchPlaces, inwardness
 from partcraft_lit.parts.labelling import Progress, with_features
 from partcraft_lit.parts.spool import FeatureSpool
-from partcraft_lit.randomness import torch_generator
-from partcraft_lit.types import ImageSource, PatchFeatures
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from partcraft_lit.core.types import BACKGROUND
 from partcraft_lit.parts.kmeans import nearest
-from partcraft_lit.types import BACKGROUND
 
 
 @dataclass(frozen=True)

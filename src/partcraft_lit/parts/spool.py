@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Self, cast, overload
 import torch
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 
 
 class FeatureSpool:

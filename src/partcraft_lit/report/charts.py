@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from partcraft_lit.pictures import hex_color, part_colors
+from partcraft_lit.core.visualization import hex_color, part_colors
 from partcraft_lit.report.content import Chart, Curve
 
 WIDTH, HEIGHT = 420, 236

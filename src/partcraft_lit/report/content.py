@@ -13,8 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from partcraft_lit.core.visualization import (
+    fit_square,
+    heat_overlay,
+    highlight_part,
+    overlay_parts,
+    part_colors,
+    upscale,
+)
 from partcraft_lit.metrics.composition import PartScores
-from partcraft_lit.pictures import fit_square, heat_overlay, highlight_part, overlay_parts, part_colors, upscale
 
 #: Longer side of pictures on which overlays are drawn, so that outlines stay thin in the report.
 OVERLAY_SIDE = 256
@@ -293,7 +300,7 @@ def _loss_order(key: str) -> tuple[int, str]:
 
 
 def _square(label_map: Tensor) -> Tensor:
-    """Pads a map with background to a square, as :func:`partcraft_lit.pictures.fit_square` pads the picture."""
+    """Pads a map with background to a square, as ``visualization.fit_square`` pads the image."""
     height, width = label_map.shape
     side = max(height, width)
     square = torch.zeros(side, side, dtype=label_map.dtype)

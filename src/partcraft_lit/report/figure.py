@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from partcraft_lit.pictures import INK, WHITE, Color, from_pil, save_png
+from partcraft_lit.core.visualization import INK, WHITE, Color, from_pil, save_png
 from partcraft_lit.report.charts import Axis, nice, number
 from partcraft_lit.report.strokes import Stroke, dashed
 from partcraft_lit.report.strokes import stroke as stroke_of

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from partcraft_lit.files import atomic_write
-from partcraft_lit.pictures import encode_jpeg, hex_color, part_colors, upscale
+from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.visualization import encode_jpeg, hex_color, part_colors, upscale
 from partcraft_lit.report.charts import line_chart
 from partcraft_lit.report.content import (
     AttentionRow,
@@ -27,7 +27,7 @@ from partcraft_lit.report.content import (
 )
 from partcraft_lit.report.pieces import header, score
 from partcraft_lit.report.style import CSS
-from partcraft_lit.report.whole_pictures import whole_pictures
+from partcraft_lit.report.whole_images import whole_pictures
 
 #: Pictures smaller than this are enlarged smoothly before they are embedded: browsers enlarge them badly.
 SMALL_SIDE, ENLARGED_SIDE = 200, 256

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from partcraft_lit.pictures import Color
+from partcraft_lit.core.visualization import Color
 
 Place = tuple[float, float]
 

@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import ABSENT, BACKGROUND, PartToken
 from partcraft_lit.tokens.grammar import PartVocabulary, render
-from partcraft_lit.types import ABSENT, BACKGROUND, PartToken
 
 #: The short ImageNet templates of Textual Inversion (arXiv 2208.01618, appendix), after CLIP's.
 TEMPLATES: tuple[str, ...] = (

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import PartToken
 from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
-from partcraft_lit.types import PartToken
 
 
 @dataclass(frozen=True)

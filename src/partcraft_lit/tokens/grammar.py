@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from partcraft_lit.errors import UserError, nearest_names
-from partcraft_lit.types import BACKGROUND, PartToken
+from partcraft_lit.core.errors import UserError, nearest_names
+from partcraft_lit.core.types import BACKGROUND, PartToken
 
 BACKGROUND_NAME = "background"
 #: No part can be asked for more strongly.

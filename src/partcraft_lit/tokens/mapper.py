@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from partcraft_lit.errors import UserError
-from partcraft_lit.randomness import torch_generator
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.randomness import torch_generator
 
 
 class TokenMapper(nn.Module):

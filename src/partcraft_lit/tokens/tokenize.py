@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import PartToken, TokenizedPrompts
 from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
-from partcraft_lit.types import PartToken, TokenizedPrompts
 
 #: Positions of CLIP's text encoders, the start and the end of the text included.
 CLIP_LENGTH = 77

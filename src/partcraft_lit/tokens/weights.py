@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from partcraft_lit.types import TokenizedPrompts
+from partcraft_lit.core.types import TokenizedPrompts
 
 
 def weigh(vectors: Tensor, tokens: TokenizedPrompts, baked: Tensor, num_codes: Sequence[int]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 
 
 def word_ids(word: str, tokenizers: Sequence[Any]) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from partcraft_lit.errors import UserError
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.metrics.networks.inception import (
     InceptionFeatures,
     InceptionV3,

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from partcraft_lit.errors import UserError
-from partcraft_lit.files import atomic_path
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.files import atomic_path
 from partcraft_lit.metrics.features import checked_images
 
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"

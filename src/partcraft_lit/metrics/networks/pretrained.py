@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from partcraft_lit.errors import UserError, did_you_mean
+from partcraft_lit.core.errors import UserError, did_you_mean
 
 
 def locate(source: str, known: Mapping[str, str], what: str) -> str:

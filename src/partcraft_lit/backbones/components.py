@@ -1,0 +1,172 @@
+"""What a Stable Diffusion model consists of, and what to do when a part of it cannot be loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from partcraft_lit.core.errors import UserError
+
+#: Files of which each tokenizer's folder must have one.
+TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
+#: CLIP's byte-level vocabulary begins with the 256 bytes.
+LEAST_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a kind of model consists of, by the names of diffusers' format.
+
+    Attributes:
+        title: what people call the kind.
+        text_encoders: sub-folder of each text encoder -> its class in transformers.
+        tokenizers: sub-folder of each tokenizer.
+        example: a hub id of this kind.
+        backbone: the option of the configuration group for this kind.
+    """
+
+    title: str
+    text_encoders: dict[str, str]
+    tokenizers: tuple[str, ...]
+    example: str
+    backbone: str
+
+    @property
+    def folders(self) -> dict[str, tuple[str, ...]]:
+        """Sub-folder -> files of which it must have one."""
+        configs = dict.fromkeys(("unet", "vae", *self.text_encoders), ("config.json",))
+        tokenizers = dict.fromkeys(self.tokenizers, TOKENIZER_FILES)
+        return {**configs, **tokenizers, "scheduler": ("scheduler_config.json",)}
+
+
+SD = Layout(
+    title="SD 1.x and 2.x",
+    text_encoders={"text_encoder": "CLIPTextModel"},
+    tokenizers=("tokenizer",),
+    example="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    backbone="sd15",
+)
+
+
+SDXL = Layout(
+    title="SDXL",
+    text_encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
+    tokenizers=("tokenizer", "tokenizer_2"),
+    example="stabilityai/stable-diffusion-xl-base-1.0",
+    backbone="sdxl",
+)
+
+
+@dataclass(frozen=True)
+class Components:
+    """Networks in float32 on the CPU, the tokenizers, and any scheduler that carries the noise schedule.
+
+    Attributes:
+        unet, vae: diffusers' networks.
+        text_encoders, tokenizers: of transformers, in the order of the layout.
+        scheduler: of diffusers.
+        zero_no_prompt: whether the model was published to take zeros for no prompt at all.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoders: tuple[Any, ...]
+    tokenizers: tuple[Any, ...]
+    scheduler: Any
+    zero_no_prompt: bool
+
+
+def check_tokenizers(location: str, components: Components) -> Components:
+    """transformers makes a tokenizer of two tokens out of files it does not find, without a word."""
+    for tokenizer, text_encoder in zip(components.tokenizers, components.text_encoders, strict=True):
+        known, rows = len(tokenizer), int(text_encoder.config.vocab_size)
+        if known < LEAST_TOKENS or known > rows:
+            raise UserError(
+                f"The tokenizer of {location} has {known} tokens and the text encoder {rows}: they do not belong "
+                f"together, or vocab.json and merges.txt in tokenizer/ are missing or damaged."
+            )
+    return components
+
+
+@contextmanager
+def explained(location: str, revision: str | None = None, variant: str | None = None) -> Iterator[None]:
+    """Turns what the hub's libraries raise into what a person can do about it."""
+    try:
+        with warnings.catch_warnings():
+            # An argument of diffusers' own to the hub's client, on every fetch.
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
+            yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(_load_error_message(location, revision, variant, error)) from error
+
+
+def in_float32(
+    unet: Any, vae: Any, text_encoders: Sequence[Any], tokenizers: Sequence[Any], scheduler: Any, zero_no_prompt: bool
+) -> Components:
+    """Half precision files come up to float32: the two libraries differ in what they do without being told."""
+    encoders = tuple(encoder.float() for encoder in text_encoders)
+    return Components(unet.float(), vae.float(), encoders, tuple(tokenizers), scheduler, zero_no_prompt)
+
+
+def _load_error_message(location: str, revision: str | None, variant: str | None, error: Exception) -> str:
+    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if Path(location).is_dir():
+        hint = f"Is there a file for variant {variant!r} in it? " if variant else ""
+        return f"The model in {location} could not be read: {first_line} {hint}Copy or download the folder again."
+    return f"{_hub_reason(location, revision, variant, error, first_line)} {how_to_get(location)}"
+
+
+def _hub_reason(location: str, revision: str | None, variant: str | None, error: Exception, first_line: str) -> str:
+    """One sentence on why a hub id could not be had. diffusers hides the hub's own error behind another, so all of the
+    chain is looked at."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    chain = list(_chain(error))
+    if any(isinstance(cause, GatedRepoError) for cause in chain) or "gated" in str(error).lower():
+        return (
+            f"The hub refuses {location!r}: the model is gated. Accept its terms on https://huggingface.co/{location}, "
+            f"then log in with `hf auth login`."
+        )
+    if any(isinstance(cause, RevisionNotFoundError) for cause in chain):
+        return f"The hub's {location!r} has no revision {revision!r}."
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
+        return (
+            f"The hub has no model {location!r} for you: it was removed or renamed, is misspelt, or is private (then "
+            f"log in with `hf auth login`)."
+        )
+    if "401" in str(error) or "403" in str(error):
+        return (
+            f"The hub refuses {location!r}: the model may be gated (accept its terms on its page, then `hf auth "
+            f"login`), private, or misspelt."
+        )
+    if _offline():
+        files = f", or not with variant {variant!r}" if variant else ""
+        return f"The model {location!r} is not in the local cache{files}, and HF_HUB_OFFLINE forbids fetching it."
+    return f"The model {location!r} could not be loaded: {first_line}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def how_to_get(location: str) -> str:
+    return (
+        f"To get it: `hf download {location}` on a machine with a network (its cache, HF_HOME, can be copied), or give "
+        f"a local folder or .safetensors file instead, backbone.source=PATH."
+    )
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)

@@ -1,0 +1,61 @@
+"""What the configuration says of the adapter, of sampling and of memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from partcraft_lit.core.ranges import Range
+from partcraft_lit.core.settings import NonNegative, Positive, Rate
+
+Scheduler = Literal["dpm++", "dpm++_trailing", "unipc", "ddim", "euler", "ddpm"]
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter of the UNet; ``alpha`` None means the rank."""
+
+    rank: Positive
+    alpha: Rate | None
+    scope: Literal["cross", "all"]
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How images are drawn."""
+
+    steps: Annotated[int, Range(1, 1000)]  # no model has a longer noise schedule
+    guidance_scale: NonNegative
+    scheduler: Scheduler
+    negative_prompt: str
+    batch_size: Positive
+
+
+@dataclass(frozen=True)
+class HardwareSettings:
+    """What is done to fit into the memory of a device. None of it changes what is trained, but for rounding.
+
+    Attributes:
+        gradient_checkpointing: whether the UNet's activations are computed again in the backward pass.
+        max_batch_size: images that go through the networks at once; a larger batch is taken in several passes.
+        offload: networks that rest on the CPU while they are not needed: the VAE, which works before training and for
+            samples, and that of the patch features. The text encoders stay: gradients of part tokens run through them.
+        compile: whether the UNet's transformer blocks are compiled, which takes minutes at the start.
+    """
+
+    gradient_checkpointing: bool
+    max_batch_size: Positive | None
+    offload: tuple[Literal["vae", "features"], ...]
+    compile: bool
+
+    def passes(self, batch_size: int) -> int:
+        """In how many equal passes a batch is taken: the fewest of at most ``max_batch_size`` images each."""
+        if self.max_batch_size is None:
+            return 1
+        most = self.max_batch_size
+        return next(n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n <= most)
+
+    def capped(self, sample: SampleSettings) -> SampleSettings:
+        """Sampling with at most ``max_batch_size`` images at once; each image is the same."""
+        most = sample.batch_size if self.max_batch_size is None else min(sample.batch_size, self.max_batch_size)
+        return replace(sample, batch_size=most)

@@ -1,0 +1,154 @@
+"""The first stage: parts of all images, with a dictionary, an atlas and, where the truth is known, its quality."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from partcraft_lit.commands.discover.settings import DiscoverSettings
+from partcraft_lit.core.environment import is_first_process
+from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.progress import Stages
+from partcraft_lit.core.store import Store, stable_hash
+from partcraft_lit.core.store.cached import remembered_file, remembered_values
+from partcraft_lit.core.types import AnnotatedSource, ImageSource, PatchFeatures, TruthfulSource
+from partcraft_lit.parts.atlas import draw_atlas, draw_masks
+from partcraft_lit.parts.dictionary import PartDictionary
+from partcraft_lit.parts.discovery import Discovery
+from partcraft_lit.parts.discovery import discover as find_parts
+from partcraft_lit.parts.given import given_parts
+from partcraft_lit.parts.keypoints import score_annotations
+from partcraft_lit.parts.quality import PartQuality, score_parts
+from partcraft_lit.parts.settings import PartsSettings
+
+#: Raise by one when the same parts would be scored or drawn otherwise.
+_VERSION = 1
+
+
+def discover(
+    settings: DiscoverSettings, folder: Path, *, source: ImageSource, load_features: Callable[[], PatchFeatures]
+) -> dict[str, Any]:
+    """``partcraft discover``: writes ``parts/`` into the run folder.
+
+    Args:
+        settings: what the configuration says.
+        folder: run folder.
+        source: the images.
+        load_features: loads the network that describes patches.
+
+    Returns:
+        The discovery's report, as plain values.
+    """
+    stages = Stages()
+    write_rejected(source, folder, stages)
+    features = load_features()
+    store = Store(settings.paths.store)
+    discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
+    facts = write_discovery(source, discovery, folder / "parts", store, stages)
+    stages.say(f"Parts: {folder / 'parts' / 'atlas.png'}")
+    return facts
+
+
+def discover_parts(
+    settings: PartsSettings, seed: int, source: ImageSource, features: PatchFeatures, store: Store, stages: Stages
+) -> Discovery:
+    """Finds the parts, or takes them from the store or the data set; says what it had to change."""
+    if settings.source != "discover":
+        with stages.stage("read parts") as counter:
+            return given_parts(
+                source,
+                features,
+                given=settings.source,
+                num_codes=settings.K,
+                names=settings.names,
+                seed=seed,
+                nredo=settings.nredo,
+                niter=settings.niter,
+                progress=counter.part,
+            )
+    with stages.stage("discover parts") as counter:
+        discovery = find_parts(source, features, seed=seed, store=store, progress=counter.part, **settings.arguments())
+    report = discovery.report
+    confidence = report.foreground.get("confidence", float("nan"))
+    shown = ", ".join(f"{part['name']} {part['images']}" for part in report.parts[1:])
+    stages.say(f"  foreground by rule with confidence {confidence:.2f}; images per part: {shown}")
+    for note in report.notes:
+        stages.say(f"  {note}")
+    return discovery
+
+
+def write_discovery(
+    source: ImageSource, discovery: Discovery, folder: Path, store: Store, stages: Stages
+) -> dict[str, Any]:
+    """Dictionary, atlas, mask sheet and report; returns the report with the quality where the truth is known.
+
+    Of several processes of a run only the first writes. What an earlier run with these parts has scored and drawn is
+    taken from the store.
+    """
+    facts = discovery.report.as_dict()
+    about = [_VERSION, discovery.dictionary.hash, list(discovery.dictionary.names), stable_hash(*_facts_of(source))]
+    if isinstance(source, TruthfulSource):
+        truthful = source
+        facts["quality"] = remembered_values(
+            store, "quality", about, lambda: score_parts(truthful, discovery.label_maps, discovery.codes).as_dict()
+        )
+        quality = PartQuality(**facts["quality"])
+        stages.say(
+            f"  against the truth: foreground IoU {quality.foreground_iou:.3f}, part IoU {quality.mean_part_iou:.3f}, "
+            f"codes against species NMI {quality.mean_nmi:.3f}"
+        )
+    if isinstance(source, AnnotatedSource):
+        facts["annotations"] = compare_annotations(source, discovery.label_maps, discovery.dictionary, stages)
+    if not is_first_process():
+        return facts
+    folder.mkdir(parents=True, exist_ok=True)
+    discovery.dictionary.save(folder)
+    atomic_write(folder / "discovery.json", json.dumps(facts, indent=1) + "\n")
+    with stages.stage("draw atlas"):
+        for name, draw in (("atlas", draw_atlas), ("masks", draw_masks)):
+            path = folder / f"{name}.png"
+            remembered_file(store, name, about, path, functools.partial(draw, source, discovery, path))
+    return facts
+
+
+def _facts_of(source: ImageSource) -> list[Any]:
+    """All that a sheet of the images shows, or a score of their parts depends on."""
+    images = range(len(source))
+    content, labels, names = ([ask(i) for i in images] for ask in (source.content_hash, source.label, source.name))
+    return [type(source).__name__, content, labels, names, list(source.class_names)]
+
+
+def compare_annotations(
+    source: AnnotatedSource, label_maps: Sequence[Tensor], dictionary: PartDictionary, stages: Stages
+) -> dict[str, Any]:
+    """Parts against the boxes and keypoints that people marked; says how they agree."""
+    annotations = [source.annotation(index) for index in range(len(label_maps))]
+    quality = score_annotations(annotations, label_maps, dictionary.num_parts, source.keypoint_names)
+    shown = f"box IoU {quality.box_iou:.3f} ({quality.box_found:.0%} above one half)"
+    if source.keypoint_names:
+        shown += (
+            f", keypoints in the foreground {quality.keypoint_in_foreground:.3f}, in their part "
+            f"{quality.keypoint_accuracy:.3f} (one to one {quality.keypoint_accuracy_paired:.3f}), "
+            f"NMI {quality.keypoint_nmi:.3f}"
+        )
+    stages.say(f"  against the annotations: {shown}")
+    for part, names in quality.holds.items():
+        stages.say(f"    {dictionary.names[part]} holds: {', '.join(names)}")
+    return quality.as_dict()
+
+
+def write_rejected(source: ImageSource, folder: Path, stages: Stages) -> list[str]:
+    """Lists images that could not be read in ``rejected.csv``; returns what a reader of the report must know."""
+    write = getattr(source, "write_rejected", None)
+    if write is None or not source.rejected:  # type: ignore[attr-defined]
+        return []
+    path = folder / "rejected.csv"
+    write(path)
+    note = f"{len(source.rejected)} files could not be read; they are listed in {path.name}, and the run goes on."  # type: ignore[attr-defined]
+    stages.say(note)
+    return [note]

@@ -1,0 +1,118 @@
+"""``partcraft evaluate``: the scores of a run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from partcraft_lit.commands.train import runs
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.config import compose as config
+from partcraft_lit.config import factories
+from partcraft_lit.config.validation import coerce
+from partcraft_lit.core import environment, rundir
+
+#: What does not change the numbers of the trained model.
+_NOT_HASHED = (
+    "eval.enabled",
+    "eval.untrained",
+    "eval.hybrids",
+    "eval.pictures",  # more numbers about the same pictures
+    "eval.neighbours",
+    "sample.batch_size",
+)
+
+
+def check(values: Mapping[str, Any]) -> TrainSettings:
+    coerce(values["verify"], bool, "verify")
+    settings = factories.settings_of(TrainSettings, _values_of(values))
+    for name in settings.eval.pictures:
+        config.choose(values["metrics"], name, "eval.pictures")
+    return settings
+
+
+def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
+    folder = evaluation_folder(runs.run_of(values), values)
+    return folder, f"Scores go to {folder}"
+
+
+def main(values: Mapping[str, Any], folder: Path) -> Any:
+    settings = check(values)
+    trained = _values_of(values)
+
+    given: dict[str, Any] = {
+        "run_folder": runs.run_of(values),
+        "source": factories.make_source(trained),
+        "load_features": factories.features_loader(trained),
+        "load_picture_features": factories.picture_features_loader(trained),
+    }
+    if values["verify"]:
+        from partcraft_lit.commands.evaluate.evaluate import verify
+
+        return verify(settings, folder, **given)
+    _start_processes(values["trainer"])
+    from partcraft_lit.commands.evaluate.evaluate import evaluate
+
+    return evaluate(settings, folder, load_backbone=factories.backbone_loader(trained), **given)
+
+
+def _start_processes(trainer: Mapping[str, Any]) -> None:
+    """One process for each device of the trainer, if it has several: Lightning starts the others with this command."""
+    if environment.trainer_processes(trainer) * int(trainer["num_nodes"]) < 2:
+        return
+    from lightning.fabric import Fabric
+
+    strategy = "ddp" if trainer["strategy"] == "auto" else trainer["strategy"]
+    given = {key: trainer[key] for key in ("accelerator", "devices", "num_nodes")}
+    Fabric(strategy=strategy, **given).launch()
+
+
+def evaluation_folder(run_folder: Path, chosen: Mapping[str, Any]) -> Path:
+    """``evaluation`` of the run for its own settings, a folder inside it for others: both can stand.
+
+    Args:
+        run_folder: of the run.
+        chosen: has ``eval`` and ``sample``, where null is as in the run.
+    """
+    own = runs.values_of_run(run_folder)
+    digest = scoring_hash(_merged(own, chosen))
+    return run_folder / "evaluation" if digest == scoring_hash(own) else run_folder / "evaluation" / digest
+
+
+def scoring_hash(values: Mapping[str, Any]) -> str:
+    """Of the settings that decide which pictures are drawn and how."""
+    return rundir.settings_hash({key: values[key] for key in ("eval", "sample")}, _NOT_HASHED)
+
+
+def chosen_keys(group: str) -> list[str]:
+    """Keys of ``eval`` or ``sample`` that this verb knows."""
+    return list(_defaults("evaluate", group))
+
+
+def _values_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's own values, with what was chosen here in their place."""
+    own = runs.values_of_run(runs.run_of(values))
+    networks = _networks(own.get("metrics", {}), values["metrics"])
+    return {**_merged(own, values), "trainer": values["trainer"], "metrics": networks}
+
+
+def _networks(own: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of networks: a row that was not touched here is as in the run, as far as that is still understood."""
+    untouched = _defaults("evaluate", "metrics")
+    return {
+        name: own[name] if node == untouched.get(name) and own.get(name, {}).keys() == node.keys() else node
+        for name, node in chosen.items()
+    }
+
+
+@functools.cache
+def _defaults(verb: str, group: str) -> dict[str, Any]:
+    values: dict[str, Any] = config.plain(config.compose(verb))[group]
+    return values
+
+
+def _merged(own: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    given = {key: {k: v for k, v in chosen[key].items() if v is not None} for key in ("eval", "sample")}
+    return {**own, **{key: {**own[key], **given[key]} for key in given}}

@@ -1,0 +1,290 @@
+"""The parts and the adapter of a run as files for other tools, each read again and compared before it is given out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from partcraft_lit.backbones.families import family_of
+from partcraft_lit.backbones.lora import LoraLayer, lora_layers, remove_lora
+from partcraft_lit.backbones.lora_files import UNET, encoder_names, to_diffusers, to_kohya
+from partcraft_lit.backbones.low_rank import low_rank_layers
+from partcraft_lit.backbones.sampling import make_scheduler
+from partcraft_lit.backbones.trainable import cross_kv
+from partcraft_lit.commands.export.bundle import LORA_NAME, Bundle, Origin
+from partcraft_lit.commands.export.card import write_card
+from partcraft_lit.commands.export.check import Expected, Found, check_target
+from partcraft_lit.commands.export.settings import ExportSettings
+from partcraft_lit.commands.train.assembly import load_trained, vocabulary_of
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.progress import Stages
+from partcraft_lit.core.types import Backbone, PartToken
+from partcraft_lit.core.visualization import save_png
+from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.parts.dictionary import PartDictionary
+from partcraft_lit.tokens.embedding_files import ExportedPart, chosen_tokens, exported_part
+
+MANIFEST = "export.json"
+#: Part tokens in one prompt of the check: they fit beside the words, whatever the parts are called.
+_PER_PROMPT = 16
+
+
+def export(
+    settings: ExportSettings,
+    folder: Path,
+    *,
+    run_folder: Path,
+    trained: TrainSettings,
+    load_backbone: Callable[[], Backbone],
+    origin: Origin,
+) -> dict[str, Any]:
+    """``partcraft export``: writes one folder per tool, a model card, thumbnails, and what reading them again gave.
+
+    Returns:
+        What ``export.json`` holds.
+
+    Raises:
+        UserError: for a part that does not exist (before a model is loaded), a run that cannot be exported, or a file
+            that does not give back what was trained.
+    """
+    stages = Stages()
+    dictionary = PartDictionary.load(run_folder / "parts")
+    vocabulary = vocabulary_of(dictionary)
+    tokens = chosen_tokens(settings.chosen, vocabulary, _shown_codes(dictionary))
+    with stages.stage("load"):
+        backbone = load_backbone()
+        untrained = {name: weight.detach().cpu().clone() for name, weight in cross_kv(backbone.unet)}
+        module, _ = load_trained(trained, run_folder, backbone, class_noun="")
+    _check_adapters(module)
+    bundle = _bundle(settings, run_folder.name, trained, module, tokens, origin, untrained)
+    with stages.stage("draw"):
+        expected = _expected(bundle, module)
+        thumbnails = _thumbnails(bundle, module)
+    remove_lora(backbone.unet)
+    with torch.no_grad():
+        for name, weight in cross_kv(backbone.unet):
+            weight.copy_(untrained[name])
+    _remove_earlier(folder)
+    files: list[Path] = []
+    results: dict[str, Found] = {}
+    for target in settings.to:
+        written = _WRITERS[target](bundle, backbone, folder / target)
+        with stages.stage(f"check {target}"):
+            results[target] = check_target(target, folder / target, bundle, expected, backbone)
+        files += written
+        stages.say(f"  {target}: {_verdict(results[target], bundle)}")
+    pictures = _write_thumbnails(bundle, thumbnails, folder)
+    files += [*pictures, *write_card(bundle, results, folder, pictures, backbone.resolution)]
+    facts = _facts(bundle, results, [path.relative_to(folder).as_posix() for path in files])
+    atomic_write(folder / MANIFEST, json.dumps(facts, indent=1) + "\n")
+    stages.say(f"Export: {folder}")
+    _raise_if_missed(bundle, results, folder)
+    return facts
+
+
+def _bundle(
+    settings: ExportSettings,
+    run: str,
+    trained: TrainSettings,
+    module: PersonalizationModule,
+    tokens: Sequence[PartToken],
+    origin: Origin,
+    untrained: Mapping[str, Tensor],
+) -> Bundle:
+    backbone = module.backbone
+    name = settings.name or f"partcraft-{run.rpartition('-')[2]}"
+    baked = module.method.bake()
+    networks = {UNET: backbone.unet, **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders))}
+    layers = {network: lora_layers(part) for network, part in networks.items()}
+    layers[UNET] |= _changed_projections(backbone.unet, untrained)
+    return Bundle(
+        name=name,
+        run=run,
+        origin=origin,
+        family=family_of(backbone),
+        base_hash=backbone.hash,
+        parts=[exported_part(token, module.method.vocabulary, baked, backbone.token_widths, name) for token in tokens],
+        adapters={network: found for network, found in layers.items() if found},
+        settings=settings,
+        trained=trained,
+    )
+
+
+def _shown_codes(dictionary: PartDictionary) -> list[list[bool]]:
+    """Per part and code, whether an image shows it; a class that never shows a part has a centroid of zeros."""
+    return [table.any(dim=1).tolist() for table in dictionary.code_centroids]
+
+
+def _changed_projections(unet: Any, untrained: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
+    """Keys and values of cross-attention that were trained as they are, as in Custom Diffusion."""
+    trained = {name: weight.detach().cpu() for name, weight in cross_kv(unet) if weight.requires_grad}
+    return low_rank_layers({name: untrained[name] for name in trained}, trained) if trained else {}
+
+
+def _check_adapters(module: PersonalizationModule) -> None:
+    """Files hold low-rank changes and embeddings; a run that trained anything else cannot be told in them."""
+    networks = {"unet": module.backbone.unet, "text_encoder": torch.nn.ModuleList(module.backbone.text_encoders)}
+    told = {id(weight) for _, weight in cross_kv(module.backbone.unet)}
+    for network, part in networks.items():
+        trained = [(name, p) for name, p in part.named_parameters() if p.requires_grad and id(p) not in told]
+        others = [name for name, _ in trained if ".lora_" not in name]
+        if others:
+            raise UserError(
+                f"This run trained {len(others)} weights of the {network} itself, for instance {others[0]!r}; an "
+                f"export holds LoRA and embeddings only. Train with method.unet=lora, or cross_kv, and "
+                f"method.text_encoder=false."
+            )
+
+
+# What the files have to give back.
+
+
+@torch.no_grad()
+def _expected(bundle: Bundle, module: PersonalizationModule) -> Expected:
+    """Text and a picture of the trained model, for prompts that hold every exported part."""
+    words = [part.placeholder for part in bundle.parts]
+    prompts = [
+        f"a photo of a {' '.join(words[start : start + _PER_PROMPT])}" for start in range(0, len(words), _PER_PROMPT)
+    ]
+    texts = []
+    for prompt in prompts:
+        tokens = module.method.tokenize([prompt]).to(module.device)
+        texts.append(module.backbone.encode_prompts(tokens, module.method.part_vectors(tokens)).to("cpu"))
+    sampling = replace(bundle.settings.sample, steps=min(bundle.settings.sample.steps, bundle.settings.check.steps))
+    module.use_sampling(sampling)
+    picture_prompt = f"a photo of a {' '.join(_one_of_each(bundle.parts))}"
+    image = module.generate([picture_prompt], [bundle.settings.seed])[0]
+    return Expected(prompts, texts, picture_prompt, image, sampling, module.method.vocabulary)
+
+
+def _one_of_each(parts: Sequence[ExportedPart]) -> list[str]:
+    """The first exported variant of every part."""
+    first = {part.token.part: part.placeholder for part in reversed(parts)}
+    return list(first.values())[::-1][:_PER_PROMPT]
+
+
+def _thumbnails(bundle: Bundle, module: PersonalizationModule) -> list[Tensor]:
+    few = bundle.parts[: bundle.settings.thumbnails]
+    if not few:
+        return []
+    module.use_sampling(bundle.settings.sample)
+    prompts = [part.alone for part in few]
+    return list(module.generate(prompts, [bundle.settings.seed] * len(few)))
+
+
+# Writing.
+
+
+def _write_diffusers(bundle: Bundle, backbone: Backbone, folder: Path) -> list[Path]:
+    files = []
+    if bundle.adapters:
+        files.append(_save(folder / LORA_NAME, to_diffusers(bundle.adapters), bundle))
+    for index, network in enumerate(encoder_names(len(backbone.text_encoders))):
+        for part in bundle.parts:
+            path = folder / network / f"{part.stem}.safetensors"
+            files.append(_save(path, {part.placeholder: part.vectors[index]}, bundle))
+    scheduler = make_scheduler(backbone.noise_scheduler, bundle.settings.sample.scheduler)
+    path = folder / "scheduler" / "scheduler_config.json"
+    atomic_write(path, scheduler.to_json_string())
+    return [*files, path]
+
+
+def _write_a1111(bundle: Bundle, backbone: Backbone, folder: Path) -> list[Path]:
+    return _write_webui(bundle, backbone, folder / "models" / "Lora", folder / "embeddings")
+
+
+def _write_comfyui(bundle: Bundle, backbone: Backbone, folder: Path) -> list[Path]:
+    return _write_webui(bundle, backbone, folder / "models" / "loras", folder / "models" / "embeddings")
+
+
+def _write_webui(bundle: Bundle, backbone: Backbone, lora_folder: Path, embedding_folder: Path) -> list[Path]:
+    files = []
+    if bundle.adapters:
+        tensors = to_kohya(bundle.adapters, bundle.family, backbone.unet.config)
+        files.append(_save(lora_folder / f"{bundle.name}.safetensors", tensors, bundle))
+    for part in bundle.parts:
+        vectors = dict(zip(bundle.family.embedding_keys, part.vectors, strict=True))
+        files.append(_save(embedding_folder / f"{part.stem}.safetensors", vectors, bundle))
+    return files
+
+
+_WRITERS: dict[str, Callable[[Bundle, Backbone, Path], list[Path]]] = {
+    "diffusers": _write_diffusers,
+    "a1111": _write_a1111,
+    "comfyui": _write_comfyui,
+}
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], bundle: Bundle) -> Path:
+    dtype = getattr(torch, bundle.settings.number_format)
+    cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    atomic_write(path, to_safetensors(cast, bundle.metadata()))
+    return path
+
+
+def _write_thumbnails(bundle: Bundle, thumbnails: Sequence[Tensor], folder: Path) -> list[Path]:
+    """One per part for the card, and beside its embedding where A1111 looks for one.
+
+    There the name must end in ``.preview.png``: any other PNG in that folder is taken for an embedding.
+    """
+    paths = []
+    for part, image in zip(bundle.parts, thumbnails, strict=False):
+        recipe = {"prompt": part.alone, "seed": bundle.settings.seed, "run": bundle.run}
+        paths.append(save_png(folder / "thumbnails" / f"{part.stem}.png", image, recipe))
+        if "a1111" in bundle.settings.to:
+            paths.append(save_png(folder / "a1111" / "embeddings" / f"{part.stem}.preview.png", image, recipe))
+    return paths
+
+
+def _remove_earlier(folder: Path) -> None:
+    """What an earlier export left here; that nothing else is here was checked before anything was loaded."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        for name in json.loads(manifest.read_text(encoding="utf-8"))["files"]:
+            (folder / name).unlink(missing_ok=True)
+        manifest.unlink()
+
+
+# The verdict.
+
+
+def _verdict(found: Found, bundle: Bundle) -> str:
+    return (
+        f"{found.layers}/{bundle.num_layers} layers, largest error {found.weights:.1e}; {found.parts} parts, text "
+        f"{found.text:.1e}; picture {found.image:.2f} grey levels: {'ok' if found.ok(bundle) else 'MISSED'}"
+    )
+
+
+def _facts(bundle: Bundle, results: Mapping[str, Found], files: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": bundle.name,
+        "run": bundle.run,
+        "base": {"model": bundle.origin.model, "family": bundle.family.title, "hash": bundle.base_hash},
+        "parts": [
+            {"token": part.placeholder, "part": part.token.part, "code": part.token.code, "file": part.stem}
+            for part in bundle.parts
+        ],
+        "layers": bundle.num_layers,
+        "tolerances": vars(bundle.settings.check),
+        "checks": {target: {**vars(found), "ok": found.ok(bundle)} for target, found in results.items()},
+        "files": list(files),
+    }
+
+
+def _raise_if_missed(bundle: Bundle, results: Mapping[str, Found], folder: Path) -> None:
+    missed = [target for target, found in results.items() if not found.ok(bundle)]
+    if missed:
+        raise UserError(
+            f"The files for {', '.join(missed)} do not give back what was trained: {folder / MANIFEST} has the "
+            f"numbers, and the tolerances are check.weights, check.text and check.image. With "
+            f"number_format=float16, float32 is closer."
+        )

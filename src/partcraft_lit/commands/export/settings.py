@@ -1,0 +1,56 @@
+"""Settings of ``partcraft export``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from partcraft_lit.backbones.settings import SampleSettings
+from partcraft_lit.core.settings import Count, NonNegative, Positive
+
+
+@dataclass(frozen=True)
+class ExportCheckSettings:
+    """How an export is proved, and by how much it may differ.
+
+    Attributes:
+        steps: of the picture that both sides draw.
+        weights: largest difference of a layer's change, as a share of its largest entry.
+        text: the same for what the text encoders give.
+        image: mean difference of the picture in grey levels of 255.
+    """
+
+    steps: Positive
+    weights: NonNegative
+    text: NonNegative
+    image: NonNegative
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """``partcraft export``.
+
+    Attributes:
+        chosen: parts to export, each "head:17", or "head" for all variants of a part; None for all that were trained.
+        to: for which tools.
+        name: of the bundle; file names begin with it. None takes that of the run.
+        number_format: of the files.
+        data_license: of the training pictures, as text; "" if unknown.
+        thumbnails: parts that get a picture, at most.
+        seed: of those pictures and of the check's.
+        sample: how they are drawn.
+        check: how the files are proved.
+        output_dir: where to; None for a folder in the run.
+    """
+
+    chosen: tuple[str, ...] | None
+    to: tuple[Literal["diffusers", "a1111", "comfyui"], ...]
+    name: str | None
+    number_format: Literal["float32", "float16"]
+    data_license: str
+    thumbnails: Count
+    seed: int
+    sample: SampleSettings
+    check: ExportCheckSettings
+    output_dir: Path | None

@@ -1,0 +1,30 @@
+"""Settings of ``partcraft generate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from partcraft_lit.backbones.settings import SampleSettings
+from partcraft_lit.core.settings import Positive
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """``partcraft generate``.
+
+    Attributes:
+        prompt: text with part tokens, such as "a photo of a <head:3> <wing:7>*1.3 bird"; None where there is a file.
+        prompts_file: a text file with one prompt per line; empty lines and those that begin with "#" are passed over.
+        num_images: how many of each prompt; image i has seed ``seed + i``.
+        seed: seed of the first.
+        sample: how they are drawn.
+        output_dir: where to; None for a folder in the run.
+    """
+
+    prompt: str | None
+    prompts_file: Path | None
+    num_images: Positive
+    seed: int
+    sample: SampleSettings
+    output_dir: Path | None

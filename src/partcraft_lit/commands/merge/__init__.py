@@ -1,0 +1,120 @@
+"""``partcraft merge``: separately trained concepts of Custom Diffusion as one run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from partcraft_lit.commands.merge.settings import MergeSettings
+from partcraft_lit.commands.train import runs
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.config import compose as config
+from partcraft_lit.config import factories
+from partcraft_lit.core import environment, rundir
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.files import atomic_write
+
+#: Of a run's configuration: what one vector per concept is, without a mapper.
+_TOKENS_ALONE = {"layers": 0, "position": False, "norm_match": False}
+
+
+def check(values: Mapping[str, Any]) -> MergeSettings:
+    own = {key: value for key, value in values.items() if key != "parts"}  # some data sets bring their number of parts
+    settings = factories.settings_of(MergeSettings, own)
+    if settings.captions_file is not None and not settings.captions_file.is_file():
+        raise UserError(f"captions_file={settings.captions_file}: there is no such file.")
+    folders = _folders(settings)
+    if len(folders) < 2:
+        raise UserError(
+            f"runs={[folder.name for folder in folders]}: wanted are two runs or more, 'runs=[FIRST,SECOND]'."
+        )
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(f"runs: {folder.name} is named twice.")
+        _check_run(folder)
+    return settings
+
+
+def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
+    if values["output_dir"] is not None:
+        return Path(values["output_dir"]).expanduser(), ""
+    settings = check(values)
+    digest = rundir.settings_hash({"runs": [folder.name for folder in _folders(settings)]}, ())
+    return rundir.new_folder(_root(settings), digest), ""
+
+
+def main(values: Mapping[str, Any], folder: Path) -> Any:
+    settings = check(values)
+    if (folder / rundir.FINISHED).exists():
+        raise UserError(f"output_dir={folder} holds a finished run already; name another folder.")
+    folders = _folders(settings)
+    trained = [runs.values_of_run(run) for run in folders]
+    merged = merged_values(trained, [_names(run) for run in folders], values.get("dataset"))
+    environment.write(folder)
+
+    from partcraft_lit.commands.merge.merge import Trained, merge
+
+    facts = merge(
+        settings,
+        folder,
+        runs=[
+            Trained(run, factories.settings_of(TrainSettings, own)) for run, own in zip(folders, trained, strict=True)
+        ],
+        merged=factories.settings_of(TrainSettings, merged),
+        load_backbone=factories.backbone_loader({**merged, "trainer": values["trainer"]}),
+    )
+    atomic_write(folder / ".hydra" / "config.yaml", config.to_yaml(merged))
+    rundir.mark_finished(folder, merged=facts["runs"])
+    return facts
+
+
+def merged_values(
+    trained: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str]], dataset: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The configuration of the run that is written: that of the first, with the concepts of all.
+
+    Args:
+        trained: configuration of each run.
+        names: of the parts of each run, without the background.
+        dataset: that it is scored with; None for that of the first run.
+    """
+    merged: dict[str, Any] = copy.deepcopy(dict(trained[0]))
+    together = [name for own in names for name in own]
+    merged["parts"] |= {"M": len(together), "K": max(own["parts"]["K"] for own in trained), "names": together}
+    merged["mapper"] |= _TOKENS_ALONE
+    merged["method"]["tokens"] = {"init": [], "trained": True}
+    if "names" in merged["method"]:  # DisenDiff's nouns
+        merged["method"]["names"] = together
+    if dataset is not None:
+        merged["dataset"] = dict(dataset)
+    return merged
+
+
+def _check_run(folder: Path) -> None:
+    """Raises a UserError unless a run trained keys and values of cross-attention and nothing else of the model."""
+    from partcraft_lit.methods.custom_diffusion import CustomDiffusion
+
+    values = runs.values_of_run(folder)
+    recipe = config.make(values["method"], "method")
+    if not isinstance(recipe, CustomDiffusion) or recipe.unet != "cross_kv" or recipe.text_encoder:
+        raise UserError(
+            f"{folder.name} was trained by method={values['method']['name']} with method.unet="
+            f"{values['method']['unet']}; merged can be what method=custom_diffusion or disendiff trains: tokens, keys "
+            "and values of cross-attention."
+        )
+
+
+def _names(run: Path) -> list[str]:
+    from partcraft_lit.parts.dictionary import PartDictionary
+
+    return list(PartDictionary.load(run / "parts").names[1:])
+
+
+def _folders(settings: MergeSettings) -> list[Path]:
+    return [rundir.find_run(run, _root(settings)) for run in settings.runs]
+
+
+def _root(settings: MergeSettings) -> Path:
+    return settings.paths.logs.expanduser() / "train" / "runs"

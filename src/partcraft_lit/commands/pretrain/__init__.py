@@ -1,0 +1,55 @@
+"""``partcraft pretrain``: the embedded networks, from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from partcraft_lit.commands.pretrain.settings import LoopLength, PretrainSettings
+from partcraft_lit.commands.train import runs
+from partcraft_lit.config import factories
+from partcraft_lit.core import environment, rundir
+from partcraft_lit.core.errors import UserError
+
+#: Files by which a folder of weights is known; no other folder is ever replaced.
+_MARKS = {"model": "model_index.json", "features": "features.json", "oracle": "oracle.safetensors"}
+
+
+def check(values: Mapping[str, Any]) -> PretrainSettings:
+    settings = factories.settings_of(PretrainSettings, values)
+    runs.check_ckpt_path(values)
+    given = values["ckpt_path"]
+    if given not in (None, "auto") and Path(given).is_file():
+        raise UserError(f"ckpt_path={given}: wanted auto, null or a run folder; its checkpoints are found there.")
+    _check_output(settings)
+    return settings
+
+
+def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
+    return runs.choose_run_folder("pretrain", values)
+
+
+def main(values: Mapping[str, Any], folder: Path) -> Any:
+    settings = check(values)
+    environment.write(folder)
+
+    lengths = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    lengths = {name: length for name, length in lengths.items() if isinstance(length, LoopLength)}
+    pretrain = factories.pretrainer(lengths, factories.device(values))
+    result = pretrain(settings.stage, settings.seed, folder=folder, output_dir=settings.output_dir)
+    rundir.mark_finished(folder)
+    return result
+
+
+def _check_output(settings: PretrainSettings) -> None:
+    """Raises a UserError for a folder that holds anything but such weights: it would be lost."""
+    output, mark = settings.output_dir, _MARKS[settings.stage]
+    if output is None or not output.exists():
+        return
+    if not output.is_dir() or (any(output.iterdir()) and not (output / mark).is_file()):
+        raise UserError(
+            f"output_dir={output} would be replaced, but it is no folder with weights of stage={settings.stage} "
+            f"(it has no {mark}). Give another path, or an empty folder."
+        )

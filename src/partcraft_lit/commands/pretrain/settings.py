@@ -1,0 +1,47 @@
+"""Settings of ``partcraft pretrain``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from partcraft_lit.core.settings import Count, NonNegative, PathSettings, Positive, Rate, Share
+
+
+@dataclass(frozen=True)
+class LoopLength:
+    """How long and how fast an embedded network trains; see ``pretrain.loop.LoopSettings``."""
+
+    steps: Positive
+    batch_size: Positive
+    lr: Rate
+    warmup: Count
+    ema_decay: Share
+    precision: Literal["fp32", "bf16"]
+    save_every_s: NonNegative
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """``partcraft pretrain``.
+
+    Attributes:
+        stage: which network: the text-to-image "model", the patch "features" or the "oracle" of the scores.
+        seed: of pictures and first weights.
+        output_dir: folder that the weights replace; None leaves them in the run folder.
+        autoencoder, denoiser: of the model, one after the other.
+        features: of the patch features.
+        oracle, oracle_missing: of the oracle, on whole creatures and then with parts missing.
+        paths: where run folders are.
+    """
+
+    stage: Literal["model", "features", "oracle"]
+    seed: int
+    output_dir: Path | None
+    autoencoder: LoopLength
+    denoiser: LoopLength
+    features: LoopLength
+    oracle: LoopLength
+    oracle_missing: LoopLength
+    paths: PathSettings

@@ -1,0 +1,172 @@
+"""From scores of pictures to the cells of a table: means, intervals, and which differences are more than chance."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from partcraft_lit.callbacks.metrics_log import read_numbers
+from partcraft_lit.commands.table.settings import ColumnSettings
+from partcraft_lit.evaluation.image_scores import FILE_NAME, Row, read_rows, stored_numbers
+from partcraft_lit.metrics.bootstrap import interval, paired_p_value
+
+#: A difference to the best row counts from here on.
+SIGNIFICANCE = 0.05
+_RESAMPLES_OF_P = 2000
+
+#: One list per seed, one value per picture (or one per run).
+Values = list[list[float]]
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """What stands of one run.
+
+    Attributes:
+        seed: of its training.
+        folder: of the run.
+        rows: of its pictures.
+        numbers: of the run as a whole.
+        parameters: that train; None if unknown.
+        seconds: of training; None if unknown.
+    """
+
+    seed: int
+    folder: Path
+    rows: list[Row]
+    numbers: dict[str, float]
+    parameters: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        mean, low, high: of the values; NaN where there is none.
+        seeds: runs.
+        images: pictures of each, or 1 for numbers of whole runs.
+        best: whether no row of the column is better.
+        p_value: of the difference to the best row; None for that row itself, and where the two cannot be paired.
+        reported: what the paper gives.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    images: int
+    best: bool = False
+    p_value: float | None = None
+    reported: float | None = None
+
+    @property
+    def ties(self) -> bool:
+        """Whether it is not the best, but its difference may be chance."""
+        return self.p_value is not None and self.p_value >= SIGNIFICANCE
+
+
+def read_run(seed: int, folder: Path, evaluation: Path) -> RunScores:
+    """Reads what training and scoring have left.
+
+    Raises:
+        UserError: if the scores of the pictures are missing or damaged.
+    """
+    rows = read_rows(evaluation / FILE_NAME)
+    logged = {key: points[-1][1] for key, points in read_numbers(folder / "metrics.jsonl").items()}
+    # Those with a protocol may be of other pictures than the ones that are compared.
+    numbers = {key: value for key, value in logged.items() if "@" not in key}
+    numbers |= stored_numbers(folder, evaluation)
+    costs = _json(folder / "costs.json")
+    parameters = costs.get("trainable_parameters")
+    return RunScores(seed, folder, rows, numbers, parameters, costs.get("train_seconds"))
+
+
+def values_of(runs: Sequence[RunScores], column: ColumnSettings) -> Values:
+    """The column's values, pictures in one order for every run; empty if a run does not have them."""
+    if column.per == "run":
+        keys = keys_of(column)
+        found = [column.times * statistics.fmean(run.numbers.get(key, math.nan) for key in keys) for run in runs]
+        return [[value] for value in found] if all(math.isfinite(value) for value in found) else []
+    values: Values = []
+    for run in runs:
+        of_run = [row for protocol in column.protocols for row in run.rows if row["protocol"] == protocol]
+        values.append([column.times * float(row.get(column.metric, math.nan)) for row in of_run])
+    return values if all(values) else []
+
+
+def keys_of(column: ColumnSettings) -> list[str]:
+    """Keys of ``scores.json`` over which a column with ``per="run"`` is a mean."""
+    return [f"{column.metric}@{p.replace(' ', '_')}" for p in column.protocols] or [column.metric]
+
+
+def compare(
+    rows: Mapping[str, Sequence[RunScores]],
+    column: ColumnSettings,
+    reported: Mapping[str, float],
+    level: float,
+    resamples: int,
+) -> dict[str, Cell]:
+    """One column of a table.
+
+    Pictures that have no value under some row (nothing was asked for) are left out of all rows, so that every row is
+    averaged over the same pictures.
+
+    Args:
+        rows: row -> its runs, in the order of seeds.
+        column: what is compared.
+        reported: row -> value of the paper.
+        level: share of intervals that should hold the true mean.
+        resamples: of the bootstrap.
+    """
+    values = _without_gaps({name: values_of(runs, column) for name, runs in rows.items()})
+    means = {name: interval(found, level, resamples) for name, found in values.items() if found}
+    sign = 1 if column.higher else -1
+    best = max(means, key=lambda name: sign * means[name].mean, default=None)
+    cells = {}
+    for name in rows:
+        said = reported.get(name)
+        if name not in means or best is None:
+            cells[name] = Cell(math.nan, math.nan, math.nan, 0, 0, reported=said)
+            continue
+        found = values[name]
+        p_value = None if name == best else _p_value(rows[name], found, rows[best], values[best])
+        cells[name] = Cell(*means[name], len(found), len(found[0]), name == best, p_value, said)
+    return cells
+
+
+def _p_value(runs: Sequence[RunScores], found: Values, best_runs: Sequence[RunScores], best: Values) -> float | None:
+    """Over the seeds that both have."""
+    ours, theirs = ({run.seed: row for run, row in zip(*pair)} for pair in ((runs, found), (best_runs, best)))
+    common = [seed for seed in ours if seed in theirs and len(ours[seed]) == len(theirs[seed])]
+    if not common:
+        return None
+    return paired_p_value([ours[seed] for seed in common], [theirs[seed] for seed in common], resamples=_RESAMPLES_OF_P)
+
+
+def _without_gaps(values: Mapping[str, Values]) -> dict[str, Values]:
+    lengths = {len(row) for found in values.values() for row in found}
+    if len(lengths) == 1:
+        kept = [
+            place
+            for place in range(lengths.pop())
+            if all(math.isfinite(row[place]) for found in values.values() for row in found)
+        ]
+        whole = {name: [[row[place] for place in kept] for row in found] for name, found in values.items()}
+    else:
+        whole = {n: [[v for v in row if math.isfinite(v)] for row in found] for n, found in values.items()}
+    return {name: found if all(found) else [] for name, found in whole.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,70 @@
+"""A finished table, to the loggers that take tables and pictures (W&B, ...)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from partcraft_lit.commands.table.comparison import Cell
+
+_COLUMNS = ("row", "column", "mean", "low", "high", "seeds", "images", "best", "p_value", "reported")
+_PICTURES = ("figure.png", "maps.png")
+
+
+def log_table(
+    loggers: Sequence[Logger],
+    folder: Path,
+    cells: Mapping[str, Mapping[str, Cell]],
+    protocol: Mapping[str, Any],
+) -> None:
+    """The means as people read them, every cell with its interval, the pictures, and the protocol as the configuration.
+
+    The files stand by then, so a logger that fails is a warning.
+
+    Args:
+        loggers: one that has no ``log_table`` or no ``log_image`` gets the rest.
+        folder: of the table; its pictures are sent.
+        cells: column -> row -> cell.
+        protocol: everything that decides the numbers.
+    """
+    for logger in loggers:
+        try:
+            _log(logger, folder, cells, protocol)
+        except Exception as error:  # whatever a service or its client can come up with
+            warnings.warn(f"The table did not reach {type(logger).__name__}: {error}", stacklevel=2)
+
+
+def _log(logger: Any, folder: Path, cells: Mapping[str, Mapping[str, Cell]], protocol: Mapping[str, Any]) -> None:
+    logger.log_hyperparams(dict(protocol))
+    if hasattr(logger, "log_table"):
+        logger.log_table("table", columns=["row", *cells], data=_means(cells))
+        logger.log_table("cells", columns=list(_COLUMNS), data=list(_every_cell(cells)))
+    if hasattr(logger, "log_image"):
+        for name in _PICTURES:
+            if (folder / name).is_file():
+                logger.log_image(name.removesuffix(".png"), images=[str(folder / name)])
+    logger.finalize("success")
+    if hasattr(logger.experiment, "finish"):
+        logger.experiment.finish()  # what comes after in this process is another table
+
+
+def _means(cells: Mapping[str, Mapping[str, Cell]]) -> list[list[Any]]:
+    rows = dict.fromkeys(row for column in cells.values() for row in column)
+    return [[row, *(_value(column[row].mean) for column in cells.values())] for row in rows]
+
+
+def _every_cell(cells: Mapping[str, Mapping[str, Cell]]) -> list[list[Any]]:
+    return [
+        [row, title, *(_value(v) for v in (c.mean, c.low, c.high)), c.seeds, c.images, c.best, c.p_value, c.reported]
+        for title, column in cells.items()
+        for row, c in column.items()
+    ]
+
+
+def _value(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,131 @@
+"""Settings of ``partcraft table``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from partcraft_lit.core.ranges import Range
+from partcraft_lit.core.settings import PathSettings, Positive
+
+
+@dataclass(frozen=True)
+class ColumnSettings:
+    """One column of a table.
+
+    Attributes:
+        metric: a column of ``scores.csv`` with ``per="image"``, else a key of the run's ``scores.json`` or, at its last
+            step, of ``metrics.jsonl``, without the protocol. A * stands for anything: one column for each metric that
+            the runs have, none if they have none.
+        protocols: the sets of pictures it is taken over; empty for numbers that are not of pictures.
+        higher: whether more is better.
+        per: what it has one value for: each "image", or each "run".
+        panel: panel of the figure to which it gives a point, where columns are points.
+        x: place of that point.
+        times: what the values are multiplied by for the table.
+        block: heading of the part of the table that it stands in; None for the panel's.
+    """
+
+    metric: str
+    protocols: tuple[str, ...] = ()
+    higher: bool = True
+    per: Literal["image", "run"] = "image"
+    panel: str | None = None
+    x: float | None = None
+    times: float = 1.0
+    block: str | None = None
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """One row of a table: a method or a setting, as overrides of ``partcraft train``.
+
+    Attributes:
+        overrides: at any scale.
+        small, paper: more of them, at that scale alone.
+        reported: column -> value that the paper gives.
+        curve: which line of the figure it is a point of.
+        x: place of that point.
+    """
+
+    overrides: tuple[str, ...] = ()
+    small: tuple[str, ...] = ()
+    paper: tuple[str, ...] = ()
+    reported: dict[str, float] = field(default_factory=dict)
+    curve: str = ""
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class FigureSettings:
+    """The figure of a table.
+
+    Attributes:
+        kind: "bars" has a bar for each row; "lines" a point for each row, along ``x`` of the rows; "columns" a line for
+            each row, along ``x`` of the columns.
+        panels: columns that are shown, each in a panel of its own; with "columns" the names of the panels.
+        x: what is along the axis.
+        log: whether that axis is logarithmic; zero then stands at its left end.
+    """
+
+    kind: Literal["bars", "lines", "columns"]
+    panels: tuple[str, ...]
+    x: str = ""
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class ProtocolSettings:
+    """What a table compares.
+
+    Attributes:
+        name: of the table, and of its folder.
+        question: that it answers.
+        scales: scale -> overrides that every run has.
+        seeds: of training, one run each.
+        rows: name -> row.
+        columns: name -> column.
+        figure: how it is drawn.
+        maps: a picture in the folder of every run; those of the rows are shown side by side in ``maps.png``.
+    """
+
+    name: str
+    question: str
+    scales: dict[str, list[str]]
+    seeds: tuple[int, ...]
+    rows: dict[str, RowSettings]
+    columns: dict[str, ColumnSettings]
+    figure: FigureSettings
+    maps: str = ""
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """``partcraft table``.
+
+    Attributes:
+        table: the protocol.
+        scale: "small" runs on the embedded world, "paper" on the data and the backbone of the paper.
+        rows: names of the rows that are wanted; None for all.
+        overrides: of every run, beside those of the protocol, with blanks between them.
+        jobs: training processes at once; the cores are divided among them.
+        gpus: numbers of the CUDA devices that are dealt out to the processes; empty leaves that to each of them.
+        verify: compute every number again from the stored pictures and compare, and train nothing.
+        level: share of intervals that should hold the true mean.
+        resamples: of the bootstrap.
+        output_dir: where the table goes; None for ``experiments/<name>``.
+        paths: where runs are, and what is computed once.
+    """
+
+    table: ProtocolSettings
+    scale: Literal["small", "paper"]
+    rows: tuple[str, ...] | None
+    overrides: str
+    jobs: Positive
+    gpus: tuple[int, ...]
+    verify: bool
+    level: Annotated[float, Range(0, 1, above=True)]
+    resamples: Annotated[int, Range(100)]
+    output_dir: Path | None
+    paths: PathSettings

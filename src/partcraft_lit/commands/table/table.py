@@ -1,0 +1,318 @@
+"""``partcraft table``: trains what is missing, reads what stands, writes the comparison."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from partcraft_lit.commands.table.columns import Column, columns_of, notes_on
+from partcraft_lit.commands.table.comparison import Cell, RunScores, compare, read_run
+from partcraft_lit.commands.table.jobs import Task, run_tasks
+from partcraft_lit.commands.table.log import log_table
+from partcraft_lit.commands.table.panels import panels_of
+from partcraft_lit.commands.table.settings import TableSettings
+from partcraft_lit.core import environment
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.images import read_image
+from partcraft_lit.core.progress import Stages
+from partcraft_lit.core.store import stable_hash
+from partcraft_lit.core.visualization import grid, label, save_png
+from partcraft_lit.evaluation.image_scores import FACTS
+from partcraft_lit.report.figure import draw_figure
+from partcraft_lit.report.tables import Column as Head
+from partcraft_lit.report.tables import Entry, Table, csv_text, latex, markdown
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One run of a table.
+
+    Attributes:
+        row: which row it belongs to.
+        seed: of its training.
+        digest: of everything that decides its weights.
+        scoring: of everything that decides its pictures, beside the weights.
+        budget: what its training may spend, in words.
+        task: trains and scores it, as far as that is not done.
+        evaluation: where its scores are, once it has been trained.
+        verify: computes its scores again from its pictures; raises a UserError where they differ.
+    """
+
+    row: str
+    seed: int
+    digest: str
+    scoring: str
+    budget: str
+    task: Task
+    evaluation: Callable[[], Path]
+    verify: Callable[[], int]
+
+
+def compare_rows(
+    settings: TableSettings, folder: Path, entrants: Sequence[Entrant], make_loggers: Callable[[], Sequence[Logger]]
+) -> dict[str, dict[str, Cell]]:
+    """Brings a table up to date.
+
+    Args:
+        settings: of the table.
+        folder: where it goes.
+        entrants: all its runs.
+        make_loggers: where the table goes beside its folder; called when it stands, for training may take days.
+
+    Returns:
+        column -> row -> cell.
+
+    Raises:
+        UserError: if a job failed; the table of all others has been written by then.
+    """
+    stages = Stages()
+    tasks = list({entrant.task.folder: entrant.task for entrant in entrants}.values())
+    errors = run_tasks(tasks, settings.jobs, stages.say, settings.gpus)
+    decided = protocol(settings, entrants)
+    atomic_write(folder / "protocol.json", json.dumps(decided, indent=1, ensure_ascii=False))
+    rows, missing = _read(settings, entrants, errors)
+    if not any(rows.values()):
+        raise UserError(_failures_in_words(missing, folder))
+    cells = _write(settings, folder, entrants, rows, missing)
+    log_table(make_loggers(), folder, cells, decided)
+    stages.say((folder / "table.md").read_text())
+    stages.say(f"Table: {folder}")
+    if missing:
+        raise UserError(_failures_in_words(missing, folder))
+    return cells
+
+
+def verify_table(settings: TableSettings, folder: Path, entrants: Sequence[Entrant]) -> int:
+    """``partcraft table verify=true``: every number again from the stored pictures.
+
+    Returns:
+        Number of pictures that were read.
+
+    Raises:
+        UserError: naming everything that is missing or differs.
+    """
+    stages = Stages()
+    wrong: list[str] = []
+    pictures = 0
+    for entrant in {entrant.task.folder: entrant for entrant in entrants}.values():
+        try:
+            pictures += entrant.verify()
+        except UserError as error:
+            wrong.append(f"{entrant.task.name}: {error}")
+    rows, missing = _read(settings, entrants, {})
+    wrong += [f"{name}: {reason}" for name, reason in missing.items() if not any(w.startswith(name) for w in wrong)]
+    summary = folder / "summary.csv"
+    if not summary.is_file():
+        wrong.append(f"{summary} is missing: the table has not been written.")
+    elif any(rows.values()):
+        cells = _cells(settings, columns_of(settings.table.columns, rows.values()), rows)
+        if summary.read_text() != _summary(rows, cells):
+            wrong.append(f"{summary} is not what the scores of the pictures give.")
+    if wrong:
+        raise UserError(f"The table in {folder} cannot be verified:\n" + "\n".join(wrong))
+    stages.say(f"Verified: {pictures} pictures were read again, and every number of {folder} is the same.")
+    return pictures
+
+
+def protocol(settings: TableSettings, entrants: Sequence[Entrant]) -> dict[str, Any]:
+    """Everything that decides the numbers, and its hash."""
+    table = asdict(settings.table)
+    decides = {
+        "scale": settings.scale,
+        "overrides": settings.overrides,
+        "seeds": list(settings.table.seeds),
+        "columns": {name: asdict(column) for name, column in settings.table.columns.items()},
+        "runs": [[e.row, e.seed, e.digest, e.scoring] for e in entrants],
+        "level": settings.level,
+        "resamples": settings.resamples,
+    }
+    return {
+        "hash": stable_hash(decides)[:12],
+        **decides,
+        "question": table["question"],
+        "budgets": {f"{e.row}, seed {e.seed}": e.budget for e in entrants},
+        "rows": table["rows"],
+        "folders": {f"{e.row}, seed {e.seed}": e.task.folder.name for e in entrants},
+        "environment": environment.describe(),
+    }
+
+
+def _read(
+    settings: TableSettings, entrants: Sequence[Entrant], errors: Mapping[str, str]
+) -> tuple[dict[str, list[RunScores]], dict[str, str]]:
+    """Row -> its runs as far as they stand; and what is missing, with the reason."""
+    rows: dict[str, list[RunScores]] = {entrant.row: [] for entrant in entrants}
+    missing: dict[str, str] = {}
+    for entrant in entrants:
+        name = f"{entrant.row}, seed {entrant.seed}"
+        if not entrant.task.is_done():
+            missing[name] = errors.get(entrant.task.name, "it has not been run, or its pictures are gone.")
+            continue
+        try:
+            rows[entrant.row].append(read_run(entrant.seed, entrant.task.folder, entrant.evaluation()))
+        except UserError as error:
+            missing[name] = str(error)
+    return rows, missing
+
+
+def _cells(
+    settings: TableSettings, columns: Sequence[Column], rows: Mapping[str, Sequence[RunScores]]
+) -> dict[str, dict[str, Cell]]:
+    """Title of a column -> row -> cell."""
+    of_rows = settings.table.rows
+    reported = {
+        column.name: {row: of_rows[row].reported[column.name] for row in rows if column.name in of_rows[row].reported}
+        for column in columns
+    }
+    return {
+        column.title: compare(rows, column.chosen, reported[column.name], settings.level, settings.resamples)
+        for column in columns
+    }
+
+
+def _write(
+    settings: TableSettings,
+    folder: Path,
+    entrants: Sequence[Entrant],
+    rows: Mapping[str, Sequence[RunScores]],
+    missing: Mapping[str, str],
+) -> dict[str, dict[str, Cell]]:
+    columns = columns_of(settings.table.columns, rows.values())
+    cells = _cells(settings, columns, rows)
+    table = Table(
+        title=settings.table.name,
+        question=settings.table.question,
+        columns=[_head(column) for column in columns],
+        rows={row: [_entry(cells[column.title][row]) for column in columns] for row in rows},
+        extra={
+            "parameters": [_parameters(runs) for runs in rows.values()],
+            "training": [_seconds(runs) for runs in rows.values()],
+        },
+        notes=_notes(settings, entrants, rows, columns, cells, missing),
+    )
+    atomic_write(folder / "results.csv", _results(rows))
+    atomic_write(folder / "summary.csv", _summary(rows, cells))
+    atomic_write(folder / "table.md", markdown(table))
+    atomic_write(folder / "table.tex", latex(table))
+    draw_figure(folder / "figure.png", settings.table.question, panels_of(settings.table, columns, cells))
+    if settings.table.maps:
+        _write_maps(folder / "maps.png", settings.table.maps, rows)
+    return cells
+
+
+def _write_maps(path: Path, name: str, rows: Mapping[str, Sequence[RunScores]]) -> None:
+    """The picture of each row's first run, side by side."""
+    found = {row: runs[0].folder / name for row, runs in rows.items() if runs and (runs[0].folder / name).is_file()}
+    if found:
+        shown = [label(read_image(picture), row, "above", size=16) for row, picture in found.items()]
+        save_png(path, grid(shown, columns=min(len(shown), 3), pad=16, border=16), {"rows": ", ".join(found)})
+
+
+def _results(rows: Mapping[str, Sequence[RunScores]]) -> str:
+    """One line per row, seed and picture."""
+    lines = [(row, run.seed, run.folder, line) for row, runs in rows.items() for run in runs for line in run.rows]
+    scores = dict.fromkeys(key for *_, line in lines for key in line if key not in FACTS)
+    columns = ["row", "seed", "run", *(f"picture_{f}" if f == "seed" else f for f in FACTS), *scores]
+    values = [
+        [row, seed, folder.name, *(line.get(fact) for fact in FACTS), *(line.get(score) for score in scores)]
+        for row, seed, folder, line in lines
+    ]
+    return csv_text(columns, values)
+
+
+def _summary(rows: Mapping[str, Sequence[RunScores]], cells: Mapping[str, Mapping[str, Cell]]) -> str:
+    """One line per row and column."""
+    columns = ["row", "column", "mean", "low", "high", "seeds", "images", "best", "p_value", "reported"]
+    return csv_text(
+        columns,
+        [
+            [row, name, c.mean, c.low, c.high, c.seeds, c.images, c.best, c.p_value, c.reported]
+            for row in rows
+            for name, of_column in cells.items()
+            for c in [of_column[row]]
+        ],
+    )
+
+
+def _head(column: Column) -> Head:
+    block = column.chosen.block if column.chosen.block is not None else column.chosen.panel or ""
+    return Head(column.name, column.chosen.higher, column.key, block)
+
+
+def _entry(cell: Cell) -> Entry:
+    return Entry(cell.mean, cell.low, cell.high, cell.best, cell.ties, cell.reported)
+
+
+def _notes(
+    settings: TableSettings,
+    entrants: Sequence[Entrant],
+    rows: Mapping[str, Sequence[RunScores]],
+    columns: Sequence[Column],
+    cells: Mapping[str, Mapping[str, Cell]],
+    missing: Mapping[str, str],
+) -> list[str]:
+    of_pictures = [cells[column.title] for column in columns if column.chosen.per == "image"]
+    sizes = sorted({(cell.seeds, cell.images) for column in of_pictures for cell in column.values() if cell.seeds})
+    counts = ", ".join(f"{seeds} × {images}" for seeds, images in sizes)
+    notes = [
+        f"Mean [{settings.level:.0%} bootstrap interval over seeds and pictures]; n = seeds × pictures: {counts}.",
+        "Bold is the best of a column; ≈ marks what a paired test cannot tell from it (p ≥ 0.05).",
+    ]
+    notes += notes_on(columns, rows.values())
+    if any(cell.reported is not None for column in cells.values() for cell in column.values()):
+        notes.append(
+            "Columns with “paper” are as published: the data, the backbone and the networks behind FID are the paper's."
+        )
+    budgets = list(dict.fromkeys(entrant.budget for entrant in entrants))
+    notes.append(
+        f"Every row has the same budget: {budgets[0]}."
+        if len(budgets) == 1
+        else f"The rows have different budgets: {'; '.join(budgets)}."
+    )
+    notes.append(f"Protocol `{protocol(settings, entrants)['hash']}` (protocol.json), scale “{settings.scale}”.")
+    commits = sorted({found for runs in rows.values() for run in runs if (found := _commit(run.folder))})
+    if len(commits) > 1:
+        notes.append(f"The runs were made by different versions of the code: {', '.join(c[:10] for c in commits)}.")
+    for name, reason in missing.items():
+        notes.append(f"MISSING {name}: {reason.splitlines()[0] if reason else 'unknown'}")
+    return notes
+
+
+def _commit(folder: Path) -> str | None:
+    try:
+        git = json.loads((folder / "environment.json").read_text()).get("git") or {}
+    except (OSError, ValueError):
+        return None
+    return str(git["commit"]) if "commit" in git else None
+
+
+def _parameters(runs: Sequence[RunScores]) -> str:
+    found = [run.parameters for run in runs if run.parameters is not None]
+    return f"{found[0]:,}" if found else "–"
+
+
+def _seconds(runs: Sequence[RunScores]) -> str:
+    found = [run.seconds for run in runs if run.seconds is not None and math.isfinite(run.seconds)]
+    if not found:
+        return "–"
+    seconds = statistics.median(found)
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.1f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _failures_in_words(missing: Mapping[str, str], folder: Path) -> str:
+    lines = [f"{name}: {reason}" for name, reason in missing.items()]
+    return f"{len(missing)} runs of the table are missing. The same command tries them again.\n" + "\n".join(lines)

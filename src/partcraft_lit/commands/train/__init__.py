@@ -1,0 +1,84 @@
+"""``partcraft train``."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from partcraft_lit.commands.train import runs
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.config import factories
+from partcraft_lit.config.validation import coerce
+from partcraft_lit.core import environment, rundir
+from partcraft_lit.core.errors import UserError, did_you_mean
+
+_log = logging.getLogger(__name__)
+
+
+def check(values: Mapping[str, Any]) -> TrainSettings:
+    factories.check_choices(values)
+    runs.check_ckpt_path(values)
+    _check_objective(values)
+    return factories.settings_of(TrainSettings, values)
+
+
+def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
+    return runs.choose_run_folder("train", values)
+
+
+def main(values: Mapping[str, Any], folder: Path) -> Any:
+    settings = check(values)
+    if environment.is_first_process():
+        environment.write(folder)
+
+    from partcraft_lit.commands.train.memory import in_passes
+    from partcraft_lit.commands.train.train import train
+
+    settings, passes = in_passes(settings)
+    make_trainer = factories.trainer_maker(values, passes)
+    source = factories.make_source(values)
+    factories.check_words(values, settings, source.class_noun)
+    scores = train(
+        settings,
+        folder,
+        source=source,
+        load_backbone=factories.backbone_loader(values),
+        load_features=factories.features_loader(values),
+        make_trainer=make_trainer,
+        load_picture_features=factories.picture_features_loader(values),
+        loggers=factories.make_loggers(values, folder),
+        callbacks=factories.callback_makers(values),
+        make_attention_loss=factories.attention_loss_maker(values, settings.loss),
+        resume_from=runs.resume_from(values, folder),
+        config=dict(values),
+    )
+    if environment.is_first_process():
+        rundir.mark_finished(folder)
+    return _for_sweeper(scores, values["objective"], values["objective_if_nan"])
+
+
+def _check_objective(values: Mapping[str, Any]) -> None:
+    objective = coerce(values["objective"], str | None, "objective")
+    if objective is not None and values["eval"]["enabled"] is False:
+        raise UserError(f"objective={objective} is a score, and eval.enabled=false computes none.")
+    coerce(values["objective_if_nan"], float, "objective_if_nan")  # refuses what is not finite
+
+
+def _for_sweeper(scores: Mapping[str, float], objective: str | None, if_nan: float) -> dict[str, float] | float:
+    """What a sweeper hears: the objective, always finite; without one, all scores that are finite.
+
+    Raises:
+        UserError: if no score has the name of the objective.
+    """
+    if objective is None:
+        return {key: value for key, value in scores.items() if math.isfinite(value)}
+    if objective not in scores:
+        raise UserError(f"objective={objective}: the run has no such score. {did_you_mean(objective, scores)}")
+    value = float(scores[objective])
+    if math.isfinite(value):
+        return value
+    _log.warning("objective=%s is %s; the sweep is told objective_if_nan=%s instead.", objective, value, if_nan)
+    return float(if_nan)

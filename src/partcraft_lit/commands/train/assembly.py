@@ -1,0 +1,81 @@
+"""Puts a trainable system together from settings, a dictionary and a backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from partcraft_lit.callbacks.checkpoint import newest_good
+from partcraft_lit.commands.train.memory import spare_memory
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import Backbone
+from partcraft_lit.methods.method import Method, Pieces, Recipe
+from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.parts.dictionary import PartDictionary
+from partcraft_lit.tokens.grammar import PartVocabulary
+
+
+def vocabulary_of(dictionary: PartDictionary) -> PartVocabulary:
+    """Names and numbers of codes that a prompt may hold."""
+    return PartVocabulary(dictionary.names, dictionary.codes_per_part)
+
+
+def build_module(
+    settings: TrainSettings, dictionary: PartDictionary, backbone: Backbone, class_noun: str
+) -> PersonalizationModule:
+    """Builds the method around the dictionary, which then prepares the backbone for what it trains there.
+
+    Args:
+        settings: of the run.
+        dictionary: parts and codes.
+        backbone: changed here: an adapter is added, weights are told to train.
+        class_noun: the data set's own noun, used where the settings ask for "auto".
+    """
+    return assemble(settings, vocabulary_of(dictionary), backbone, class_noun)
+
+
+def assemble(
+    settings: TrainSettings, vocabulary: PartVocabulary, backbone: Backbone, class_noun: str
+) -> PersonalizationModule:
+    """``build_module`` where only the names and numbers of codes are known."""
+    method = build_method(settings, vocabulary, backbone, class_noun)
+    method.prepare(backbone)
+    spare_memory(settings.hardware, backbone, settings.paths.store.expanduser())
+    return PersonalizationModule(
+        backbone,
+        method,
+        settings.optim,
+        settings.loss.snr_gamma,
+        settings.hardware.capped(settings.sample),
+        region=settings.loss.region,
+        region_mean=settings.loss.region_mean,
+        prior_weight=settings.prior.weight,
+    )
+
+
+def build_method(settings: TrainSettings, vocabulary: PartVocabulary, backbone: Backbone, class_noun: str) -> Method:
+    """What the recipe of the settings makes of the dictionary; the backbone is only looked at."""
+    recipe: Recipe = settings.method
+    return recipe.build(Pieces(vocabulary, backbone, class_noun, settings.mapper, settings.lora, settings.seed))
+
+
+def load_trained(
+    settings: TrainSettings, run_folder: Path, backbone: Backbone, class_noun: str
+) -> tuple[PersonalizationModule, PartDictionary]:
+    """The module of a run with the weights of its newest good checkpoint, and its dictionary.
+
+    Raises:
+        UserError: if the run has no checkpoint that can be read, or no dictionary.
+    """
+    checkpoint = newest_good(run_folder / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"The run {run_folder} has no checkpoint that can be read; train it first (or further).")
+    dictionary = PartDictionary.load(run_folder / "parts")
+    module = build_module(settings, dictionary, backbone, class_noun)
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"])
+    device = next(backbone.unet.parameters()).device
+    return module.to(device).eval(), dictionary

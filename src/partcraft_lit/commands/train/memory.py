@@ -1,0 +1,71 @@
+"""What the hardware settings ask for, done to networks and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from partcraft_lit.backbones.settings import HardwareSettings
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.core.store.mapped import MappedWeights
+from partcraft_lit.core.types import Backbone, PatchFeatures
+
+
+def spare_memory(hardware: HardwareSettings, backbone: Backbone, folder: Path | None = None) -> None:
+    """Once images are encoded and before anything trains; ``folder`` as for ``resting``."""
+    if hardware.gradient_checkpointing:
+        backbone.enable_gradient_checkpointing()
+    if hardware.compile:
+        backbone.compile_blocks()
+    if "vae" in hardware.offload:
+        backbone.offload_vae(folder)
+
+
+def in_passes(settings: TrainSettings) -> tuple[TrainSettings, int]:
+    """Settings with batches that fit, and in how many passes a step takes the batch that was asked for.
+
+    Samples are numbered through, and losses are means over samples: the passes of a step hold the samples that one pass
+    would hold, and their mean gradient is its gradient.
+    """
+    hardware, data = settings.hardware, settings.data
+    passes = hardware.passes(data.batch_size)
+    encoded = data.encode_batch_size if hardware.max_batch_size is None else hardware.max_batch_size
+    fewer = replace(data, batch_size=data.batch_size // passes, encode_batch_size=min(data.encode_batch_size, encoded))
+    return replace(settings, data=fewer), passes
+
+
+@contextmanager
+def resting(features: PatchFeatures, hardware: HardwareSettings, folder: Path | None = None) -> Iterator[None]:
+    """While it is open, the network that describes patches is on the CPU, where it still works, only slower.
+
+    Where it is on the CPU anyway, it is in a file from now on, and read from there when it works.
+
+    Args:
+        features: with or without a network.
+        hardware: whether they rest.
+        folder: for that file, which nobody sees; see ``MappedWeights``.
+    """
+    mover: Any = features
+    if "features" not in hardware.offload or not isinstance(getattr(features, "network", None), torch.nn.Module):
+        yield  # colours have no network
+        return
+    home = torch.device(mover.device)
+    if home.type == "cpu":
+        MappedWeights(mover.network, folder)
+        yield
+        return
+    try:
+        _move(mover, torch.device("cpu"))
+        yield
+    finally:
+        _move(mover, home)
+
+
+def _move(features: Any, device: torch.device) -> None:
+    features.network.to(device)
+    features.device = device

@@ -1,0 +1,240 @@
+"""Gathers what a run has made into its report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.callbacks.metrics_log import read_numbers
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.core import environment
+from partcraft_lit.core.images import read_image, to_uint8
+from partcraft_lit.core.progress import Stages
+from partcraft_lit.core.types import ABSENT, ImageSource, TrainingBatch
+from partcraft_lit.evaluation.scoring import CEILING, Scores, labels_of
+from partcraft_lit.evaluation.truth import true_hybrids
+from partcraft_lit.metrics.composition import PartScores, Targets, composition_targets
+from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.parts.discovery import Discovery
+from partcraft_lit.parts.predictor import KMeansPartPredictor
+from partcraft_lit.report.content import (
+    AttentionRow,
+    Composition,
+    PartSummary,
+    PictureRow,
+    Plate,
+    Report,
+    ScoreRow,
+    Stage,
+    Stat,
+    attention_rows,
+    discovered_image,
+    source_part,
+    training_charts,
+)
+from partcraft_lit.report.html import write_report
+
+#: Source images shown with their parts.
+_SHOWN_IMAGES = 12
+_TRUTH = "truth_"
+
+
+def write_run_report(
+    folder: Path,
+    settings: TrainSettings,
+    source: ImageSource,
+    discovery: Discovery,
+    facts: Mapping[str, Any],
+    module: PersonalizationModule,
+    predictor: KMeansPartPredictor,
+    probe: TrainingBatch,
+    scores: Scores,
+    stages: Stages,
+    config: Mapping[str, Any],
+    notes: Sequence[str],
+) -> Path:
+    """``report.html`` in the run folder; one file that needs no network."""
+    names = discovery.dictionary.names
+    curves = read_numbers(folder / "metrics.jsonl")
+    report = Report(
+        title=f"{source.class_noun or 'object'}s, recomposed by parts".capitalize(),
+        summary=_summary(source, discovery),
+        part_names=names,
+        stats=_stats(facts, scores),
+        compositions=compose(settings, source, discovery, module, predictor, facts),
+        discovered=[
+            discovered_image(source.image(i), discovery.label_maps[i], len(names) - 1, source.name(i))
+            for i in _spread(len(source), _SHOWN_IMAGES)
+        ],
+        parts=[
+            PartSummary(number, part["share"], part["images"], part["codes"])
+            for number, part in enumerate(facts["parts"])
+        ],
+        atlas=_plates(folder / "parts"),
+        attention=_attention(module, probe, len(names) - 1),
+        charts=training_charts(curves, names),
+        samples=_sample_plates(folder / "samples"),
+        scores=_score_rows(scores),
+        pictures=picture_rows(scores.pictures),
+        stages=[Stage(name, seconds) for name, seconds in stages.seconds.items()],
+        settings=config,
+        environment=environment.describe(),
+        command=_command(sys.argv[1:]),
+        notes=[*notes, *facts.get("notes", [])],
+        created=datetime.now().strftime("%d %B %Y, %H:%M"),
+    )
+    return write_report(folder / "report.html", report)
+
+
+def compose(
+    settings: TrainSettings,
+    source: ImageSource,
+    discovery: Discovery,
+    module: PersonalizationModule,
+    predictor: KMeansPartPredictor,
+    facts: Mapping[str, Any],
+) -> list[Composition]:
+    """The headline: hybrids from as many sources as can be had, beside the true picture where it can be drawn."""
+    labels = labels_of(source)
+    most = len(source) if labels is None else len(labels.unique())
+    species = min(4, discovery.codes.shape[1] + 1, most)
+    targets = composition_targets(
+        discovery.codes, species, settings.eval.hybrids, settings.eval.seed, labels, present_only=True
+    )
+    prompts = [module.method.plain_caption(row) for row in targets.codes]
+    images = module.generate(prompts, targets.seeds)
+    found = predictor.predict(list(images)).codes
+    truths = true_hybrids(source, targets, facts)
+    return [
+        Composition(
+            sources=_sources(source, discovery, targets, row, found[row]),
+            image=images[row],
+            prompt=prompts[row],
+            truth=None if truths is None else truths[row],
+        )
+        for row in range(len(targets))
+    ]
+
+
+def _sources(source: ImageSource, discovery: Discovery, targets: Targets, row: int, found: Tensor) -> list[Any]:
+    """One picture per foreground part that the hybrid shows: where it was taken from."""
+    shown = []
+    for part in range(1, targets.codes.shape[1]):
+        code, image = int(targets.codes[row, part]), int(targets.sources[row, part])
+        if code == ABSENT:
+            continue
+        shown.append(
+            source_part(
+                part,
+                source.image(image),
+                discovery.label_maps[image],
+                discovery.dictionary.num_parts,
+                source.name(image),
+                matched=int(found[part]) == code,
+            )
+        )
+    return shown
+
+
+def _summary(source: ImageSource, discovery: Discovery) -> str:
+    number = discovery.dictionary.num_parts
+    return (
+        f"{number} parts were found in {len(source):,} pictures without a label. Each part of each kind has a token; a "
+        f"prompt of tokens from several pictures gives an object that none of them shows."
+    )
+
+
+def _stats(facts: Mapping[str, Any], scores: Scores) -> list[Stat]:
+    stats = []
+    if "quality" in facts:
+        quality = facts["quality"]
+        stats.append(Stat(f"{quality['mean_part_iou']:.2f}", "part IoU", "found parts against the truth"))
+    if "annotations" in facts:
+        found = facts["annotations"]
+        stats.append(Stat(f"{found['box_iou']:.2f}", "box IoU", "found foreground against marked boxes"))
+        if found["part_of"]:
+            stats.append(Stat(f"{found['keypoint_accuracy']:.0%}", "keypoints in their part", "of those marked"))
+    ceiling = scores.ceilings.get("vae_round_trip")
+    for protocol, values in scores.protocols.items():
+        if protocol in ("reconstruction", "4 species"):
+            note = f"ceiling {ceiling.emr['all']:.2f}" if ceiling else ""
+            stats.append(Stat(f"{values.emr['all']:.2f}", f"EMR, {protocol}", note))
+    for protocol, numbers in scores.truth.items():
+        if "part_accuracy" in numbers and protocol in ("reconstruction", "4 species"):
+            stats.append(Stat(f"{numbers['part_accuracy']:.0%}", f"parts right, {protocol}", "read by an oracle"))
+    return stats
+
+
+def _score_rows(scores: Scores) -> list[ScoreRow]:
+    ceiling = scores.ceilings.get("vae_round_trip")
+    rows = [
+        ScoreRow(protocol.capitalize(), values, ceiling, scores.untrained.get(protocol))
+        for protocol, values in scores.protocols.items()
+    ]
+    return rows + [_ceiling_row(name, values) for name, values in scores.ceilings.items()]
+
+
+def _ceiling_row(name: str, values: PartScores) -> ScoreRow:
+    return ScoreRow(f"Real images, {name.replace('_', ' ')}", values)
+
+
+def picture_rows(pictures: Mapping[str, Mapping[str, float]]) -> list[PictureRow]:
+    """``fid@<id>`` and the like by protocol -> a row per protocol and network, with the ceiling beside it."""
+    rows = []
+    for protocol, numbers in pictures.items():
+        if protocol.startswith(CEILING):
+            continue
+        ceilings = pictures.get(CEILING + protocol, {})
+        for network in dict.fromkeys(key.partition("@")[2] for key in numbers if "@" in key):
+            found = _of_network(numbers, network)
+            # of concepts: what pictures of the truth have among themselves
+            known = {key.removeprefix(_TRUTH): value for key, value in found.items() if key.startswith(_TRUTH)}
+            own = {key: value for key, value in found.items() if not key.startswith(_TRUTH)}
+            rows.append(PictureRow(protocol.capitalize(), network, own, known | _of_network(ceilings, network)))
+    return rows
+
+
+def _of_network(numbers: Mapping[str, float], network: str) -> dict[str, float]:
+    return {key.partition("@")[0]: value for key, value in numbers.items() if key.partition("@")[2] == network}
+
+
+def _attention(module: PersonalizationModule, probe: TrainingBatch, num_parts: int) -> list[AttentionRow]:
+    batch = probe.to(module.device)
+    maps = module.probe_attention(batch).float().cpu()
+    with torch.no_grad():
+        images = to_uint8(module.backbone.decode_latents(batch.latents)).cpu()
+    return attention_rows(images, probe.label_map, maps, probe.tokens.part_ids, probe.prompts, num_parts)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """How the run was started; ``train.py`` gets overrides alone, the command line the verb before them."""
+    overrides = arguments[1:] if arguments[:1] == ["train"] else arguments
+    return shlex.join(["partcraft", "train", *overrides])
+
+
+def _sample_plates(folder: Path) -> list[Plate]:
+    """First, middle and last sample grid."""
+    paths = sorted(folder.glob("step_*.png")) if folder.is_dir() else []
+    chosen = [paths[index] for index in _spread(len(paths), 3)]
+    return [Plate(read_image(path), f"Step {int(path.stem.removeprefix('step_')):,}") for path in chosen]
+
+
+def _plates(folder: Path) -> list[Plate]:
+    captions = {"atlas.png": "Parts and their most frequent codes", "masks.png": "Part masks"}
+    return [
+        Plate(read_image(folder / name), caption) for name, caption in captions.items() if (folder / name).is_file()
+    ]
+
+
+def _spread(length: int, most: int) -> list[int]:
+    """At most ``most`` indices spread evenly over a length."""
+    if length <= most:
+        return list(range(length))
+    return [round(index * (length - 1) / (most - 1)) for index in range(most)]

@@ -1,0 +1,95 @@
+"""Folders of runs: where a command works, and what it finds of the run that it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.config import compose as config
+from partcraft_lit.core import rundir
+from partcraft_lit.core.errors import UserError, did_you_mean
+
+
+def choose_run_folder(verb: str, values: Mapping[str, Any]) -> tuple[Path, str]:
+    """Where a training command works, and what to tell the user about it.
+
+    ``ckpt_path=auto`` continues the newest unfinished run with the same settings; a run folder given as ``ckpt_path``
+    is continued whatever its settings were; anything else is a new folder.
+    """
+    given = values["ckpt_path"]
+    root = Path(values["paths"]["logs"]).expanduser() / verb / "runs"
+    digest = rundir.settings_hash(values)
+    if given == "auto":
+        if (folder := rundir.unfinished(root, digest)) is not None:
+            return folder, f"Continuing the unfinished run {folder} (ckpt_path=null starts a new one)."
+    elif given is not None and Path(given).is_dir():
+        return Path(given), f"Continuing the run {given}."
+    folder = rundir.new_folder(root, digest)
+    return folder, f"Run folder: {folder}"
+
+
+def check_ckpt_path(values: Mapping[str, Any]) -> None:
+    """Raises a UserError unless ``ckpt_path`` is auto, null, a run folder or a checkpoint."""
+    given = values["ckpt_path"]
+    if given in (None, "auto"):
+        return
+    if not isinstance(given, str):
+        raise UserError(f"ckpt_path={given!r}: wanted auto, null, a run folder or a checkpoint file.")
+    path = Path(given).expanduser()
+    if path.is_dir() and not (path / "checkpoints").is_dir():
+        raise UserError(f"ckpt_path={given}: this folder is not a run: it has no checkpoints/.")
+    if not path.exists():
+        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise UserError(f"ckpt_path={given}: there is no such file or folder. {near}".rstrip())
+
+
+def resume_from(values: Mapping[str, Any], folder: Path) -> Path | None:
+    """The checkpoint to continue from: the one that was named, else the newest good one in the folder."""
+    given = values["ckpt_path"]
+    if given not in (None, "auto") and Path(given).is_file():
+        return Path(given)
+    if given is None or not (folder / "checkpoints").is_dir():
+        return None
+    from partcraft_lit.callbacks.checkpoint import newest_good
+
+    return newest_good(folder / "checkpoints")
+
+
+def values_of_run(folder: Path) -> dict[str, Any]:
+    """The configuration with which a run was started; a setting that is newer than the run is as it is by default."""
+    own = rundir.with_younger(config.load(folder / ".hydra" / "config.yaml"))
+    groups = {field.name for field in dataclasses.fields(TrainSettings)} - {"method"}
+    return _completed(own, {key: value for key, value in _train_defaults().items() if key in groups})
+
+
+@functools.cache
+def _train_defaults() -> dict[str, Any]:
+    return config.plain(config.compose("train"))
+
+
+def _completed(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``own`` with what it lacks."""
+    filled = dict(own)
+    for key, default in defaults.items():
+        if key not in own:
+            filled[key] = default
+        elif isinstance(default, Mapping) and isinstance(own[key], Mapping) and "_target_" not in own[key]:
+            filled[key] = _completed(own[key], default)
+    return filled
+
+
+def run_of(values: Mapping[str, Any]) -> Path:
+    """Folder of the trained run that ``run`` names: a path, a folder's name, or "latest"."""
+    return rundir.find_run(str(values["run"]), Path(values["paths"]["logs"]).expanduser() / "train" / "runs")
+
+
+def folder_in_run(values: Mapping[str, Any], kind: str) -> Path:
+    """``output_dir``, or a new dated folder for what is made from a run."""
+    if values["output_dir"] is not None:
+        return Path(values["output_dir"]).expanduser()
+    return run_of(values) / kind / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

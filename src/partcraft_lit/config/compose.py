@@ -1,0 +1,334 @@
+"""From the command line to plain, checked values: where the YAML lies, how it is composed, and what its errors mean."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from partcraft_lit.config.validation import bind, join
+from partcraft_lit.core.errors import UserError, did_you_mean, nearest_names
+from partcraft_lit.core.rundir import settings_hash
+
+#: Free text: always taken as it is, with commas, brackets and all.
+TEXT_KEYS = ("prompt", "sample.negative_prompt", "overrides")
+#: Paths: taken as they are, except in a sweep, where a comma separates values.
+PATH_KEYS = (
+    "dataset.dir",
+    "dataset.masks",
+    "archive",
+    "paths.data",
+    "backbone.source",
+    "backbone.vae",
+    "backbone.config",
+    "run",
+    "ckpt_path",
+    "output_dir",
+    "prompts_file",
+    "captions_file",
+    "paths.logs",
+    "paths.store",
+)
+
+#: Per verb: what a user may write -> the key. "parts" is a group of other verbs: Hydra would look for an option of it.
+ALIASES = {"export": {"parts": "chosen"}}
+
+OmegaConf.register_new_resolver(
+    "user_cache", lambda name: str(platformdirs.user_cache_path("partcraft_lit") / name), replace=True
+)
+# Names of a data set's parts, unless another number of parts is asked for.
+OmegaConf.register_new_resolver(
+    "names_for", lambda number, *names: list(names) if len(names) == number else [], replace=True
+)
+# The first of two phases of equal length.
+OmegaConf.register_new_resolver("half", lambda number: max(1, int(number) // 2), replace=True)
+# What an image of several concepts shows: "a cat and a dog".
+OmegaConf.register_new_resolver("one_of_each", lambda names: " and ".join(f"a {name}" for name in names), replace=True)
+OmegaConf.register_new_resolver(
+    "short_hash", lambda text: settings_hash({"overrides": sorted(str(text).split(","))}, ()), replace=True
+)
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: ``conf/`` of a checkout, else the copy inside the installed package."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parents[1] / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise UserError(f"The configuration folder is missing: neither {package / 'conf'} nor a checkout's conf/ is there.")
+
+
+def renamed(override: str, verb: str) -> str:
+    """An override with the key that a verb's configuration has for it."""
+    key, equals, value = override.partition("=")
+    return f"{ALIASES.get(verb, {}).get(key, key)}{equals}{value}"
+
+
+def as_written(override: str, multirun: bool) -> str:
+    """Quotes a value that stands for itself, so that ``prompt=a photo of a <head:3> bird`` needs no second quotes."""
+    key, equals, value = override.partition("=")
+    if not equals or not value or _is_quoted(value):
+        return override
+    bare = key.lstrip("+")
+    if bare in TEXT_KEYS:
+        return quoted(key, value)
+    if bare in PATH_KEYS and not multirun and value not in ("null", "auto"):
+        return quoted(key, str(Path(value).expanduser().resolve()) if _is_path(bare, value) else value)
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        simple = "," not in value and not value.startswith(("[", "{", "$"))
+        return quoted(key, value) if simple and re.fullmatch(r"\+{0,2}[\w.@/:-]+", key) else override
+    return override
+
+
+def quoted(key: str, value: str) -> str:
+    return f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+
+
+def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of a verb.
+
+    Raises:
+        UserError: for an unknown key, group or option, with the nearest known ones, a value that cannot be read, or one
+            that the experiment leaves open, ``???``, and nobody gives.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=verb):
+        try:
+            cfg = hydra_compose(verb, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, verb, overrides) from error
+    for experiment in _experiments(overrides):
+        for key in _left_open(experiment):
+            if OmegaConf.select(cfg, key) in (None, "", []):
+                raise UserError(f"experiment={experiment} leaves {key} to you, and it has to be given: {key}=VALUE.")
+    return cfg
+
+
+def _experiments(overrides: Sequence[str]) -> list[str]:
+    """Names of the experiments that are chosen."""
+    chosen = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("experiment=")]
+    return [name for names in chosen for name in re.findall(r"[\w/-]+", names) if name != "null"]
+
+
+def _left_open(experiment: str) -> list[str]:
+    """Keys that are ``???`` in an experiment, or in those that it begins with.
+
+    OmegaConf lets a missing value pass where the group's own file has one, even an empty one.
+    """
+    path = conf_dir() / "experiment" / f"{experiment}.yaml"
+    if not path.is_file():
+        return []
+    values: Any = OmegaConf.to_container(OmegaConf.load(path))
+    nested = [name for name in values.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    return [*(key for name in nested for key in _left_open(name)), *_missing(values, "")]
+
+
+def _missing(values: Mapping[str, Any], where: str) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _missing(value, join(where, key))
+        elif value == "???":
+            yield join(where, key)
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """Dicts, lists and scalars, interpolations resolved.
+
+    Raises:
+        UserError: for a value that has to be given and was not, or an interpolation that leads nowhere.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        raise UserError(f"{key} has to be given: {key}={'PATH' if key in PATH_KEYS else 'VALUE'}.") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"The configuration cannot be resolved at '{error.full_key}': {first_line(error)}") from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A stored configuration."""
+    return plain(OmegaConf.load(path))
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """A configuration as ``load`` reads it."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
+
+
+def sweep_points(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Overrides of enough jobs of a sweep that each value of each swept key occurs once.
+
+    Not every combination: the check of a sweep of 1,000 jobs must not take longer than its first job.
+    """
+    parsed = [_parse(text) for text in overrides]
+    swept = [i for i, override in enumerate(parsed) if override.is_sweep_override()]
+    choices = {i: _sweep_values(parsed[i]) for i in swept}
+    first = [choices[i][0] if i in choices else text for i, text in enumerate(overrides)]
+    yield first
+    for i in swept:
+        for value in choices[i][1:]:
+            yield [*first[:i], value, *first[i + 1 :]]
+
+
+def make(node: Mapping[str, Any], where: str, **at_run_time: Any) -> Any:
+    """Calls the ``_target_`` of a node with its keys, checked against the target's annotations.
+
+    Raises:
+        UserError: for an unknown or missing key, or a value of the wrong type.
+    """
+    target, arguments = _target(node, where)
+    return target(**bind(target, arguments, where, later=tuple(at_run_time)), **at_run_time)
+
+
+def later(node: Mapping[str, Any], where: str) -> Callable[..., Any]:
+    """As ``make``, but the call waits for arguments that come at run time; the keys are checked now."""
+    target, arguments = _target(node, where)
+    return functools.partial(target, **bind(target, arguments, where, later=None))
+
+
+def choose(table: Mapping[str, Any], choice: str, key: str) -> Mapping[str, Any]:
+    """The row of a table of ``_target_`` nodes that the value of ``key`` names.
+
+    Raises:
+        UserError: if there is no such row.
+    """
+    if choice not in table:
+        raise UserError(f"{key}={choice}: {nearest_names(choice, table)}Known: {', '.join(sorted(table))}.")
+    node: Mapping[str, Any] = table[choice]
+    return node
+
+
+def explain(error: Exception, verb: str, overrides: Sequence[str] = ()) -> UserError:
+    """What an error of composing with these overrides means to the person who typed the command."""
+    text = str(error) or str(error.__cause__ or "")
+    if isinstance(error, OverrideParseException):
+        return _explain_unreadable(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = list(error.options or [])
+        return UserError(
+            f"{group}={option}: no such option. {nearest_names(option, options)}Options: {', '.join(options)}."
+        )
+    if found := re.search(r"(?:Could not override|config group|Could not delete from config\.) '([^']+)'", text):
+        return UserError(f"Unknown key '{found[1]}'. {_nearest_key(found[1], verb, overrides)}")
+    if found := re.search(r"You must specify '([^']+)'", text):
+        group = found[1]
+        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        return UserError(f"{group} has to be given: {group}=NAME. Options: {', '.join(options)}.")
+    if "Ambiguous value for argument" in text:
+        given = re.search(r"argument '(.+?)'\n", text)
+        return UserError(
+            f"'{given[1] if given else '...'}' has several values. For a sweep add -m; for a list write [a,b]; "
+            "for text with a comma put it in quotes inside the quotes."
+        )
+    if found := re.search(r"Key '([^']+)' (?:is not in struct|not in)", text + str(error.__cause__ or "")):
+        return UserError(f"Unknown key '{found[1]}'. {_nearest_key(found[1], verb, overrides)}")
+    return UserError(f"The configuration cannot be composed: {first_line(error.__cause__ or error)}")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def keys_of(values: Any, where: str = "") -> Iterator[str]:
+    """All dotted keys of nested mappings, groups included."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield join(where, str(key))
+            yield from keys_of(value, join(where, str(key)))
+
+
+def _explain_unreadable(error: OverrideParseException) -> UserError:
+    if "=" not in error.override and not error.override.startswith("~"):
+        return UserError(f"'{error.override}' is not an override: wanted key=value, for instance parts.M=5.")
+    key, _, value = error.override.partition("=")
+    return UserError(
+        f"The value of '{key}' cannot be read: {value!r}. Put text with special signs in quotes inside the quotes: "
+        f"'{key}=\"...\"'."
+    )
+
+
+def _nearest_key(given: str, verb: str, overrides: Sequence[str]) -> str:
+    """Sentences: which option of the group has the key, else where one of its name is, else the nearest spelling."""
+    group, _, rest = given.partition(".")
+    if having := _options_with(group, rest):
+        options = " and ".join(f"{group}={option}" for option in having)
+        return f"It is a key of {options}. All keys: partcraft {verb} --help."
+    known = list(keys_of(OmegaConf.to_container(compose(verb, _choices(overrides)), resolve=False)))
+    elsewhere = [key for key in known if key.rpartition(".")[2].lower() == given.rpartition(".")[2].lower()]
+    if elsewhere:
+        nearest = sorted(elsewhere, key=lambda key: -SequenceMatcher(None, given, key).ratio())
+        return f"Did you mean {' or '.join(repr(key) for key in nearest[:3])}?"
+    inner = [key for key in known if key.startswith(f"{group}.")]
+    # In the group itself first. The list of all known keys would be long.
+    near = nearest_names(given, inner).rstrip() or nearest_names(given, known).rstrip()
+    near = near or did_you_mean(given, inner or [key for key in known if "." not in key])
+    return f"{near} All keys: partcraft {verb} --help."
+
+
+def _choices(overrides: Sequence[str]) -> list[str]:
+    """Those overrides that choose an option that exists, so that its keys are known."""
+    pairs = [override.partition("=")[::2] for override in overrides]
+    return [f"{group}={option}" for group, option in pairs if (conf_dir() / group / f"{option}.yaml").is_file()]
+
+
+def _options_with(group: str, key: str) -> list[str]:
+    """Options of a group whose own YAML has a key."""
+    files = sorted((conf_dir() / group).glob("*.yaml")) if key else []
+    return [file.stem for file in files if key in keys_of(OmegaConf.to_container(OmegaConf.load(file)))]
+
+
+def _target(node: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    try:
+        target = get_object(node["_target_"])
+    except KeyError:
+        raise UserError(f"{where} has no _target_: wanted the dotted path of a class or function.") from None
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{where}._target_={node['_target_']}: {first_line(error)}") from error
+    return target, arguments
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_overrides([text])[0]
+    except OverrideParseException as error:
+        raise _explain_unreadable(error) from error
+
+
+def _sweep_values(override: Override) -> list[str]:
+    key = override.get_key_element()
+    if override.is_discrete_sweep() or override.is_choice_sweep() or override.is_range_sweep():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [f"{key}={override.get_value_element_as_str()}"]
+
+
+def _is_path(key: str, value: str) -> bool:
+    """Made absolute, so that a run can be read from any folder; a hub id or the name of a run is none."""
+    may_exist = key.startswith("backbone.") or key == "ckpt_path"
+    return key in ("dataset.dir", "dataset.masks", "archive", "paths.data") or (
+        may_exist and Path(value).expanduser().exists()
+    )
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""

@@ -1,0 +1,229 @@
+"""What the verbs share: nodes of a configuration -> objects, or callables that make them when they are needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+from partcraft_lit.config import compose as config
+from partcraft_lit.config.validation import build, coerce
+from partcraft_lit.core import environment
+from partcraft_lit.core.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures
+    from partcraft_lit.losses.settings import LossSettings
+    from partcraft_lit.methods.method import RecipeSettings
+    from partcraft_lit.metrics.features import ImageFeatures
+
+
+T = TypeVar("T")
+#: Top-level keys that are read by the command line itself, or become objects.
+_OTHER_KEYS = (
+    "debug",
+    "objective",
+    "objective_if_nan",
+    "run",
+    "ckpt_path",
+    "dataset",
+    "download",
+    "backbone",
+    "features",
+    "attention",
+    "metrics",
+    "trainer",
+    "logger",
+    "callbacks",
+)
+
+#: Of Lightning's own, those that the models here run on.
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+#: Groups of settings that are objects.
+_OBJECTS = frozenset({"method"})
+
+
+def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Settings of those top-level keys that ``cls`` has; the other keys are nodes of objects.
+
+    Raises:
+        UserError: for a key that is neither (``+key=...`` adds any), or for what ``strict.build`` objects to.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known and key not in _OTHER_KEYS:
+            raise UserError(f"Unknown key '{key}'. {did_you_mean(key, [*known, *_OTHER_KEYS])}")
+    # What needs no object first: making one loads libraries, and a person waits for the message.
+    hints = get_type_hints(cls, include_extras=True)
+    checked = {key: coerce(value, hints[key], key) for key, value in values.items() if key in known - _OBJECTS}
+    return build(cls, checked | {key: _object(values[key], key) for key in values.keys() & known & _OBJECTS}, "")
+
+
+def _object(value: Any, key: str) -> Any:
+    """The keys become what their ``_target_`` names; what is no group of keys stays as it is."""
+    return config.make(value, key) if isinstance(value, Mapping) else value
+
+
+def check_choices(values: Mapping[str, Any]) -> None:
+    """Values that name a row of a table of objects.
+
+    Raises:
+        UserError: if there is no such row.
+    """
+    if "features" in values:
+        config.choose(values["features"], values["parts"]["features"], "parts.features")
+        _check_names(values["parts"])
+    for name in values["eval"]["pictures"] or () if "metrics" in values else ():
+        config.choose(values["metrics"], str(name), "eval.pictures")
+    loss = values.get("loss", {})
+    if loss.get("attention", "none") != "none":
+        config.choose(values["attention"], loss["attention"], "loss.attention")
+
+
+def _check_names(parts: Mapping[str, Any]) -> None:
+    """The number of names; what a name may be, discovery checks."""
+    names, number = parts["names"], parts["M"]
+    if isinstance(names, list) and names and len(names) != number:
+        raise UserError(f"parts.names has {len(names)} names for parts.M={number}: give one each, or none, [].")
+
+
+def make_source(values: Mapping[str, Any]) -> ImageSource:
+    download, place = values.get("download"), values["dataset"].get("dir")
+    if download and place is not None and not Path(str(place)).expanduser().exists():
+        name = download["name"]
+        raise UserError(
+            f"dataset={name}: there is no folder {place}. 'partcraft fetch dataset={name}' gets it; a copy elsewhere "
+            "is named by dataset.dir=/path/to/it."
+        )
+    source: ImageSource = config.make(values["dataset"], "dataset")
+    return source
+
+
+def check_words(values: Mapping[str, Any], settings: RecipeSettings, class_noun: str) -> None:
+    """Words of the method against the model's tokenizers, where these can be had without its networks.
+
+    Raises:
+        UserError: for instance for a noun of several tokens.
+    """
+    from partcraft_lit.backbones.sources import packaged_weights, tokenizers_without_networks
+
+    settings.method.check(settings, class_noun)
+    node = values["backbone"]
+    if not {"source", "path"} & node.keys():
+        return
+    place = node.get("source", node.get("path")) or packaged_weights("mini")
+    tokenizers = tokenizers_without_networks(place, config=node.get("config"), revision=node.get("revision"))
+    if tokenizers:
+        settings.method.check_words(tokenizers, class_noun)
+
+
+def backbone_loader(values: Mapping[str, Any]) -> Callable[[], Backbone]:
+    return _on_device(config.later(values["backbone"], "backbone"), values)
+
+
+def features_loader(values: Mapping[str, Any]) -> Callable[[], PatchFeatures]:
+    choice = values["parts"]["features"]
+    node = config.choose(values["features"], choice, "parts.features")
+    return _on_device(config.later(node, f"features.{choice}"), values)
+
+
+def picture_features_loader(values: Mapping[str, Any]) -> Callable[[], list[ImageFeatures]]:
+    """Loads the networks that score whole pictures."""
+    nodes = {name: config.choose(values["metrics"], name, "eval.pictures") for name in values["eval"]["pictures"]}
+    loaders = [_on_device(config.later(node, f"metrics.{name}"), values) for name, node in nodes.items()]
+    return lambda: [load() for load in loaders]
+
+
+def callback_makers(values: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """Name -> callback that waits for its folder, prompts or probe images."""
+    nodes = values["callbacks"] or {}
+    return {name: config.later(node, f"callbacks.{name}") for name, node in nodes.items() if node is not None}
+
+
+def attention_loss_maker(values: Mapping[str, Any], settings: LossSettings) -> Callable[..., Any] | None:
+    """Makes the callback that adds the attention loss, once ``num_parts`` is known; None where there is none."""
+    if not settings.uses_attention:
+        return None
+    kind = settings.attention
+    loss = config.later(values["attention"][kind], f"attention.{kind}")
+
+    def make(num_parts: int) -> Any:
+        from partcraft_lit.callbacks.attention_loss import AttentionLoss
+
+        return AttentionLoss(weight=settings.lambda_attn, loss=functools.partial(loss, num_parts=num_parts))
+
+    return make
+
+
+def make_loggers(values: Mapping[str, Any], folder: Path) -> list[Any]:
+    nodes = values["logger"] or {}
+    return [config.make(node, f"logger.{name}", folder=folder) for name, node in nodes.items() if node is not None]
+
+
+def device(values: Mapping[str, Any]) -> str:
+    """The device of the kind that the trainer will use: the first, or that of this process among several."""
+    import torch
+
+    accelerator = values.get("trainer", {}).get("accelerator", "auto")
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return f"cuda:{environment.local_number() % torch.cuda.device_count()}"
+    if accelerator in ("gpu", "cuda"):
+        raise UserError(
+            f"trainer.accelerator={accelerator}: torch sees no CUDA device here. Use trainer=cpu, or look at what "
+            "nvidia-smi says and at whether torch is a CUDA build."
+        )
+    if accelerator not in _ACCELERATORS:
+        raise UserError(f"trainer.accelerator={accelerator}: wanted one of {', '.join(_ACCELERATORS)}.")
+    if accelerator == "mps" and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def trainer_maker(values: Mapping[str, Any], passes: int = 1) -> Callable[..., Any]:
+    """Makes Lightning's trainer; one is made here and thrown away, so that a setting it refuses is told at once.
+
+    Args:
+        values: the configuration.
+        passes: each batch is taken in so many.
+
+    Raises:
+        UserError: with Lightning's words.
+    """
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    trainer = {**values["trainer"]}
+    device(values)
+    make = config.later({**trainer, "accumulate_grad_batches": trainer["accumulate_grad_batches"] * passes}, "trainer")
+    try:
+        make(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {config.first_line(error)} All keys: partcraft train --help.") from error
+    return make
+
+
+def _on_device(load: Callable[..., Any], values: Mapping[str, Any]) -> Callable[[], Any]:
+    if "device" not in inspect.signature(load).parameters:
+        return load
+
+    @functools.wraps(load.func if isinstance(load, functools.partial) else load)
+    def loaded() -> Any:
+        return load(device=device(values))
+
+    return loaded
+
+
+def pretrainer(lengths: Mapping[str, Any], device: str) -> Callable[..., Path]:
+    """``partcraft pretrain``'s work in the embedded world.
+
+    Args:
+        lengths: network -> keys of ``LoopSettings``, but for the device.
+        device: where to train, as torch writes it.
+    """
+    from partcraft_lit.world.pretrain.loop import LoopSettings
+    from partcraft_lit.world.pretrain.stages import pretrain  # diffusers' pipelines take seconds to import
+
+    loops = {name: LoopSettings(**dataclasses.asdict(length), device=device) for name, length in lengths.items()}
+    return functools.partial(pretrain, loops=loops)

@@ -1,0 +1,1 @@
+"""Types, errors, files, images, randomness, the store: what every room stands on."""

@@ -1,0 +1,188 @@
+"""What a run ran on: versions, machine, commit. Written beside its numbers, so that they can be made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from partcraft_lit.core.files import atomic_write
+
+PACKAGES = (
+    "partcraft-lit",
+    "torch",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "diffusers",
+    "transformers",
+    "peft",
+    "faiss-cpu",
+    "faiss-gpu",
+    "torchmetrics",
+    "wandb",
+    "numpy",
+    "pillow",
+    "safetensors",
+)
+
+
+#: Hardware preset and the free gigabytes from which on "auto" takes it, largest first; the last for anything less.
+PRESETS = (("24gb", 20.0), ("16gb", 13.5), ("12gb", 9.5), ("8gb", 0.0))
+#: Tells further processes of a run what the first chose: by then it has filled the memory.
+_CHOSEN = "PARTCRAFT_HARDWARE"
+
+
+def hardware_choice(override: str, say: Callable[[str], None]) -> str:
+    """``hardware=auto`` with the preset for this machine in its place; any other override as it is.
+
+    Args:
+        override: as it was typed.
+        say: told of the choice, once.
+    """
+    if override != "hardware=auto":
+        return override
+    if _CHOSEN not in os.environ:
+        free = free_gpu_gigabytes()
+        os.environ[_CHOSEN] = hardware_preset(free)
+        seen = "no GPU" if free is None else f"{free:.1f} GB of GPU memory are free"
+        say(f"hardware=auto: {seen}, so hardware={os.environ[_CHOSEN]}")
+    return f"hardware={os.environ[_CHOSEN]}"
+
+
+def hardware_preset(free: float | None) -> str:
+    """The preset for so many free gigabytes; "none" without a GPU."""
+    if free is None:
+        return "none"
+    return next((name for name, least in PRESETS if free >= least), PRESETS[-1][0])
+
+
+def free_gpu_gigabytes() -> float | None:
+    """Of the GPU that has least, so that all processes of a run choose alike; None where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return min(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())) / 1e9
+
+
+def position() -> tuple[int, int]:
+    """Number of this process among those of one run, and how many there are, as whoever started it says.
+
+    torchrun sets RANK, Lightning sets LOCAL_RANK for the further processes that it starts, srun sets SLURM_PROCID.
+    """
+    names = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+    for number, count in names:
+        try:
+            rank, world = int(os.environ[number]), int(os.environ.get(count, "1"))
+        except (KeyError, ValueError):
+            continue
+        return rank, max(world, rank + 1)
+    return 0, 1
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what is written once."""
+    return position()[0] == 0
+
+
+def local_number() -> int:
+    """Number of this process among those of one run on this machine."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
+def trainer_processes(trainer: Mapping[str, Any]) -> int:
+    """How many processes a configured trainer uses on this machine."""
+    devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
+    if isinstance(devices, (list, tuple)):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    if devices not in ("auto", -1, "-1"):
+        return int(devices) if str(devices).isdigit() else 1  # what is no number, the trainer itself refuses
+    if accelerator not in ("auto", "gpu", "cuda"):
+        return 1
+    import torch  # late: this module is also read where nothing heavy may be loaded
+
+    return max(1, torch.cuda.device_count())
+
+
+def describe() -> dict[str, Any]:
+    """Versions, machine, command line and commit, as plain values. Holds no variable of the environment."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": _cpu_count(),
+        "memory_gib": _memory_gib(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "torch": _torch(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": _git(Path(__file__).resolve().parent),
+    }
+
+
+def write(folder: Path) -> dict[str, Any]:
+    """Writes ``environment.json`` into a run folder and returns what it says.
+
+    A run that is continued keeps the earlier starts, under "earlier".
+    """
+    path = folder / "environment.json"
+    found = describe()
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            before = {}
+        found["earlier"] = [*before.pop("earlier", []), before] if before else []
+    atomic_write(path, json.dumps(found, indent=2, default=str))
+    return found
+
+
+def _cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _torch() -> dict[str, Any]:
+    import torch  # late: this module is also read where nothing heavy may be loaded
+
+    return {
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        root = ask("rev-parse", "--show-toplevel")
+        if not (Path(root) / "src" / "partcraft_lit").is_dir():  # installed below somebody else's repository
+            return None
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,79 @@
+"""Says what a run is doing, and keeps the times."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from partcraft_lit.core.environment import is_first_process
+
+_log = logging.getLogger("partcraft_lit")
+
+
+class Stages:
+    """Named stages with their seconds; a line when one ends, a bar while one counts.
+
+    Only the first process of a run speaks.
+
+    Attributes:
+        seconds: name -> seconds, in order.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = console or Console(quiet=not is_first_process())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Counter]:
+        """Times what happens inside; hands out a counter to report progress with."""
+        started = time.monotonic()
+        with Counter(name, self._console) as counter:
+            yield counter
+        spent = time.monotonic() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        self.say(f"{name}: {spent:.1f} s")
+
+    def say(self, message: str) -> None:
+        """A line for the person at the terminal, and for the log file of the run."""
+        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+        _log.debug(message)
+
+
+class Counter:
+    """A progress bar on a terminal, and nothing elsewhere."""
+
+    def __init__(self, name: str, console: Console) -> None:
+        self._name = name
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28, complete_style="cyan", finished_style="cyan"),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, object] = {}
+
+    def __enter__(self) -> Counter:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def part(self, part: str, done: int, total: int) -> None:
+        """``done`` of ``total`` of some part of the stage."""
+        if part not in self._tasks:
+            label = f"{self._name}: {part}" if part else self._name
+            self._tasks[part] = self._progress.add_task(label, total=total)
+        self._progress.update(self._tasks[part], completed=done, total=total)  # type: ignore[arg-type]
+
+    def count(self, done: int, total: int) -> None:
+        """``done`` of ``total`` of the whole stage."""
+        self.part("", done, total)

@@ -1,0 +1,68 @@
+"""Weights of a network that seldom works, in a file: where there is no other memory, that is where it can rest."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from partcraft_lit.core.allocation import give_freed_memory_back
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.files import make_folder
+
+
+class MappedWeights:
+    """Moves a network's weights from memory into an unnamed file, which the network reads while it works.
+
+    The system takes back what was read whenever it needs the memory, and at ``let_go``. The file is gone with the
+    process. Changes made to weights in place are lost at the next ``let_go``, so this is
+    for frozen networks.
+
+    Args:
+        network: on the CPU; its parameters and buffers stay the same objects.
+        folder: where the file lies; None for the system's place for temporary files, which may be memory itself.
+
+    Raises:
+        UserError: if the file cannot be written; the weights stay where they are then.
+    """
+
+    def __init__(self, network: nn.Module, folder: Path | None = None) -> None:
+        tensors = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.numel()]
+        try:
+            self._map, starts = _write(tensors, folder)
+        except OSError as error:
+            raise UserError(
+                f"Weights cannot rest in {folder or tempfile.gettempdir()}: {error}. Make room there, or take the "
+                "network out of hardware.offload."
+            ) from error
+        whole = torch.frombuffer(self._map, dtype=torch.uint8)
+        for start, tensor in zip(starts, tensors, strict=True):
+            size = tensor.numel() * tensor.element_size()
+            tensor.data = whole[start : start + size].view(tensor.dtype).view(tensor.shape)
+        give_freed_memory_back()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Frees what was read; it is read again when it is used."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # elsewhere the system decides by itself
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def _write(tensors: list[Tensor], folder: Path | None) -> tuple[mmap.mmap, list[int]]:
+    """The file in memory, and where in it each tensor begins."""
+    if folder is not None:
+        make_folder(folder)
+    starts = []
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for tensor in tensors:
+            starts.append(file.seek(-file.tell() % 64, 1))  # aligned for every number format
+            file.write(_bytes(tensor).numpy().data)
+        file.flush()
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), starts
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,1 @@
+"""How the scores of a run come about: what is asked for, drawn and read."""

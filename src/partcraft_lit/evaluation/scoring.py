@@ -1,0 +1,426 @@
+"""Scores of a run: what was asked for, what came out, and between which bounds that lies."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partcraft_lit.core.environment import is_first_process
+from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.images import read_image
+from partcraft_lit.core.progress import Stages
+from partcraft_lit.core.store import Store
+from partcraft_lit.core.store.cached import remembered_values
+from partcraft_lit.core.types import BACKGROUND, Backbone, ImageSource, PartPrediction
+from partcraft_lit.evaluation.concepts import ConceptScorer
+from partcraft_lit.evaluation.image_scores import (
+    FILE_NAME,
+    Row,
+    write_networks,
+    write_rows,
+)
+from partcraft_lit.evaluation.sampling import draw_missing, recipe_of
+from partcraft_lit.evaluation.settings import EvalSettings
+from partcraft_lit.evaluation.truth import Truth
+from partcraft_lit.evaluation.whole_images import PictureScorer
+from partcraft_lit.metrics.composition import (
+    PartScores,
+    Targets,
+    ceiling,
+    composition_targets,
+    most_species,
+    reconstruction_targets,
+    vae_round_trip,
+)
+from partcraft_lit.metrics.cosim import CosineSimilarity
+from partcraft_lit.metrics.emr import ExactMatchingRate
+from partcraft_lit.metrics.features import ImageFeatures
+from partcraft_lit.metrics.parts import PartMetric
+from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.parts.predictor import KMeansPartPredictor
+
+#: Raise by one when equal pictures would be scored otherwise.
+_VERSION = 1
+#: Pictures in memory at once while scores are computed.
+_READ_AT_ONCE = 16
+#: Before the name of a protocol: the same pictures as a perfect model would give them.
+CEILING = "ceiling "
+
+
+@dataclass
+class Scores:
+    """Everything that was scored.
+
+    Attributes:
+        protocols: "reconstruction", "2 species", ... -> scores of the trained model.
+        untrained: the same for the model before training, for protocols where it was measured.
+        ceilings: real images read twice: "vae_round_trip", "mirrored", "recropped".
+        truth: numbers that need the truth, by protocol; empty where it is not known.
+        pictures: numbers about whole pictures of the trained model, by protocol; behind ``CEILING`` those of pictures
+            that a perfect model would draw.
+        rows: one per picture of the trained model.
+    """
+
+    protocols: dict[str, PartScores] = field(default_factory=dict)
+    untrained: dict[str, PartScores] = field(default_factory=dict)
+    ceilings: dict[str, PartScores] = field(default_factory=dict)
+    truth: dict[str, dict[str, float]] = field(default_factory=dict)
+    pictures: dict[str, dict[str, float]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    def flat(self) -> dict[str, float]:
+        """One number per key, for logs and files."""
+        numbers: dict[str, float] = {}
+        for prefix, group in (("eval", self.protocols), ("untrained", self.untrained), ("ceiling", self.ceilings)):
+            for protocol, scores in group.items():
+                numbers.update(scores.flat(protocol.replace(" ", "_"), prefix))
+        for kind, group_of in (("truth", self.truth), ("pictures", self.pictures)):
+            for protocol, values in group_of.items():
+                numbers.update({f"{kind}/{key}@{protocol.replace(' ', '_')}": value for key, value in values.items()})
+        return numbers
+
+
+@dataclass(frozen=True)
+class ProtocolScores:
+    """What one protocol gave.
+
+    Attributes:
+        scores: means over pictures.
+        truth: numbers that need the truth; empty where it is not known.
+        rows: one per picture, see ``image_scores``.
+    """
+
+    scores: PartScores
+    truth: dict[str, float]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Draws pictures for targets and reads them back.
+
+    Attributes:
+        settings: how many of what.
+        predictor: reads parts off pictures.
+        codes: (N, M + 1) codes of the real images.
+        labels: (N,) classes of the real images, or None.
+        folder: where pictures are kept, each with its recipe.
+        truth: reads the pictures against the truth, where it is known.
+        pictures: scores whole pictures, where it is wanted.
+        concepts: asks for each concept by itself, where the data set has concepts.
+        store: where pictures are kept that another start would draw again; None keeps none.
+    """
+
+    settings: EvalSettings
+    predictor: KMeansPartPredictor
+    codes: Tensor
+    labels: Tensor | None
+    folder: Path
+    truth: Truth | None = None
+    pictures: PictureScorer | None = None
+    concepts: ConceptScorer | None = None
+    store: Store | None = None
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Those of ``settings.species`` that the images and their parts allow."""
+        most = most_species(self.codes, self.labels)
+        return tuple(species for species in self.settings.species if species <= most)
+
+    def say_left_out(self, stages: Stages) -> None:
+        """Names what is asked for and cannot be composed."""
+        left_out = [str(species) for species in self.settings.species if species not in self.species]
+        if left_out and self.settings.compositions:
+            classes = "" if self.labels is None else f", {len(self.labels.unique())} classes"
+            stages.say(
+                f"  eval.species: {', '.join(left_out)} left out; {len(self.codes)} images{classes} and "
+                f"{self.codes.shape[1]} parts (the background is one) give hybrids of "
+                f"{most_species(self.codes, self.labels)} at most"
+            )
+
+    def protocols(self) -> dict[str, Targets]:
+        """What is asked for and can be composed, by protocol."""
+        chosen = self.settings
+        wanted: dict[str, Targets] = {}
+        if chosen.reconstructions:
+            wanted["reconstruction"] = reconstruction_targets(self.codes, chosen.reconstructions, chosen.seed)
+        for species in self.species if chosen.compositions else ():
+            wanted[f"{species} species"] = composition_targets(
+                self.codes, species, chosen.compositions, chosen.seed, labels=self.labels
+            )
+        return wanted
+
+    def score(
+        self,
+        module: PersonalizationModule,
+        targets: Targets,
+        protocol: str,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ProtocolScores:
+        """Draws the pictures of one protocol, as far as they are missing, and scores them."""
+        paths, prompts = self.draw(module, targets, protocol, progress)
+        return self.read(targets, protocol, paths, prompts)
+
+    def draw(
+        self,
+        module: PersonalizationModule,
+        targets: Targets,
+        protocol: str,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[list[Path], list[str]]:
+        """The pictures of one protocol, drawn as far as they are missing, and their prompts."""
+        prompts = [module.method.plain_caption(row) for row in targets.codes]
+        folder = self.picture_folder(protocol)
+        return draw_missing(module, prompts, targets.seeds, folder, protocol, progress, self.store), prompts
+
+    def picture_folder(self, protocol: str) -> Path:
+        return self.folder / protocol.replace(" ", "_")
+
+    def read(self, targets: Targets, protocol: str, paths: Sequence[Path], prompts: Sequence[str]) -> ProtocolScores:
+        """Scores pictures that stand.
+
+        Raises:
+            UserError: if one cannot be read.
+        """
+        names = self.predictor.dictionary.names
+        metrics = {"emr": ExactMatchingRate(self.predictor, names), "cosim": CosineSimilarity(self.predictor, names)}
+        tally = self.truth.tally() if self.truth else None
+        asked = self.truth.asked(targets) if self.truth else None
+        rows: list[Row] = []
+        for start in range(0, len(targets), _READ_AT_ONCE):
+            batch = targets[start : start + _READ_AT_ONCE]
+            images = [read_image(path) for path in paths[start : start + _READ_AT_ONCE]]
+            found = self.predictor.predict(images)
+            numbers = [_per_part(metrics, found, batch.codes, names, row) for row in range(len(batch))]
+            for metric in metrics.values():
+                metric.update(found, batch.codes)
+            if tally is not None and asked is not None:
+                truths = tally.update(torch.stack(images), asked[start : start + _READ_AT_ONCE])
+                numbers = [{**of_parts, **of_truth} for of_parts, of_truth in zip(numbers, truths, strict=True)]
+            for row, scored in enumerate(numbers):
+                index = start + row
+                facts = {
+                    "protocol": protocol,
+                    "index": index,
+                    "seed": batch.seeds[row],
+                    "prompt": prompts[index],
+                    "image": str(paths[index].relative_to(self.folder)),
+                    "asked": _text(batch.codes[row]),
+                    "found": _text(found.codes[row]),
+                }
+                rows.append({**facts, **scored})
+        emr, cosim = ({key: float(v) for key, v in metric.compute().items()} for metric in metrics.values())
+        scores = PartScores(emr=emr, cosim=cosim, num_images=len(targets))
+        return ProtocolScores(scores, {} if tally is None else tally.compute(), rows)
+
+
+def _per_part(
+    metrics: Mapping[str, PartMetric], found: PartPrediction, asked: Tensor, names: Sequence[str], row: int
+) -> dict[str, float]:
+    """Scores of one picture: over all parts, without the background, and per part."""
+    one = PartPrediction(
+        found.codes[row : row + 1], found.label_maps[row : row + 1], found.part_features[row : row + 1]
+    )
+    numbers: dict[str, float] = {}
+    for key, metric in metrics.items():
+        scores = metric.image_scores(one, asked[row : row + 1])[0]  # (M + 1,)
+        numbers[f"{key}/all"] = float(scores.mean())
+        numbers[f"{key}/without_background"] = float(scores[BACKGROUND + 1 :].mean())
+        numbers.update({f"{key}/{name}": float(value) for name, value in zip(names, scores, strict=True)})
+    return numbers
+
+
+def _text(codes: Tensor) -> str:
+    return " ".join(str(int(code)) for code in codes)
+
+
+def measure_ceiling(scorer: Scorer, source: ImageSource, backbone: Backbone, store: Store) -> dict[str, PartScores]:
+    """Real images, changed a little and read again: no generated picture can be expected to score higher.
+
+    Measured once for all runs with these images, parts and backbone.
+    """
+    most = min(scorer.settings.ceiling_images, len(source))
+    if most == 0:
+        return {}
+    indices = torch.linspace(0, len(source) - 1, most).round().long().tolist()
+    dictionary = scorer.predictor.dictionary
+    images = [source.content_hash(index) for index in indices]
+    about = [_VERSION, images, dictionary.hash, list(dictionary.names), backbone.hash, backbone.resolution]
+
+    def measure() -> dict[str, Any]:
+        return scores_as_values(ceiling(source, scorer.predictor, backbone, indices, dictionary.names))
+
+    return scores_of_values(remembered_values(store, "ceilings", about, measure))
+
+
+def picture_scorer(
+    settings: EvalSettings, source: ImageSource, features: Sequence[ImageFeatures], facts: Mapping[str, Any]
+) -> PictureScorer | None:
+    """What scores whole pictures by these networks; None without any."""
+    return PictureScorer(source, features, settings.neighbours, facts) if features else None
+
+
+def concept_scorer(
+    settings: EvalSettings, source: ImageSource, features: Sequence[ImageFeatures], names: Sequence[str]
+) -> ConceptScorer | None:
+    """What asks for concepts by their prompts; None for a data set without any."""
+    return ConceptScorer.of(source, names, features, settings.concepts, settings.seed)
+
+
+def write_scores(scores: Scores, folder: Path) -> dict[str, float]:
+    """``scores.json`` with one number per key; returns the numbers."""
+    numbers = scores.flat()
+    atomic_write(folder / "scores.json", json.dumps(_finite(numbers), indent=1) + "\n")
+    return numbers
+
+
+def labels_of(source: ImageSource) -> Tensor | None:
+    """(N,) classes, or None unless every image has one and there are several."""
+    labels = [source.label(index) for index in range(len(source))]
+    if any(label is None for label in labels) or len(set(labels)) < 2:
+        return None
+    return torch.tensor([int(label) for label in labels if label is not None])
+
+
+def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
+    """All protocols of the trained model, with ``scores.csv``."""
+    for protocol, targets in scorer.protocols().items():
+        with stages.stage("score") as counter:
+            progress = functools.partial(counter.part, protocol)
+            found = scorer.score(module, targets, protocol, progress)
+            add_protocol(scores, protocol, found)
+        if scorer.truth is not None and (perfect := scorer.truth.perfect(targets)):
+            scores.truth[f"perfect {protocol}"] = perfect
+        if scorer.pictures is not None:
+            with stages.stage("score whole pictures"):
+                _score_pictures(scorer, scorer.pictures, protocol, targets, found.rows, module.backbone, scores)
+    if scorer.concepts is not None:
+        _score_concepts(scorer.concepts, scorer.folder, module, scores, stages)
+    if is_first_process():
+        write_rows(scorer.folder / FILE_NAME, scores.rows)
+        write_networks(scorer.folder, scorer.settings.pictures)
+
+
+def _score_pictures(
+    scorer: Scorer,
+    pictures: PictureScorer,
+    protocol: str,
+    targets: Targets,
+    rows: Sequence[Row],
+    backbone: Backbone,
+    scores: Scores,
+) -> None:
+    """Numbers of whole pictures, for the set and for each line; and beside them what the autoencoder loses."""
+    paths, prompts = [scorer.folder / row["image"] for row in rows], [row["prompt"] for row in rows]
+    whole = pictures.score(targets, paths, prompts)
+    scores.pictures[protocol] = whole.numbers
+    for row, more in zip(rows, whole.rows, strict=True):
+        row.update(more)
+    if scorer.settings.ceiling_images:
+        round_trip = functools.partial(vae_round_trip, backbone=backbone)
+        some = targets[: scorer.settings.ceiling_images]
+        scores.pictures[CEILING + protocol] = pictures.ceiling(some, round_trip)
+
+
+def _score_concepts(
+    concepts: ConceptScorer, folder: Path, module: PersonalizationModule, scores: Scores, stages: Stages
+) -> None:
+    for protocol in concepts.requests:
+        with stages.stage("score concepts") as counter:
+            rows, numbers = concepts.score(module, protocol, folder, functools.partial(counter.part, protocol))
+        scores.pictures[protocol] = numbers
+        scores.rows += rows
+
+
+def read_concepts(concepts: ConceptScorer, folder: Path, stored: Sequence[Row], scores: Scores) -> None:
+    for protocol in concepts.requests:
+        paths = [folder / row["image"] for row in stored if row["protocol"] == protocol]
+        rows = concepts.read(protocol, paths, folder)
+        scores.pictures[protocol] = concepts.numbers(protocol, rows)
+        scores.rows += rows
+
+
+def add_protocol(scores: Scores, protocol: str, of_protocol: ProtocolScores) -> None:
+    scores.protocols[protocol] = of_protocol.scores
+    scores.rows += of_protocol.rows
+    if of_protocol.truth:
+        scores.truth[protocol] = of_protocol.truth
+
+
+def score_untrained(
+    scorer: Scorer, module: PersonalizationModule, scores: Scores, store: Store, stages: Stages
+) -> None:
+    """The same protocols before training, on the first few targets of each; once for all equal starts."""
+    few = scorer.settings.untrained
+    below = replace(scorer, folder=scorer.folder / "untrained", store=store)
+    for protocol, targets in scorer.protocols().items() if few else ():
+        with stages.stage("score untrained") as counter:
+            progress = functools.partial(counter.part, protocol)
+            found, truth = _remembered_score(below, module, targets[:few], protocol, progress, store)
+        scores.untrained[protocol] = found
+        if truth:
+            scores.truth[f"untrained {protocol}"] = truth
+
+
+def _remembered_score(
+    scorer: Scorer,
+    module: PersonalizationModule,
+    targets: Targets,
+    protocol: str,
+    progress: Callable[[int, int], None],
+    store: Store,
+) -> tuple[PartScores, dict[str, float]]:
+    """Scores of pictures, and against the truth; read again only if pictures, parts or the truth are others."""
+    paths, prompts = scorer.draw(module, targets, protocol, progress)
+    dictionary = scorer.predictor.dictionary
+    parts = [dictionary.hash, list(dictionary.names)]
+    truth = None if scorer.truth is None else [scorer.truth.hash, scorer.truth.asked(targets).tolist()]
+    about = [_VERSION, [recipe_of(path) for path in paths], targets.codes.tolist(), parts, truth]
+
+    def read() -> dict[str, Any]:
+        found = scorer.read(targets, protocol, paths, prompts)
+        return {"truth": found.truth, **scores_as_values({"scores": found.scores})}
+
+    values = remembered_values(store, "scores", about, read)
+    return scores_of_values({"scores": values["scores"]})["scores"], values["truth"]
+
+
+def say_scores(scores: Scores, stages: Stages) -> None:
+    """A line per protocol."""
+    for kind, group in (("", scores.protocols), ("untrained ", scores.untrained), ("ceiling ", scores.ceilings)):
+        for protocol, values in group.items():
+            stages.say(
+                f"  {kind}{protocol}: EMR {values.emr['all']:.3f} (without background "
+                f"{values.emr['without_background']:.3f}), CoSim {values.cosim['all']:.3f}, n = {values.num_images}"
+            )
+    for protocol, numbers in scores.truth.items():
+        shown = ", ".join(f"{key} {value:.3f}" for key, value in numbers.items())
+        stages.say(f"  against the truth, {protocol}: {shown}")
+    for protocol, numbers in scores.pictures.items():
+        stages.say(f"  whole pictures, {protocol}: " + ", ".join(f"{key} {v:.4g}" for key, v in numbers.items()))
+
+
+def annotation_numbers(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What discovery's report says of boxes and keypoints, as the "protocol" of the real images; empty without them."""
+    found = facts.get("annotations", {})
+    numbers = {key: value for key, value in found.items() if isinstance(value, float) and value == value}
+    return {"real images": numbers} if numbers else {}
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, Any]:
+    return {key: value if value == value else None for key, value in numbers.items()}
+
+
+def scores_as_values(scores: Mapping[str, PartScores]) -> dict[str, Any]:
+    return {name: asdict(found) for name, found in scores.items()}
+
+
+def scores_of_values(values: Mapping[str, Any]) -> dict[str, PartScores]:
+    return {name: PartScores(**found) for name, found in values.items()}

@@ -1,0 +1,40 @@
+"""What the configuration says of the scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from partcraft_lit.core.ranges import Range
+from partcraft_lit.core.settings import Count, Positive
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Scores at the end of a run.
+
+    Attributes:
+        enabled: whether a training run ends with them.
+        reconstructions: source images that are drawn again from their own codes, at most.
+        compositions: hybrids drawn for each number of species.
+        species: numbers of source images that a hybrid is composed of.
+        concepts: pictures per concept prompt, where a data set has concepts; 0 for none.
+        untrained: pictures per protocol that the untrained model draws, as the lower bound; 0 for none.
+        ceiling_images: real images on which the ceiling is measured, at most.
+        pictures: networks by which whole pictures are scored: rows of the group ``metrics``.
+        neighbours: real images among which copies are looked for, at most; 0 for none.
+        hybrids: columns of the report's composition grid.
+        seed: seed of everything drawn for the scores.
+    """
+
+    enabled: bool
+    reconstructions: Count
+    compositions: Count
+    species: tuple[Annotated[int, Range(1)], ...]
+    concepts: Count
+    untrained: Count
+    ceiling_images: Count
+    pictures: tuple[str, ...]
+    neighbours: Count
+    hybrids: Positive
+    seed: int

@@ -1,0 +1,77 @@
+"""What trains when, and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from partcraft_lit.core.settings import Count, NonNegative, Positive, Rate, Share
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """AdamW, with a learning rate for each group of parameters.
+
+    Attributes:
+        lora_lr: of the adapter.
+        mapper_lr: of the tokens.
+        unet_lr: of the UNet's own weights, where a method trains them.
+        text_encoder_lr: of the text encoder, likewise.
+        weight_decay, betas, eps: AdamW's.
+        warmup_steps: over which the rates rise from 0.
+        cooldown_steps: last steps, over which the rates fall to 0; 0 keeps them to the end.
+        total_steps: of the run; known from the configuration, since asking the trainer would start its loader.
+        phases: what trains when; empty for everything at all times. The last phase goes on to the end.
+    """
+
+    lora_lr: NonNegative
+    mapper_lr: NonNegative
+    unet_lr: NonNegative
+    text_encoder_lr: NonNegative
+    weight_decay: NonNegative
+    betas: tuple[Share, Share]
+    eps: Rate
+    warmup_steps: Count
+    cooldown_steps: Count
+    total_steps: int
+    phases: tuple[PhaseSettings, ...]
+
+    def rate(self, group: str) -> float:
+        """Learning rate of a group, before any schedule."""
+        return float(getattr(self, f"{group}_lr"))
+
+    def factor(self, group: str, step: int) -> float:
+        """What the learning rate is multiplied with at a step: warm-up, cool-down, and 0 while the group rests."""
+        rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        left = max(0, self.total_steps - step)
+        fall = min(1.0, left / self.cooldown_steps) if self.cooldown_steps else 1.0
+        return rise * fall if self.trains(group, step) else 0.0
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rates stay as they are for the whole run."""
+        return not (self.warmup_steps or self.cooldown_steps or self.phases)
+
+    def trains(self, group: str, step: int) -> bool:
+        """Whether a group trains at a step."""
+        if not self.phases:
+            return True
+        end = 0
+        for phase in self.phases[:-1]:
+            end = step + 1 if phase.steps is None else end + phase.steps
+            if step < end:
+                return group in phase.groups
+        return group in self.phases[-1].groups
+
+
+@dataclass(frozen=True)
+class PhaseSettings:
+    """A stretch of training.
+
+    Attributes:
+        steps: optimizer steps; None for the rest.
+        groups: what trains in it; all else rests, its state untouched.
+    """
+
+    steps: Positive | None
+    groups: tuple[Literal["mapper", "lora", "unet", "text_encoder"], ...]

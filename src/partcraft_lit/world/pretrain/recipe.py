@@ -1,0 +1,139 @@
+"""The recipe of the miniature Stable Diffusion, from nothing to a folder in diffusers' format."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.images import to_unit
+from partcraft_lit.core.visualization import grid, label, save_png, stack, upscale
+from partcraft_lit.world.pretrain.autoencoder import train_autoencoder
+from partcraft_lit.world.pretrain.denoiser import TextAndDenoiser, build_scheduler, train_denoiser
+from partcraft_lit.world.pretrain.loop import Log, LoopSettings
+from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
+from partcraft_lit.world.zoo.scenes import PretrainingScenes
+
+#: Pictures on which the autoencoder's quality is measured; far beyond what training draws.
+_HELD_BACK = range(2 * 10**9, 2 * 10**9 + 256)
+#: Captions of the sample sheet.
+SHEET_CAPTIONS: tuple[str, ...] = (
+    "a photo of a bird",
+    "a photo of a beast",
+    "a photo of a toucan",
+    "a photo of a bird with red head, blue body, yellow wing, green tail and orange legs",
+    "a photo of a bird with white striped head, purple body, pink spotted wing, teal tail and yellow legs",
+    "a photo of a bird with blue crested head, white spotted body, red raised wing, purple fanned tail and brown legs",
+    "a photo of a bird with owl head, robin body, parrot wing, crane tail and heron legs",
+    "a photo of a beast with red ears, yellow muzzle, blue striped body, green legs and white tail",
+    "a photo of a bird with red head and yellow body and a beast with blue body",
+)
+
+
+def pretrain(
+    seed: int, autoencoder: LoopSettings, denoiser: LoopSettings, work: Path, output: Path, log: Log
+) -> dict[str, float]:
+    """Trains autoencoder, then text encoder and UNet, and writes the folder; a stopped run goes on where it was.
+
+    Args:
+        seed: of the pictures; the denoiser sees others than the autoencoder.
+        autoencoder: how long and how fast the first stage trains.
+        denoiser: likewise the second.
+        work: checkpoints, curves and the sample sheet.
+        output: folder in diffusers' format.
+        log: where a line for people goes.
+
+    Returns:
+        Measured quality, as in ``pretraining.json`` in ``output``.
+    """
+    vae_folder = work / "vae"
+    if (vae_folder / "config.json").exists():
+        vae = AutoencoderKL.from_pretrained(vae_folder)
+        log(f"autoencoder taken from {vae_folder}")
+    else:
+        vae = train_autoencoder(PretrainingScenes(seed), autoencoder, work, log)
+        vae.save_pretrained(vae_folder)
+    tokenizer = build_tokenizer()
+    model = train_denoiser(vae, tokenizer, PretrainingScenes(seed + 1), denoiser, work, log)
+    return package(vae, model, tokenizer, seed, output, work, log)
+
+
+def package(
+    vae: AutoencoderKL, model: TextAndDenoiser, tokenizer: CLIPTokenizer, seed: int, output: Path, work: Path, log: Log
+) -> dict[str, float]:
+    """Writes the folder in half precision, and the sample sheet; returns the measured quality."""
+    pipeline = as_pipeline(vae, model, tokenizer)
+    numbers = {"psnr_db": round_trip_psnr(vae, seed), "parameters": float(count_parameters(pipeline))}
+    save_png(work / "samples.png", sample_sheet(pipeline), {"captions": json.dumps(SHEET_CAPTIONS)})
+    pipeline.to(dtype=torch.float16).save_pretrained(output, safe_serialization=True)
+    for config in output.glob("*/config.json"):
+        _tidy(config)
+    atomic_write(output / "pretraining.json", json.dumps(numbers, indent=1) + "\n")
+    log(f"{output}: " + ", ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
+    return numbers
+
+
+def _tidy(config: Path) -> None:
+    """Takes out where a network was loaded from, and names float32 where a type is named.
+
+    Transformers loads a model in the type that its config names, diffusers in float32: both must be one.
+    """
+    values = json.loads(config.read_text())
+    values.pop("_name_or_path", None)
+    if "dtype" in values:
+        values["dtype"] = "float32"
+    atomic_write(config, json.dumps(values, indent=2) + "\n")
+
+
+def as_pipeline(vae: AutoencoderKL, model: TextAndDenoiser, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+    """The parts as diffusers' own pipeline, without a safety checker: it draws cartoon animals."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model.text_encoder,
+        tokenizer=tokenizer,
+        unet=model.unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@torch.no_grad()
+def round_trip_psnr(vae: AutoencoderKL, seed: int) -> float:
+    """Peak signal-to-noise ratio, in dB, of unseen pictures that went through the autoencoder."""
+    drawing, _ = PretrainingScenes(seed).batch(_HELD_BACK)
+    pixels = to_unit(drawing.images)
+    vae = vae.float().cpu().eval()
+    decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+    return -10 * math.log10(float((decoded - pixels).square().mean()) / 4)
+
+
+@torch.no_grad()
+def sample_sheet(pipeline: StableDiffusionPipeline, per_caption: int = 6, steps: int = 25) -> Tensor:
+    """(3, H, W) uint8: a row of pictures for each caption."""
+    pipeline = pipeline.to("cpu", torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    rows = []
+    for row, text in enumerate(SHEET_CAPTIONS):
+        generators = [torch.Generator().manual_seed(100 * row + column) for column in range(per_caption)]
+        pictures = pipeline(
+            [text] * per_caption, num_inference_steps=steps, guidance_scale=5.0, generator=generators, output_type="pt"
+        ).images
+        cells = [upscale(picture, 128) for picture in (pictures * 255).round().to(torch.uint8)]
+        rows.append(label(grid(cells, columns=per_caption, pad=4), text, "above", 11))
+    pipeline.scheduler = build_scheduler()
+    return stack(rows, pad=4, border=4)
+
+
+def count_parameters(pipeline: StableDiffusionPipeline) -> int:
+    """Of all networks together."""
+    networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())

@@ -1,0 +1,128 @@
+"""Autoencoder and denoiser of the embedded model: shapes, a few steps, and what must not move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch.testing import assert_close
+
+from partcraft_lit.core.images import to_unit
+from partcraft_lit.world.pretrain import autoencoder as autoencoder_module
+from partcraft_lit.world.pretrain.autoencoder import build_autoencoder, train_autoencoder
+from partcraft_lit.world.pretrain.denoiser import (
+    TextAndDenoiser,
+    build_scheduler,
+    build_text_encoder,
+    build_unet,
+    train_denoiser,
+    words_of_parts,
+)
+from partcraft_lit.world.pretrain.loop import LoopSettings
+from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
+from partcraft_lit.world.zoo.captions import COLOR_WORDS, SPECIES_NAMES
+from partcraft_lit.world.zoo.looks import BEAST, BIRD, NUM_PARTS, TEXTURES
+from partcraft_lit.world.zoo.scenes import PretrainingScenes
+
+SCENES = PretrainingScenes(seed=2)
+SETTINGS = LoopSettings(steps=2, batch_size=2, lr=1e-3, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return build_autoencoder()
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def test_pixels_in_minus_one_to_one():
+    values = to_unit(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    assert_close(values, torch.tensor([-1.0, -0.6, 1.0]))
+
+
+def test_latents_are_a_quarter_of_the_side(vae):
+    with torch.no_grad():
+        posterior = vae.encode(torch.zeros(2, 3, 64, 64)).latent_dist
+        assert posterior.mean.shape == (2, 8, 16, 16)
+        assert vae.decode(posterior.mean).sample.shape == (2, 3, 64, 64)
+
+
+def test_autoencoder_training_is_repeatable_and_sets_the_scale_of_latents(tmp_path, monkeypatch):
+    real_batch = PretrainingScenes.batch
+    # the scale is measured on many scenes; 8 do here
+    monkeypatch.setattr(PretrainingScenes, "batch", lambda self, indices: real_batch(self, indices[:8]))
+    first, second = (train_autoencoder(SCENES, SETTINGS, tmp_path / name, silent) for name in "ab")
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    drawing, _ = real_batch(SCENES, range(10**9, 10**9 + 8))
+    with torch.no_grad():
+        latents = first.encode(to_unit(drawing.images)).latent_dist.mean * first.config.scaling_factor
+    assert float(latents.std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_kl_is_a_trace_of_the_loss():
+    assert 0 < autoencoder_module.KL_WEIGHT <= 1e-4
+
+
+def test_scheduler_is_that_of_stable_diffusion():
+    scheduler = build_scheduler()
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    assert_close(scheduler.alphas_cumprod, (1 - betas).cumprod(0))
+    assert scheduler.config.prediction_type == "v_prediction"
+
+
+def test_denoiser_sees_text_at_16_by_16():
+    unet = build_unet(8)
+    seen: list[int] = []
+    for name, module in unet.named_modules():
+        if name.endswith("attn2"):
+            module.register_forward_hook(lambda m, args, output: seen.append(output.shape[1]))
+    with torch.no_grad():
+        out = unet(torch.zeros(1, 8, 16, 16), torch.tensor([1]), encoder_hidden_states=torch.zeros(1, 77, 128)).sample
+    assert out.shape == (1, 8, 16, 16)
+    assert seen.count(16 * 16) == 3
+
+
+def test_denoiser_trains_text_and_unet_and_leaves_the_autoencoder(vae, tmp_path):
+    tokenizer = build_tokenizer()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    first, second = (train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path / name, silent) for name in "ab")
+    for name, value in vae.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    torch.manual_seed(SCENES.seed)
+    start = TextAndDenoiser(build_text_encoder(tokenizer), build_unet(8)).state_dict()
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    moved = [name for name, value in first.state_dict().items() if not torch.equal(value, start[name])]
+    assert any(name.startswith("text_encoder.") for name in moved)
+    assert any(name.startswith("unet.") and "attn2" in name for name in moved)
+
+
+def test_words_of_both_creatures_are_known():
+    ids, labels = words_of_parts(
+        [(BIRD, BEAST), (BIRD,)],
+        ["a photo of a bird with red striped head and a beast with blue tail", "a photo of a bird with pink legs"],
+    )
+    # start, a photo of a bird with red striped head and a beast with blue tail
+    assert ids.tolist() == [[7, 8, 9, 14, 15], [7, 8, -1, -1, -1]]
+    assert labels.tolist() == [[1, 1, 1, 10, 10], [5, 5, -1, -1, -1]]
+
+
+def test_words_of_parts_stand_where_the_tokenizer_puts_them():
+    tokenizer = build_tokenizer()
+    scenes = PretrainingScenes(seed=6, pair_share=0.5)
+    _, captions = scenes.batch(range(40))
+    families = [scenes.families(index) for index in range(40)]
+    places, labels = words_of_parts(families, captions)
+    for row, text in enumerate(captions):
+        tokens = tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
+        for place, label in zip(places[row].tolist(), labels[row].tolist(), strict=True):
+            if place >= 0:
+                word = tokens[place].removesuffix("</w>")
+                creature, part = divmod(label - 1, NUM_PARTS)
+                family = families[row][creature]
+                known = {*COLOR_WORDS, *TEXTURES, *SPECIES_NAMES[family.noun], *family.shapes[part]}
+                assert word in known | {family.part_names[part]}, (text, word)
