@@ -102,6 +102,11 @@ def make_source(values: Mapping[str, Any]) -> ImageSource:
     return source
 
 
+def is_drawn(values: Mapping[str, Any]) -> bool:
+    """Whether the data set is of the embedded world: nobody's photographs."""
+    return str(values["dataset"].get("_target_", "")).startswith("partcraft_lit.world.")
+
+
 def check_words(values: Mapping[str, Any], settings: RecipeSettings, class_noun: str) -> None:
     """Words of the method against the model's tokenizers, where these can be had without its networks.
 

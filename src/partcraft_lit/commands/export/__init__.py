@@ -63,7 +63,7 @@ def _origin(trained: Mapping[str, Any]) -> dict[str, Any]:
         "model": Path(source).name if is_local else source,
         "model_is_public": bool(source) and not is_local,
         "model_is_packaged": not source,
-        "data_is_drawn": str(trained["dataset"].get("_target_", "")).startswith("partcraft_lit.world.zoo."),
+        "data_is_drawn": factories.is_drawn(trained),
     }
 
 
