@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from partcraft_lit.commands.pretrain.settings import LoopLength, PretrainSettings
+from partcraft_lit.commands.pretrain.settings import PretrainSettings
 from partcraft_lit.commands.train import runs
 from partcraft_lit.config import factories
 from partcraft_lit.core import environment, rundir
@@ -35,8 +34,13 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     environment.write(folder)
 
-    lengths = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    lengths = {name: length for name, length in lengths.items() if isinstance(length, LoopLength)}
+    lengths = {
+        "autoencoder": settings.autoencoder,
+        "denoiser": settings.denoiser,
+        "features": settings.features,
+        "oracle": settings.oracle,
+        "oracle_missing": settings.oracle_missing,
+    }
     pretrain = factories.pretrainer(lengths, factories.device(values))
     result = pretrain(settings.stage, settings.seed, folder=folder, output_dir=settings.output_dir)
     rundir.mark_finished(folder)
