@@ -1,4 +1,5 @@
-# make demo | test | env | lint | bench. Each makes the environment first if it is missing or out of date.
+# make demo | test | env | lint | docs | wheel-smoke | bench. Each makes the environment first if it is missing or out of date.
+# make stats | clean
 #
 #   ACCELERATOR=cpu|gpu   which faiss to install (default cpu)
 #   TORCH_INDEX=ADDRESS   an index to take torch from, for instance the one of its CPU builds
@@ -24,10 +25,14 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help env demo test lint format bench clean
+# Extras that one target alone needs: installed when it is asked for.
+EXTRA = $(PY) tools/check_env.py $(ACCELERATOR) $(1) || \
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
+
+.PHONY: help env demo test lint format docs wheel-smoke stats bench clean
 
 help:
-	@sed -n '1,8p' Makefile | sed 's/^# \{0,1\}//'
+	@sed -n '1,9p' Makefile | sed 's/^# \{0,1\}//'
 
 env: $(STAMP)
 
@@ -66,8 +71,20 @@ format: env
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# Offline, into site/. A broken link is an error.
+docs: env
+	@$(call EXTRA,docs)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo "Open site/index.html."
+
+wheel-smoke: env
+	$(PY) tools/wheel_smoke.py
+
+stats:
+	@python3 tools/stats.py
+
 bench: env
 	@set -e; for bench in benchmarks/*.py; do echo "== $$bench"; $(PY) $$bench $(ARGS); done
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

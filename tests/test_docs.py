@@ -1,11 +1,51 @@
-"""What the documents say of the code is there."""
+"""Documentation and code agree: what the pages name exists."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "partcraft_lit"
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "experiments/**/*.md", "benchmarks/*.md")
+    for path in ROOT.glob(pattern)
+)
+_LINK = re.compile(r"\]\((?!https?:)([^()\s#]*)(?:#([^()\s]*))?\)")
+_FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|yaml|md|yml|toml))`")
+
+
+def prose(page: str) -> str:
+    return _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub and the site make them."""
+    titles = re.findall(r"^#+ (.*)$", _FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page):
+    for target, anchor in _LINK.findall(prose(page)):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), f"{page}: {target}"
+        assert not anchor or anchor in anchors(path), f"{page}: {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_named_in_prose_exist(page):
+    for name in _FILE.findall(prose(page)):
+        if name.startswith(("src/", "conf/", "tests/", "docs/", "tools/", "benchmarks/", "experiments/")):
+            assert (ROOT / name).exists(), f"{page}: {name}"
+        elif (PACKAGE / name).parent.is_dir():  # "losses/attention.py"; others are files of a run or an export
+            assert (PACKAGE / name).exists(), f"{page}: {name}"
 
 
 def test_the_list_of_mended_mistakes_names_tests_that_exist():
@@ -20,3 +60,18 @@ def test_the_list_of_mended_mistakes_names_tests_that_exist():
             assert any(re.fullmatch(pattern, test) for test in tests), f"{path}: {name}"
             found += 1
     assert found > 30
+
+
+def test_stats_counts_files_functions_and_rooms(tmp_path):
+    (tmp_path / "room").mkdir()
+    (tmp_path / "top.py").write_text("import os\n\n\n@staticmethod\ndef one():\n    pass\n")
+    (tmp_path / "room" / "two.py").write_text("class A:\n  def method(self):\n    def inner():\n      pass\n")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "stats.py", tmp_path], capture_output=True, text=True, check=True
+    )
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[0][:2] == ["10", "lines"]
+    assert ["files", "2", "5", "6"] in rows
+    assert ["functions", "3", "3", "3"] in rows
+    assert ["top.py:4", "one", "3"] in rows and ["room/two.py:3", "A.method.inner", "2"] in rows
+    assert ["room", "1", "4"] in rows and ["top.py", "1", "6"] in rows

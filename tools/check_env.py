@@ -1,8 +1,8 @@
-"""Says whether the running interpreter's environment is the pinned one: ``python tools/check_env.py cpu|gpu``.
+"""Checks that the running interpreter has the pinned environment: ``python tools/check_env.py cpu|gpu [EXTRA...]``.
 
-Exit code 0 if the project is installed editable from this checkout and every distribution that it needs, in turn, is
-there at the version of ``constraints.txt``; 1 otherwise, naming what differs. Needs the standard library alone (and
-``packaging``, whose absence means that nothing is installed yet).
+Exit code 0 if the project is installed editable from this checkout and all of its dependencies, including those of
+``dev`` and the named extras, have the version of ``constraints.txt``; 1 otherwise, with the differences. Needs only the
+standard library (and ``packaging``, whose absence means that nothing is installed yet).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def is_editable_here() -> bool:
     return bool(editable) and Path(unquote(urlparse(record["url"]).path)).resolve() == ROOT
 
 
-def main(accelerator: str) -> int:
+def main(accelerator: str, *more: str) -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     if accelerator not in ("cpu", "gpu"):
@@ -73,7 +73,7 @@ def main(accelerator: str) -> int:
         return 1
     try:
         found = problems(
-            [*project["dependencies"], *extras[accelerator], *extras["dev"]],
+            [*project["dependencies"], *(text for name in (accelerator, "dev", *more) for text in extras[name])],
             pins((ROOT / "constraints.txt").read_text()),
         )
     except ModuleNotFoundError:
@@ -86,4 +86,4 @@ def main(accelerator: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "cpu"))
+    sys.exit(main(*(sys.argv[1:] or ["cpu"])))
