@@ -1,5 +1,5 @@
 """Finding parts: patch features -> foreground -> parts -> codes, and reading them off new images.
 
-``raw`` and ``dinov2`` describe patches; ``discovery`` fits a ``dictionary``; ``predictor`` reads images with it;
-``quality`` scores it where the truth is known; ``atlas`` draws it.
+``raw``, ``efficientnet`` and ``dinov2`` describe patches; ``discovery`` fits a ``dictionary``; ``predictor`` reads
+images with it; ``quality`` scores it where the truth is known; ``atlas`` draws it.
 """

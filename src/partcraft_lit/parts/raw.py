@@ -40,10 +40,25 @@ class ColorFeatures:
 
     def _describe(self, image: Tensor) -> Tensor:
         shape = short_side_size(image.shape[1], image.shape[2], self.grid)
-        red, green, blue = image.float() / 255
-        opponent = torch.stack([(red + green + blue) / 3 - 0.5, red - green, (red + green) / 2 - blue])
-        mean = F.adaptive_avg_pool2d(opponent, shape)  # (3, gh, gw)
-        variance = (F.adaptive_avg_pool2d(opponent.square(), shape) - mean.square()).clamp_min(0)
-        contrast = torch.stack([variance[0].sqrt(), variance[1:].sum(dim=0).sqrt()])
+        statistics = color_statistics(image[None].float() / 255, shape)[0]
         constant = torch.full((1, *shape), self.bias)
-        return torch.cat([mean, contrast, constant]).permute(1, 2, 0).contiguous()
+        return torch.cat([statistics, constant]).permute(1, 2, 0).contiguous()
+
+
+def color_statistics(images: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Mean and contrast of every cell in opponent coordinates.
+
+    Args:
+        images: (B, 3, H, W) in 0...1.
+        shape: cells, (grid height, grid width).
+
+    Returns:
+        (B, 5, grid height, grid width): lightness - 0.5, red - green, yellow - blue, and the standard deviations of
+        lightness and of colour inside the cell.
+    """
+    red, green, blue = images.unbind(dim=1)
+    opponent = torch.stack([(red + green + blue) / 3 - 0.5, red - green, (red + green) / 2 - blue], dim=1)
+    mean = F.adaptive_avg_pool2d(opponent, shape)  # (B, 3, gh, gw)
+    variance = (F.adaptive_avg_pool2d(opponent.square(), shape) - mean.square()).clamp_min(0)
+    contrast = torch.stack([variance[:, 0].sqrt(), variance[:, 1:].sum(dim=1).sqrt()], dim=1)
+    return torch.cat([mean, contrast], dim=1)
