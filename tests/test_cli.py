@@ -15,7 +15,7 @@ from partcraft_lit import cli
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError
 
-VERBS = ("train", "discover", "generate", "evaluate", "pretrain")
+VERBS = ("train", "discover", "generate", "evaluate")
 
 
 @pytest.fixture

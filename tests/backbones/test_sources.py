@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from partcraft_lit.backbones import single_file as single_file_module
-from partcraft_lit.backbones import sources
+from partcraft_lit.backbones import components, sources
 from partcraft_lit.backbones.stable_diffusion import load_mini, load_sd15
 from partcraft_lit.backbones.stable_diffusion_xl import load_sdxl
 from partcraft_lit.core.errors import UserError
@@ -133,7 +133,7 @@ def test_other_refusals_of_the_hub(monkeypatch, said, wanted):
         raise OSError(said)
 
     monkeypatch.setattr(DDPMScheduler, "from_pretrained", refuse)
-    monkeypatch.setattr(sources, "_offline", lambda: False)
+    monkeypatch.setattr(components, "_offline", lambda: False)
     with pytest.raises(UserError, match=wanted):
         load_sd15("owner/model")
 
@@ -399,7 +399,7 @@ def hub(monkeypatch, tiny_sd_folder):
             return real(str(tiny_sd_folder), layout, None, variant, vae)
 
     monkeypatch.setattr(sources, "_load_pretrained", load)
-    monkeypatch.setattr(sources, "_offline", lambda: False)
+    monkeypatch.setattr(components, "_offline", lambda: False)
     return asked, answers
 
 

@@ -8,7 +8,8 @@ import math
 import torch
 
 from partcraft_lit.core.store import Store, stable_hash
-from partcraft_lit.core.store.cached import remembered_file, remembered_values, scores_as_values, scores_of_values
+from partcraft_lit.core.store.cached import remembered_file, remembered_values
+from partcraft_lit.evaluation.scoring import scores_as_values, scores_of_values
 from partcraft_lit.metrics.composition import PartScores
 
 SCORES = {"mirrored": PartScores({"all": 0.5, "head": math.nan}, {"all": 1 / 3}, 7)}

@@ -43,7 +43,7 @@ def test_what_is_asked_of_drawn_creatures():
         "concept2": ("a photo of <beast:0> beast",),
     }
     assert scorer.requests["concept1"].texts == ("a photo of bird",)
-    assert [request.looks is None for request in scorer.requests.values()] == [True, False, True]
+    assert [request.right_colors is None for request in scorer.requests.values()] == [True, False, True]
 
 
 def test_nothing_is_asked_without_concepts_pictures_or_networks():
