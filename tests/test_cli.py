@@ -290,8 +290,8 @@ def test_train_py_is_the_verb_train(tmp_path):
     assert done.returncode == 0 and "lambda_attn" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["discover", "train", "generate", "evaluate", "pretrain"])
-def test_the_verbs_call_run_as_it_wants_to_be_called(name, real_signatures, start, fake_run):
+@pytest.mark.parametrize("name", VERBS)
+def test_the_verbs_call_their_work_with_its_arguments(name, real_signatures, start, fake_run):
     start("train")
     if name != "train":
         start(name, "trainer.accelerator=cpu", *(["prompt=x"] if name == "generate" else []))
