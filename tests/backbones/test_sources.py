@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from partcraft_lit.backbones import single_file as single_file_module
 from partcraft_lit.backbones import components, sources
+from partcraft_lit.backbones import single_file as single_file_module
 from partcraft_lit.backbones.stable_diffusion import load_mini, load_sd15
 from partcraft_lit.backbones.stable_diffusion_xl import load_sdxl
 from partcraft_lit.core.errors import UserError
