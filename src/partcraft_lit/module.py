@@ -222,7 +222,7 @@ class PersonalizationModule(LightningModule):
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
-        """(B, 3, H, W) uint8, one picture per prompt (with part tokens) and seed; defaults are the run's settings.
+        """(B, 3, H, W) uint8, one image per prompt (with part tokens) and seed; defaults are the run's settings.
 
         The text encoder reads each distinct prompt once.
         """

@@ -10,8 +10,8 @@ import pytest
 from stand_in import StandIn, fit
 
 from partcraft_lit.callbacks.checkpoint import Checkpoints
-from partcraft_lit.callbacks.hooks import log_numbers
-from partcraft_lit.callbacks.metrics_log import MetricsLog, append_numbers, drop_from_step, read_numbers
+from partcraft_lit.callbacks.hooks import log_metrics
+from partcraft_lit.callbacks.metrics_log import MetricsLog, append_metrics, drop_from_step, read_metrics
 from partcraft_lit.callbacks.throughput import Throughput
 
 
@@ -22,7 +22,7 @@ def lines(path: Path) -> list[dict[str, float]]:
 def test_every_logged_number_is_a_line_also_without_any_logger(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     trainer = fit(StandIn(), MetricsLog(path), Throughput(every_n_steps=2), folder=tmp_path, steps=4, logger=False)
-    curves = read_numbers(path)
+    curves = read_metrics(path)
     assert [step for step, _ in curves["train/loss"]] == [0, 1, 2, 3]
     assert curves["train/loss"][-1][1] == pytest.approx(float(trainer.callback_metrics["train/loss"]))
     assert [step for step, _ in curves["perf/images_per_s"]] == [1, 3]
@@ -33,13 +33,13 @@ def test_every_logged_number_is_a_line_also_without_any_logger(tmp_path: Path) -
 def test_a_resumed_run_reads_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     fit(StandIn(), MetricsLog(path), Checkpoints(tmp_path / "ckpt", 3), folder=tmp_path, steps=5)
-    assert [step for step, _ in read_numbers(path)["train/loss"]] == [0, 1, 2, 3, 4]
-    lost = read_numbers(path)["train/loss"][3:]
+    assert [step for step, _ in read_metrics(path)["train/loss"]] == [0, 1, 2, 3, 4]
+    lost = read_metrics(path)["train/loss"][3:]
     with path.open("a") as file:
         file.write('{"step": 5, "train/lo')  # killed while writing
     checkpoint = tmp_path / "ckpt" / "step=000003.ckpt"
     fit(StandIn(), MetricsLog(path), folder=tmp_path, steps=7, ckpt_path=checkpoint, start=3)
-    curve = read_numbers(path)["train/loss"]
+    curve = read_metrics(path)["train/loss"]
     assert [step for step, _ in curve] == [0, 1, 2, 3, 4, 5, 6]
     assert len([line for line in lines(path) if "train/loss" in line]) == 7
     assert curve[3:5] != lost  # written anew (the stand-in draws from the global generator)
@@ -47,9 +47,9 @@ def test_a_resumed_run_reads_as_if_it_had_never_stopped(tmp_path: Path) -> None:
 
 def test_values_that_json_lacks_come_back(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    append_numbers(path, 3, {"a": float("nan"), "b": float("-inf"), "c": 1})
+    append_metrics(path, 3, {"a": float("nan"), "b": float("-inf"), "c": 1})
     assert json.loads(path.read_text())["a"] == "nan"
-    curves = read_numbers(path)
+    curves = read_metrics(path)
     assert math.isnan(curves["a"][0][1])
     assert curves["b"] == [(3, float("-inf"))]
     assert curves["c"] == [(3, 1.0)]
@@ -57,25 +57,25 @@ def test_values_that_json_lacks_come_back(tmp_path: Path) -> None:
 
 def test_an_unfinished_line_is_passed_over_and_does_not_swallow_the_next(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    append_numbers(path, 0, {"a": 1})
+    append_metrics(path, 0, {"a": 1})
     with path.open("a") as file:
         file.write('{"step": 1, "a"')
-    append_numbers(path, 2, {"a": 3})
-    assert read_numbers(path) == {"a": [(0, 1.0), (2, 3.0)]}
+    append_metrics(path, 2, {"a": 3})
+    assert read_metrics(path) == {"a": [(0, 1.0), (2, 3.0)]}
 
 
 def test_the_later_line_of_a_step_wins(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     for value in (1, 2):
-        append_numbers(path, 5, {"eval/emr": value})
-    assert read_numbers(path) == {"eval/emr": [(5, 2.0)]}
+        append_metrics(path, 5, {"eval/emr": value})
+    assert read_metrics(path) == {"eval/emr": [(5, 2.0)]}
 
 
 def test_dropping_leaves_a_file_without_anything_to_drop_untouched(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     drop_from_step(path, 3)
     assert not path.exists()
-    append_numbers(path, 0, {"a": 1})
+    append_metrics(path, 0, {"a": 1})
     before = path.stat().st_mtime_ns, path.stat().st_ino
     drop_from_step(path, 3)
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
@@ -84,7 +84,7 @@ def test_dropping_leaves_a_file_without_anything_to_drop_untouched(tmp_path: Pat
 
 
 def test_a_missing_file_has_no_curves(tmp_path: Path) -> None:
-    assert read_numbers(tmp_path / "nothing.jsonl") == {}
+    assert read_metrics(tmp_path / "nothing.jsonl") == {}
 
 
 def test_numbers_of_callbacks_reach_all_loggers_on_their_axis(tmp_path: Path) -> None:
@@ -92,5 +92,5 @@ def test_numbers_of_callbacks_reach_all_loggers_on_their_axis(tmp_path: Path) ->
     log = MetricsLog(path)
     trainer = fit(StandIn(), log, folder=tmp_path, steps=3)
     trainer.loggers = [log.logger]
-    log_numbers(trainer, {"eval/emr@composition_2": 0.5})
-    assert read_numbers(path)["eval/emr@composition_2"] == [(2, 0.5)]
+    log_metrics(trainer, {"eval/emr@composition_2": 0.5})
+    assert read_metrics(path)["eval/emr@composition_2"] == [(2, 0.5)]

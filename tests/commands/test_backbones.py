@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from partcraft_lit.callbacks.metrics_log import read_numbers
+from partcraft_lit.callbacks.metrics_log import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def run(workshop):
 
 
 def test_training(run):
-    curves = read_numbers(run / "metrics.jsonl")
+    curves = read_metrics(run / "metrics.jsonl")
     assert [step for step, _ in curves["train/loss"]] == [0, 1]
     assert all(value > 0 for _, value in curves["train/loss_attn"])
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)

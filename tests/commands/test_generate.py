@@ -120,14 +120,14 @@ def test_verifying_recomputes_the_table_from_the_pictures(tiny_run, new_workshop
     workshop = new_workshop()
     run = workshop.copy(tiny_run)
     ended = workshop("evaluate", "verify=true", f"run={run}")
-    assert ended.code == 0 and "6 pictures read again: every number" in ended.out, ended.out
+    assert ended.code == 0 and "6 images read again: every number" in ended.out, ended.out
     table = run / "evaluation" / "scores.csv"
     rows = read_rows(table)
     rows[0]["emr/all"] += 0.25
     write_rows(table, rows)
     ended = workshop("evaluate", "verify=true", f"run={run}")
     assert ended.code == 2 and "1 numbers of" in ended.out, ended.out
-    assert "reconstruction, picture 0: emr/all is" in ended.out
+    assert "reconstruction, image 0: emr/all is" in ended.out
     rows[0]["emr/all"] -= 0.25
     write_rows(table, rows)
     numbers = json.loads((run / "scores.json").read_text())
@@ -137,7 +137,7 @@ def test_verifying_recomputes_the_table_from_the_pictures(tiny_run, new_workshop
     assert ended.code == 2 and "pictures/nearest@pixels-32@2_species is" in ended.out, ended.out
     (run / "evaluation" / rows[1]["image"]).unlink()
     ended = workshop("evaluate", "verify=true", f"run={run}")
-    assert ended.code == 2 and "1 pictures of" in ended.out and "draws them again" in ended.out
+    assert ended.code == 2 and "1 images of" in ended.out and "draws them again" in ended.out
     table.unlink()
     ended = workshop("evaluate", "verify=true", f"run={run}")
     assert ended.code == 2 and "score the run first" in ended.out

@@ -14,7 +14,7 @@ from partcraft_lit.backbones.latent_diffusion import LatentDiffusion
 from partcraft_lit.backbones.lora import add_lora
 from partcraft_lit.backbones.settings import HardwareSettings, SampleSettings
 from partcraft_lit.commands import train
-from partcraft_lit.commands.train.memory import in_passes, resting, spare_memory
+from partcraft_lit.commands.train.memory import apply_memory_options, in_passes, offloaded
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
@@ -136,7 +136,7 @@ def test_checkpointing_runs_blocks_again_and_gives_the_same_gradients(each_fresh
     empty = backbone.encode_no_prompt()
     grads, counts = [], []
     for hardware in (NONE, dataclasses.replace(NONE, gradient_checkpointing=True)):
-        spare_memory(hardware, backbone)
+        apply_memory_options(hardware, backbone)
         runs.clear()
         hidden = text.clone().requires_grad_()
         conditioning = Conditioning(hidden, empty.pooled_prompt_embeds, empty.time_ids)
@@ -201,14 +201,14 @@ def test_a_compiled_block_equals_itself_within_bfloat16(fresh_backbone: LatentDi
 def test_compiling_without_a_compiler_is_told_at_once(fresh_backbone: LatentDiffusion, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="wants a C\\+\\+ compiler"):
-        spare_memory(dataclasses.replace(NONE, compile=True), fresh_backbone)
+        apply_memory_options(dataclasses.replace(NONE, compile=True), fresh_backbone)
 
 
 # --- a run ---
 
 
 def test_a_run_in_passes_trains_what_a_run_in_one_pass_trains(new_workshop, plain):
-    """The whole way: batches of two in two passes, activations computed again, the VAE and features resting."""
+    """The whole way: batches of two in two passes, activations computed again, the VAE and features offloaded."""
     states = []
     for overrides in (
         (),
@@ -260,7 +260,7 @@ def test_on_a_cpu_a_resting_vae_lies_in_a_file_and_works_as_before(each_fresh_ba
     expected = each_fresh_backbone.encode_images(pixels)
     weight = next(each_fresh_backbone.vae.parameters())
     before = weight.data_ptr()
-    spare_memory(dataclasses.replace(NONE, offload=("vae",)), each_fresh_backbone, tmp_path)
+    apply_memory_options(dataclasses.replace(NONE, offload=("vae",)), each_fresh_backbone, tmp_path)
     assert weight.data_ptr() != before
     for _ in range(2):
         assert all(torch.equal(a, b) for a, b in zip(each_fresh_backbone.encode_images(pixels), expected))
@@ -277,12 +277,12 @@ def test_patch_features_rest_on_the_cpu_and_come_back():
 
     features = Features()
     features.network = Network(1, 1, device="meta")
-    with resting(features, NONE):
+    with offloaded(features, NONE):
         assert features.device.type == "meta"
-    with resting(features, dataclasses.replace(NONE, offload=("features",))):
+    with offloaded(features, dataclasses.replace(NONE, offload=("features",))):
         assert features.device.type == features.network.weight.device.type == "cpu"
     assert features.device.type == features.network.weight.device.type == "meta"
-    with resting(object(), dataclasses.replace(NONE, offload=("features",))):  # colours have no network
+    with offloaded(object(), dataclasses.replace(NONE, offload=("features",))):  # colours have no network
         pass
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from partcraft_lit.callbacks.metrics_log import read_numbers
+from partcraft_lit.callbacks.metrics_log import read_metrics
 from partcraft_lit.evaluation.image_scores import differences, read_rows
 from partcraft_lit.evaluation.sampling import recipe_of
 
@@ -43,7 +43,7 @@ def started(command):
 @pytest.mark.slow
 def test_two_processes_train_what_one_does_with_twice_the_batch(pair):
     alone, shared, _ = pair
-    losses = [read_numbers(run / "metrics.jsonl") for run in (alone, shared)]
+    losses = [read_metrics(run / "metrics.jsonl") for run in (alone, shared)]
     for name in ("train/loss", "train/loss_diffusion", "train/loss_attn"):
         assert [step for step, _ in losses[1][name]] == [0, 1, 2]
         assert [v for _, v in losses[0][name]] == pytest.approx([v for _, v in losses[1][name]], rel=1e-5), name

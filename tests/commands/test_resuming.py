@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from partcraft_lit.callbacks.metrics_log import read_numbers
+from partcraft_lit.callbacks.metrics_log import read_metrics
 from partcraft_lit.core import rundir
 
 HALF = 3
@@ -83,7 +83,7 @@ def paused(workshop) -> bool:
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
-    return read_numbers(run / "metrics.jsonl").get("train/loss", [])
+    return read_metrics(run / "metrics.jsonl").get("train/loss", [])
 
 
 @pytest.mark.parametrize("workers", [0, 1])

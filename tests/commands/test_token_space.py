@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from partcraft_lit.callbacks.metrics_log import read_numbers
+from partcraft_lit.callbacks.metrics_log import read_metrics
 from partcraft_lit.core.images import read_image
 from partcraft_lit.evaluation.token_space import write_token_space
 
@@ -27,4 +27,4 @@ def test_too_few_tokens_have_no_map(tmp_path):
 
 def test_every_run_has_one(tiny_run):
     assert (tiny_run / "token_space.png").exists()
-    assert -1 <= read_numbers(tiny_run / "metrics.jsonl")["tokens/silhouette"][-1][1] <= 1
+    assert -1 <= read_metrics(tiny_run / "metrics.jsonl")["tokens/silhouette"][-1][1] <= 1

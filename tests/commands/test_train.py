@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from partcraft_lit.callbacks.checkpoint import newest_good
-from partcraft_lit.callbacks.metrics_log import read_numbers
+from partcraft_lit.callbacks.metrics_log import read_metrics
 from partcraft_lit.parts.dictionary import PartDictionary
 
 
@@ -72,7 +72,7 @@ def test_checkpoints_are_small_and_plain(tiny_run):
 
 
 def test_metrics_have_every_step_and_add_up(tiny_run):
-    curves = read_numbers(tiny_run / "metrics.jsonl")
+    curves = read_metrics(tiny_run / "metrics.jsonl")
     weight = yaml.safe_load((tiny_run / ".hydra/config.yaml").read_text())["loss"]["lambda_attn"]
     assert [step for step, _ in curves["train/loss"]] == [0, 1, 2, 3]
     for (_, total), (_, diffusion), (_, attention) in zip(
@@ -92,7 +92,7 @@ def test_scores_have_ceilings_and_the_untrained_model(tiny_run):
     for name in ("likeness", "copied", "nearest"):
         assert scores[f"pictures/{name}@pixels-32@reconstruction"] >= 0
     assert "pictures/likeness@pixels-32@2_species" not in scores
-    logged = read_numbers(tiny_run / "metrics.jsonl")
+    logged = read_metrics(tiny_run / "metrics.jsonl")
     for name, value in scores.items():
         assert value is None or logged[name] == [(3, value)], name
 
@@ -125,7 +125,7 @@ def test_more_steps_of_a_finished_run(tiny_run, new_workshop, plain):
     assert ended.code == 0, ended.out
     assert "Continuing from" in ended.out and workshop.runs == [folder]
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
-    assert [step for step, _ in read_numbers(folder / "metrics.jsonl")["train/loss"]] == [0, 1, 2, 3, 4, 5]
+    assert [step for step, _ in read_metrics(folder / "metrics.jsonl")["train/loss"]] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tiny_run, new_workshop, plain):
@@ -147,7 +147,7 @@ def test_a_sweep_keeps_its_runs_apart(new_workshop, plain):
         yaml.safe_load((run / ".hydra/config.yaml").read_text())["loss"]["lambda_attn"] for run in (first, second)
     ]
     assert weights == [0.1, 0.01]
-    losses = [read_numbers(run / "metrics.jsonl") for run in (first, second)]
+    losses = [read_metrics(run / "metrics.jsonl") for run in (first, second)]
     assert losses[0]["train/loss_diffusion"][0] == losses[1]["train/loss_diffusion"][0]  # same batch, same start
     assert losses[0]["train/loss"][0] != losses[1]["train/loss"][0]
     states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (first, second)]
@@ -160,7 +160,7 @@ def test_losses_do_not_depend_on_whether_latents_are_stored(new_workshop, plain)
     exact = (*plain, "data.crop=center", "data.latents=float32", "trainer.max_steps=3")
     workshop = new_workshop()
     stored, unstored = (
-        read_numbers(workshop.train(*exact, f"data.crops={crops}") / "metrics.jsonl") for crops in (1, "encode")
+        read_metrics(workshop.train(*exact, f"data.crops={crops}") / "metrics.jsonl") for crops in (1, "encode")
     )
     for name in ("train/loss", "train/loss_diffusion", "train/loss_attn"):
         first, second = ([value for _, value in run[name]] for run in (stored, unstored))

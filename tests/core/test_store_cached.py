@@ -8,7 +8,7 @@ import math
 import torch
 
 from partcraft_lit.core.store import Store, stable_hash
-from partcraft_lit.core.store.cached import remembered_file, remembered_values
+from partcraft_lit.core.store.cached import cached_file, cached_values
 from partcraft_lit.evaluation.scoring import scores_as_values, scores_of_values
 from partcraft_lit.metrics.composition import PartScores
 
@@ -22,7 +22,7 @@ def test_values_are_computed_once_for_all_that_decides_them(tmp_path):
         computed.append(number)
         return scores_as_values(SCORES)
 
-    found = [remembered_values(Store(tmp_path), "scores", ["about", n], lambda n=n: compute(n)) for n in (1, 1, 2)]
+    found = [cached_values(Store(tmp_path), "scores", ["about", n], lambda n=n: compute(n)) for n in (1, 1, 2)]
     assert computed == [1, 2]
     assert json.dumps(found[1]) == json.dumps(found[0]) == json.dumps(scores_as_values(SCORES))
     (back,) = scores_of_values(found[1]).values()
@@ -32,8 +32,8 @@ def test_values_are_computed_once_for_all_that_decides_them(tmp_path):
 def test_values_that_cannot_be_read_are_computed_again(tmp_path):
     store = Store(tmp_path)
     store.put("scores", stable_hash("scores", 1), {"json": torch.tensor([1, 2], dtype=torch.uint8)})
-    assert remembered_values(store, "scores", 1, lambda: {"a": 1}) == {"a": 1}
-    assert remembered_values(store, "scores", 1, lambda: {"a": 2}) == {"a": 1}
+    assert cached_values(store, "scores", 1, lambda: {"a": 1}) == {"a": 1}
+    assert cached_values(store, "scores", 1, lambda: {"a": 2}) == {"a": 1}
 
 
 def test_a_file_is_drawn_once(tmp_path):
@@ -45,6 +45,6 @@ def test_a_file_is_drawn_once(tmp_path):
 
     for about, name in ((1, "first.png"), (1, "again.png"), (2, "other.png")):
         path = tmp_path / name
-        remembered_file(Store(tmp_path / "store"), "atlas", about, path, lambda path=path: draw(path))
+        cached_file(Store(tmp_path / "store"), "atlas", about, path, lambda path=path: draw(path))
         assert path.read_bytes() == b"picture"
     assert drawn == ["first.png", "other.png"]

@@ -16,9 +16,9 @@ def test_two_classes_give_no_hybrids_of_four(tmp_path, capsys):
     codes = torch.zeros(6, 6, dtype=torch.long)
     scorer = Scorer(settings, None, codes, torch.arange(6) % 2, tmp_path)
     assert list(scorer.protocols()) == ["reconstruction", "1 species", "2 species"]
-    scorer.say_left_out(Stages())
+    scorer.log_left_out(Stages())
     assert "eval.species: 3, 4 left out; 6 images, 2 classes and 6 parts" in capsys.readouterr().out
     alike = Scorer(settings, None, codes, None, tmp_path)
     assert list(alike.protocols())[-1] == "4 species"
-    alike.say_left_out(Stages())
+    alike.log_left_out(Stages())
     assert not capsys.readouterr().out

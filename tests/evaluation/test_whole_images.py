@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from partcraft_lit.commands.train.report import picture_rows
+from partcraft_lit.commands.train.report import image_rows
 from partcraft_lit.core.visualization import save_png
 from partcraft_lit.evaluation.truth import true_hybrids, truth_of
-from partcraft_lit.evaluation.whole_images import PictureScorer
+from partcraft_lit.evaluation.whole_images import ImageScorer
 from partcraft_lit.metrics.clip import ClipEncoder
 from partcraft_lit.metrics.composition import composition_targets, reconstruction_targets
 from partcraft_lit.metrics.features import PixelFeatures
@@ -43,7 +43,7 @@ def test_copies_of_the_training_pictures_are_found_out(birds, tmp_path):
     targets = reconstruction_targets(codes_of(birds), 5)
     copies = [birds.image(index) for index in targets.sources[:, 0].tolist()]
     networks = [embedded_features(), PixelFeatures(8)]
-    found = PictureScorer(birds, networks, neighbours=12, facts={}).score(targets, saved(tmp_path, copies), PROMPTS[:5])
+    found = ImageScorer(birds, networks, neighbours=12, facts={}).score(targets, saved(tmp_path, copies), PROMPTS[:5])
     assert [row["likeness@pixels-8"] for row in found.rows] == pytest.approx([1.0] * 5)
     found = found.numbers
     for name in ("mini-features", "pixels-8"):
@@ -58,7 +58,7 @@ def test_copies_of_the_training_pictures_are_found_out(birds, tmp_path):
 def test_hybrids_are_compared_with_the_true_ones(birds, facts, tmp_path):
     targets = composition_targets(codes_of(birds), 3, 6)
     true = true_hybrids(birds, targets, facts)
-    scorer = PictureScorer(birds, [embedded_features()], neighbours=0, facts=facts)
+    scorer = ImageScorer(birds, [embedded_features()], neighbours=0, facts=facts)
     found = scorer.score(targets, saved(tmp_path, true), PROMPTS[:6]).numbers
     assert found["fid@mini-features"] == pytest.approx(0, abs=1e-6)
     assert {key.partition("@")[0] for key in found} == {"fid", "kid", "kid_error"}  # no one image to be like
@@ -74,7 +74,7 @@ def test_a_perfect_composer_is_read_by_the_oracle(birds, facts):
 
 def test_few_pictures_give_few_numbers(birds, tmp_path):
     targets = reconstruction_targets(codes_of(birds), 2)
-    found = PictureScorer(birds, [embedded_features()], neighbours=1, facts={}).score(
+    found = ImageScorer(birds, [embedded_features()], neighbours=1, facts={}).score(
         targets, saved(tmp_path, [birds.image(0)] * 2), PROMPTS[:2]
     )
     assert set(found.numbers) == {"fid@mini-features", "likeness@mini-features"}
@@ -101,7 +101,7 @@ def test_a_network_that_reads_texts_hears_the_noun_in_the_place_of_tokens(birds,
     images[0, 0] = 255
     targets = composition_targets(codes_of(birds), 2, 2)
     reader = Reader()
-    found = PictureScorer(birds, [reader], neighbours=0, facts={}).score(targets, saved(tmp_path, images), PROMPTS[:2])
+    found = ImageScorer(birds, [reader], neighbours=0, facts={}).score(targets, saved(tmp_path, images), PROMPTS[:2])
     assert [row["clip-t@reader"] for row in found.rows] == pytest.approx([0.6, 0.8])
     assert found.numbers["clip-t@reader"] == pytest.approx(0.7)
     assert found.numbers["clip-score@reader"] == pytest.approx(2.5 * 0.7)
@@ -110,7 +110,7 @@ def test_a_network_that_reads_texts_hears_the_noun_in_the_place_of_tokens(birds,
 
 def test_the_ceiling_is_what_a_perfect_picture_loses(birds, facts, tmp_path):
     targets = reconstruction_targets(codes_of(birds), 6)
-    scorer = PictureScorer(birds, [embedded_features()], neighbours=0, facts=facts)
+    scorer = ImageScorer(birds, [embedded_features()], neighbours=0, facts=facts)
     same = scorer.ceiling(targets, lambda image: image)
     assert same["fid@mini-features"] == pytest.approx(0, abs=1e-6)
     assert same["likeness@mini-features"] == pytest.approx(1)
@@ -119,7 +119,7 @@ def test_the_ceiling_is_what_a_perfect_picture_loses(birds, facts, tmp_path):
 
 
 def test_the_report_has_a_row_per_protocol_and_network():
-    rows = picture_rows(
+    rows = image_rows(
         {
             "reconstruction": {"fid@a": 3.0, "kid@a": 2.0, "likeness@b": 0.5},
             "ceiling reconstruction": {"fid@a": 1.0},

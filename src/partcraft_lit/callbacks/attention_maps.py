@@ -1,4 +1,4 @@
-"""Attention of part tokens, laid over pictures."""
+"""Attention of part tokens, laid over images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from partcraft_lit.callbacks.hooks import log_numbers, part_module
+from partcraft_lit.callbacks.hooks import log_metrics, part_module
 from partcraft_lit.callbacks.panels import Panel
 from partcraft_lit.core.types import TrainingBatch
 from partcraft_lit.core.visualization import fit_square, grid, heat_overlay, label, overlay_parts, part_colors
@@ -20,19 +20,19 @@ from partcraft_lit.metrics.leakage import leakage_matrix
 class AttentionMaps(Panel):
     """For each probe image one row: the image with its parts, then where each part token of its caption looks.
 
-    Beside the picture it logs ``parts/attention_inside`` (mean over parts) and ``parts/attention_inside_<part>``: the
+    Beside the image it logs ``parts/attention_inside`` (mean over parts) and ``parts/attention_inside_<part>``: the
     share of a part's attention that lies on the part itself.
 
     Args:
         batch: probe images as a training batch, the same all along: noise and timesteps are part of it.
         part_names: names of all M + 1 parts, the background first.
-        folder: where the pictures go.
-        every_n_steps: optimizer steps between pictures.
-        side: pixels of one cell of the picture.
+        folder: where the images go.
+        every_n_steps: optimizer steps between images.
+        side: pixels of one cell of the image.
     """
 
     key = "attention/overlay"
-    title = "The picture of attention maps"
+    title = "The image of attention maps"
 
     def __init__(
         self, batch: TrainingBatch, part_names: Sequence[str], folder: Path | str, every_n_steps: int, side: int = 144
@@ -65,13 +65,13 @@ class AttentionMaps(Panel):
             if not value.isnan()
         }
         if numbers:
-            log_numbers(trainer, {"parts/attention_inside": float(inside.nanmean()), **numbers})
+            log_metrics(trainer, {"parts/attention_inside": float(inside.nanmean()), **numbers})
 
 
 def attention_panel(
     images: Tensor, label_map: Tensor, maps: Tensor, part_ids: Tensor, part_names: Sequence[str], side: int = 144
 ) -> Tensor:
-    """The picture that :class:`AttentionMaps` draws; one column per part that any caption names.
+    """The image that :class:`AttentionMaps` draws; one column per part that any caption names.
 
     Args:
         images: (B, 3, H, W) uint8.

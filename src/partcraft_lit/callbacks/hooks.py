@@ -40,7 +40,7 @@ class PartModule(Protocol):
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
-        """(B, 3, H, W) uint8, one picture per prompt and seed."""
+        """(B, 3, H, W) uint8, one image per prompt and seed."""
         ...
 
     def probe_attention(self, batch: TrainingBatch) -> Tensor:
@@ -88,7 +88,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def going_on(what: str) -> Iterator[None]:
+def warn_on_error(what: str) -> Iterator[None]:
     """Turns an error into a warning: looking at a run must never end it."""
     try:
         yield
@@ -98,18 +98,18 @@ def going_on(what: str) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def log_numbers(trainer: Trainer, numbers: Mapping[str, float]) -> None:
+def log_metrics(trainer: Trainer, metrics: Mapping[str, float]) -> None:
     """To every logger, on the axis on which Lightning logs: the step that has just ended counts from 0."""
     for logger in trainer.loggers:
-        logger.log_metrics(dict(numbers), step=log_step(trainer))
+        logger.log_metrics(dict(metrics), step=log_step(trainer))
 
 
-def log_picture(trainer: Trainer, key: str, picture: Tensor, caption: str) -> None:
-    """To every logger that takes pictures (W&B, ...); files are the business of the caller."""
+def log_image(trainer: Trainer, key: str, image: Tensor, caption: str) -> None:
+    """To every logger that takes images (W&B, ...); the caller writes the files."""
     for logger in trainer.loggers:
-        log_image: Any = getattr(logger, "log_image", None)
-        if log_image is not None:
-            log_image(key=key, images=[to_pil(picture)], caption=[caption], step=log_step(trainer))
+        method: Any = getattr(logger, "log_image", None)
+        if method is not None:
+            method(key=key, images=[to_pil(image)], caption=[caption], step=log_step(trainer))
 
 
 def log_step(trainer: Trainer) -> int:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from partcraft_lit.callbacks.checkpoint import manifest_of, manifest_path
-from partcraft_lit.callbacks.hooks import EveryNSteps, check_pairs, evaluating, going_on, log_numbers, part_module
+from partcraft_lit.callbacks.hooks import EveryNSteps, check_pairs, evaluating, log_metrics, part_module, warn_on_error
 from partcraft_lit.core.files import atomic_path, atomic_write
 from partcraft_lit.core.types import PartPredictor, TrainingBatch
 from partcraft_lit.metrics.cosim import CosineSimilarity
@@ -35,14 +35,14 @@ class LiveScore(Callback):
 
     Args:
         folder: where checkpoints are.
-        prompts: of the probe pictures.
+        prompts: of the probe images.
         seeds: one per prompt.
         target_codes: (B, M + 1) what the prompts ask for.
-        predictor: reads parts off pictures.
+        predictor: reads parts off images.
         batch: on which attention is measured.
         every_n_steps: optimizer steps between scores; the last step has one too.
-        steps: denoising steps of a probe picture.
-        guidance_scale: of the probe pictures.
+        steps: denoising steps of a probe image.
+        guidance_scale: of the probe images.
 
     Raises:
         ValueError: unless there is one seed per prompt, and at least one.
@@ -87,9 +87,9 @@ class LiveScore(Callback):
     def _score(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step, better = trainer.global_step, False
         if trainer.is_global_zero:
-            with going_on(f"The live score at step {step}"), isolate_rng(), evaluating(pl_module):
+            with warn_on_error(f"The live score at step {step}"), isolate_rng(), evaluating(pl_module):
                 numbers = self.measure(pl_module)
-                log_numbers(trainer, numbers)
+                log_metrics(trainer, numbers)
                 score = numbers["live/score"]
                 better = math.isfinite(score) and score > self._best.get("score", -math.inf)
                 if better:

@@ -66,13 +66,13 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        append_numbers(self.path, 0 if step is None else step, metrics)
+        append_metrics(self.path, 0 if step is None else step, metrics)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run folder has the whole configuration."""
 
 
-def append_numbers(path: Path | str, step: int, numbers: Mapping[str, float]) -> None:
+def append_metrics(path: Path | str, step: int, numbers: Mapping[str, float]) -> None:
     """Adds one line, in one write, so that a process that is killed leaves at most one unfinished line."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def append_numbers(path: Path | str, step: int, numbers: Mapping[str, float]) ->
         os.close(handle)
 
 
-def read_numbers(path: Path | str) -> dict[str, list[tuple[int, float]]]:
+def read_metrics(path: Path | str) -> dict[str, list[tuple[int, float]]]:
     """Curves: for each key its (step, value) points by step; the later line wins where a step has two.
 
     A line that is not JSON, as a killed process leaves it, is passed over. A missing file has no curves.

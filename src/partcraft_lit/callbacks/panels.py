@@ -1,4 +1,4 @@
-"""Pictures of a run at fixed steps: what sample grids and attention maps have in common."""
+"""Images of a run at fixed steps: what sample grids and attention maps have in common."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from partcraft_lit.callbacks.hooks import EveryNSteps, evaluating, going_on, log_picture
+from partcraft_lit.callbacks.hooks import EveryNSteps, evaluating, log_image, warn_on_error
 from partcraft_lit.core.visualization import save_png
 
 
 class Panel(Callback, ABC):
-    """Draws a picture every N optimizer steps, before the first and after the last, into a folder and to the loggers.
+    """Draws an image every N optimizer steps, before the first and after the last, into a folder and to the loggers.
 
     Training does not notice: the random state and the modes of all modules are restored, and a failure is a warning.
 
     Args:
-        folder: pictures go to ``<folder>/step_000100.png``.
-        every_n_steps: optimizer steps between pictures.
+        folder: images go to ``<folder>/step_000100.png``.
+        every_n_steps: optimizer steps between images.
     """
 
     #: What the loggers call it, and what a warning calls it.
@@ -35,7 +35,7 @@ class Panel(Callback, ABC):
 
     @abstractmethod
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
-        """The picture, (3, height, width) uint8."""
+        """The image, (3, height, width) uint8."""
 
     @abstractmethod
     def metadata(self) -> Mapping[str, object]:
@@ -63,7 +63,7 @@ class Panel(Callback, ABC):
         if not trainer.is_global_zero:
             return
         step = trainer.global_step
-        with going_on(f"{self.title} at step {step}"), isolate_rng(), evaluating(pl_module):
-            picture = self.draw(trainer, pl_module)
-            save_png(self.path(step), picture, {**self.metadata(), "step": step})
-            log_picture(trainer, self.key, picture, caption=f"step {step}")
+        with warn_on_error(f"{self.title} at step {step}"), isolate_rng(), evaluating(pl_module):
+            image = self.draw(trainer, pl_module)
+            save_png(self.path(step), image, {**self.metadata(), "step": step})
+            log_image(trainer, self.key, image, caption=f"step {step}")

@@ -20,14 +20,14 @@ class Samples(Panel):
 
     Args:
         prompts: probe prompts, with part tokens.
-        seeds: one per prompt, fixed for the whole run, so that pictures of two steps differ by training alone.
+        seeds: one per prompt, fixed for the whole run, so that images of two steps differ by training alone.
         folder: where the grids go.
         every_n_steps: optimizer steps between grids.
-        columns: pictures in a row; near a square by default.
-        negative_prompt: what the pictures should not show.
+        columns: images in a row; near a square by default.
+        negative_prompt: what the images should not show.
         steps: denoising steps; the module's own by default.
         guidance_scale: the module's own by default.
-        min_side: pictures smaller than this are enlarged, so that a grid of a small model can be looked at.
+        min_side: images smaller than this are enlarged, so that a grid of a small model can be looked at.
         remember: given what decides the grid before training, beside the model, and how to draw it, returns it; equal
             starts have it in common. None draws it.
 

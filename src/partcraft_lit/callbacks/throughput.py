@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from partcraft_lit.callbacks.hooks import EveryNSteps, log_numbers
+from partcraft_lit.callbacks.hooks import EveryNSteps, log_metrics
 from partcraft_lit.callbacks.rate import Rate, count_images
 
 
@@ -36,7 +36,7 @@ class Throughput(Callback):
             numbers = {"perf/max_mem_gb": peak_memory_gb(pl_module.device)}
             if (speed := self._rate.images_per_second) is not None:
                 numbers["perf/images_per_s"] = speed
-            log_numbers(trainer, numbers)
+            log_metrics(trainer, numbers)
 
 
 def peak_memory_gb(device: torch.device) -> float:

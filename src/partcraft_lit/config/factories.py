@@ -135,7 +135,7 @@ def features_loader(values: Mapping[str, Any]) -> Callable[[], PatchFeatures]:
     return _on_device(config.later(node, f"features.{choice}"), values)
 
 
-def picture_features_loader(values: Mapping[str, Any]) -> Callable[[], list[ImageFeatures]]:
+def image_features_loader(values: Mapping[str, Any]) -> Callable[[], list[ImageFeatures]]:
     """Loads the networks that score whole pictures."""
     nodes = {name: config.choose(values["metrics"], name, "eval.pictures") for name in values["eval"]["pictures"]}
     loaders = [_on_device(config.later(node, f"metrics.{name}"), values) for name, node in nodes.items()]

@@ -36,9 +36,9 @@ class Stages:
             yield counter
         spent = time.monotonic() - started
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
-        self.say(f"{name}: {spent:.1f} s")
+        self.log(f"{name}: {spent:.1f} s")
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """A line for the person at the terminal, and for the log file of the run."""
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
         _log.debug(message)

@@ -1,4 +1,4 @@
-"""Scores of a picture's concepts: each asked for by its own prompt, all together by one, compared with the truth."""
+"""Scores of an image's concepts: each asked for by its own prompt, all together by one, compared with the truth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from partcraft_lit.metrics.clip import ClipEncoder, ClipScore
 from partcraft_lit.metrics.features import ImageFeatures, unit
 from partcraft_lit.module import PersonalizationModule
 
-#: Drawn pictures of the truth with which a picture is compared.
+#: Drawn images of the truth with which an image is compared.
 _REFERENCES = 16
 _PLACEHOLDER = re.compile(r"<([^<>]*)>")
 
@@ -43,7 +43,7 @@ class DrawsConcepts(Protocol):
 
 @runtime_checkable
 class HasConcepts(Protocol):
-    """A source of photographs that come with prompts and reference pictures."""
+    """A source of photographs that come with prompts and reference images."""
 
     def concepts(self, index: int) -> ConceptSet: ...
 
@@ -56,7 +56,7 @@ class ConceptRequest:
         protocol: "combined", "concept1", "concept2", ...
         prompts: in the prompt grammar.
         texts: the same without tokens, as CLIP reads them.
-        references: (3, height, width) uint8 pictures of the truth.
+        references: (3, height, width) uint8 images of the truth.
         right_colors: images -> (I,) share of the parts in the right colour, where one creature that can be judged so is
             asked for.
     """
@@ -69,16 +69,16 @@ class ConceptRequest:
 
 
 class ConceptScorer:
-    """Image and text alignment of pictures that are asked for by concept prompts.
+    """Image and text alignment of images that are asked for by concept prompts.
 
     Args:
         name: of the set of concepts; decides seeds.
         requests: what is asked for.
-        features: networks that describe pictures; one that reads texts too gives text alignment.
-        samples: pictures per prompt.
-        seed: of the pictures.
+        features: networks that describe images; one that reads texts too gives text alignment.
+        samples: images per prompt.
+        seed: of the images.
 
-    Source: DisenDiff (arXiv 2403.18551), section 4.1, where the network is CLIP ViT-B/32, with 16 pictures per prompt.
+    Source: DisenDiff (arXiv 2403.18551), section 4.1, where the network is CLIP ViT-B/32, with 16 images per prompt.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class ConceptScorer:
             source: the images that were trained on.
             names: of all M + 1 parts of the dictionary, the background first.
             features: as in the class; without any there is nothing to measure.
-            samples: pictures per prompt; none: nothing is scored.
-            seed: of the pictures.
+            samples: images per prompt; none: nothing is scored.
+            seed: of the images.
         """
         if not (samples and features):
             return None
@@ -123,10 +123,10 @@ class ConceptScorer:
         folder: Path,
         progress: Callable[[int, int], None] | None = None,
     ) -> tuple[list[Row], dict[str, float]]:
-        """Draws the pictures of one protocol, as far as they are missing, and reads them.
+        """Draws the images of one protocol, as far as they are missing, and reads them.
 
         Returns:
-            A line per picture, and the numbers of the protocol as ``numbers`` gives them.
+            A line per image, and the numbers of the protocol as ``numbers`` gives them.
         """
         prompts, seeds = self._asked(protocol)
         paths = draw_missing(module, prompts, seeds, folder / protocol, protocol, progress)
@@ -134,9 +134,9 @@ class ConceptScorer:
         return rows, self.numbers(protocol, rows)
 
     def read(self, protocol: str, paths: Sequence[Path], folder: Path) -> list[Row]:
-        """A line per picture that stands, in the order in which they were asked for.
+        """A line per image that stands, in the order in which they were asked for.
 
-        Scores are ``image@<id>``, the mean cosine of a picture and the references; with a network that reads texts
+        Scores are ``image@<id>``, the mean cosine of an image and the references; with a network that reads texts
         ``text@<id>``, CLIPScore of the prompt without tokens; and, where a drawn bird is alone, ``color_accuracy``, the
         share of its parts that are there in the right colour.
         """
@@ -165,9 +165,9 @@ class ConceptScorer:
         return rows
 
     def numbers(self, protocol: str, rows: Sequence[Row]) -> dict[str, float]:
-        """Means of the lines, and ``truth_image@<id>``: what pictures of the truth have, compared with each other.
+        """Means of the lines, and ``truth_image@<id>``: what images of the truth have, compared with each other.
 
-        No generated picture can be expected to score higher than the truth.
+        No generated image can be expected to score higher than the truth.
         """
         scores = [key for key in rows[0] if "@" in key or key == "color_accuracy"] if rows else []
         numbers = {key: sum(row[key] for row in rows) / len(rows) for key in scores}
@@ -179,7 +179,7 @@ class ConceptScorer:
         return numbers
 
     def _asked(self, protocol: str) -> tuple[list[str], list[int]]:
-        """Prompt and seed of each picture; a seed depends on the place of the prompt, whatever the model."""
+        """Prompt and seed of each image; a seed depends on the place of the prompt, whatever the model."""
         prompts = self.requests[protocol].prompts
         each = [(place, sample) for place in range(len(prompts)) for sample in range(self._samples)]
         seeds = [derive_seed(self._seed, "alignment", self._name, protocol, place, sample) for place, sample in each]
@@ -251,7 +251,7 @@ def _drawn_request(
 
 
 def _described(network: ImageFeatures, images: Sequence[Tensor]) -> Tensor:
-    """(I, D) float64 directions; pictures of one size go through the network together."""
+    """(I, D) float64 directions; images of one size go through the network together."""
     if len({image.shape for image in images}) == 1:
         return unit(network(torch.stack(list(images))).double()).cpu()
     return torch.cat([unit(network(image[None]).double()).cpu() for image in images])

@@ -1,4 +1,4 @@
-"""One line per scored picture: ``scores.csv``, from which tables are made and by which they are verified."""
+"""One line per scored image: ``scores.csv``, from which tables are made and by which they are verified."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def differences(stored: Sequence[Row], computed: Sequence[Row]) -> list[str]:
     return sorted(found)
 
 
-def stored_numbers(run_folder: Path, evaluation: Path) -> dict[str, float]:
+def stored_scores(run_folder: Path, evaluation: Path) -> dict[str, float]:
     """The numbers of an evaluation; those for the run's own settings may have been left by its training.
 
     Args:
@@ -79,7 +79,7 @@ def stored_numbers(run_folder: Path, evaluation: Path) -> dict[str, float]:
 
 
 def write_networks(evaluation: Path, names: Sequence[str]) -> None:
-    """Which rows of the group ``metrics`` have scored the pictures."""
+    """Which rows of the group ``metrics`` have scored the images."""
     atomic_write(evaluation / _NETWORKS, json.dumps(list(names)) + "\n")
 
 
@@ -100,8 +100,8 @@ def _numbers(path: Path) -> dict[str, float]:
     return {str(k): math.nan if v is None else float(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
 
-def number_differences(stored: Mapping[str, float], computed: Mapping[str, float]) -> list[str]:
-    """Numbers of whole sets of pictures that are not what was computed again, one sentence each."""
+def score_differences(stored: Mapping[str, float], computed: Mapping[str, float]) -> list[str]:
+    """Numbers of whole sets of images that are not what was computed again, one sentence each."""
     return [
         f"{key} is {stored[key]:.6g} there, computed again {value:.6g}."
         if key in stored
@@ -123,7 +123,7 @@ def _key(row: Row) -> tuple[str, int]:
 
 
 def _where(row: Row) -> str:
-    return f"{row['protocol']}, picture {row['index']}"
+    return f"{row['protocol']}, image {row['index']}"
 
 
 def _same(one: float, other: float) -> bool:

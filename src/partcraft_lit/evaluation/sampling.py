@@ -1,4 +1,4 @@
-"""Pictures for scores: drawn once, kept with their recipes, and never drawn again while both stand."""
+"""Images for scores: drawn once, kept with their recipes, and never drawn again while both stand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.visualization import save_png
 from partcraft_lit.module import PersonalizationModule
 
-#: Settings of sampling that change no picture.
+#: Settings of sampling that change no image.
 _NOT_IN_RECIPE = ("batch_size",)
 #: Of the store's entries.
 _KIND = "pictures"
@@ -35,17 +35,17 @@ def draw_missing(
 ) -> list[Path]:
     """One PNG per prompt and seed; those that are there with the same recipe are left as they are.
 
-    A recipe is the prompt, the seed, the settings of sampling and a digest of all weights, so a picture of another
+    A recipe is the prompt, the seed, the settings of sampling and a digest of all weights, so an image of another
     checkpoint or another sampler is drawn again. With several processes each draws its share.
 
     Args:
         module: draws.
         prompts: what to draw.
         seeds: one per prompt.
-        folder: pictures are ``<folder>/00000.png`` and so on.
+        folder: images are ``<folder>/00000.png`` and so on.
         protocol: name of the set, for the files.
         progress: called with (ready, all) of this process.
-        store: keeps the pictures for other folders too; None for pictures that nobody will want again.
+        store: keeps the images for other folders too; None for images that nobody will want again.
 
     Returns:
         The paths, in order; all of them stand.
@@ -72,7 +72,7 @@ def draw_missing(
 
 
 def _taken(store: Store | None, recipe: str, path: Path) -> bool:
-    """Writes a picture that the store has."""
+    """Writes an image that the store has."""
     entry = None if store is None else store.get(_KIND, stable_hash(recipe))
     if entry is None:
         return False
@@ -85,7 +85,7 @@ def _as_tensor(data: bytes) -> Tensor:
 
 
 def recipe_of(path: Path) -> str | None:
-    """The recipe inside a PNG; None if there is no whole picture."""
+    """The recipe inside a PNG; None if there is no whole image."""
     try:
         with Image.open(path) as image:
             recipe = image.info.get("recipe")
@@ -96,7 +96,7 @@ def recipe_of(path: Path) -> str | None:
 
 
 def weights_digest(module: PersonalizationModule) -> str:
-    """16 hex digits of everything that decides pictures: frozen networks and what was trained."""
+    """16 hex digits of everything that decides images: frozen networks and what was trained."""
     digest = hashlib.blake2b(module.backbone.hash.encode(), digest_size=8)
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())

@@ -17,7 +17,7 @@ from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.images import read_image
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import Store
-from partcraft_lit.core.store.cached import remembered_values
+from partcraft_lit.core.store.cached import cached_values
 from partcraft_lit.core.types import BACKGROUND, Backbone, ImageSource, PartPrediction
 from partcraft_lit.evaluation.concepts import ConceptScorer
 from partcraft_lit.evaluation.image_scores import (
@@ -29,7 +29,7 @@ from partcraft_lit.evaluation.image_scores import (
 from partcraft_lit.evaluation.sampling import draw_missing, recipe_of
 from partcraft_lit.evaluation.settings import EvalSettings
 from partcraft_lit.evaluation.truth import Truth
-from partcraft_lit.evaluation.whole_images import PictureScorer
+from partcraft_lit.evaluation.whole_images import ImageScorer
 from partcraft_lit.metrics.composition import (
     PartScores,
     Targets,
@@ -46,11 +46,11 @@ from partcraft_lit.metrics.parts import PartMetric
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 
-#: Raise by one when equal pictures would be scored otherwise.
+#: Raise by one when equal images would be scored otherwise.
 _VERSION = 1
-#: Pictures in memory at once while scores are computed.
+#: Images in memory at once while scores are computed.
 _READ_AT_ONCE = 16
-#: Before the name of a protocol: the same pictures as a perfect model would give them.
+#: Before the name of a protocol: the same images as a perfect model would give them.
 CEILING = "ceiling "
 
 
@@ -63,9 +63,9 @@ class Scores:
         untrained: the same for the model before training, for protocols where it was measured.
         ceilings: real images read twice: "vae_round_trip", "mirrored", "recropped".
         truth: numbers that need the truth, by protocol; empty where it is not known.
-        pictures: numbers about whole pictures of the trained model, by protocol; behind ``CEILING`` those of pictures
+        pictures: numbers about whole images of the trained model, by protocol; behind ``CEILING`` those of images
             that a perfect model would draw.
-        rows: one per picture of the trained model.
+        rows: one per image of the trained model.
     """
 
     protocols: dict[str, PartScores] = field(default_factory=dict)
@@ -92,9 +92,9 @@ class ProtocolScores:
     """What one protocol gave.
 
     Attributes:
-        scores: means over pictures.
+        scores: means over images.
         truth: numbers that need the truth; empty where it is not known.
-        rows: one per picture, see ``image_scores``.
+        rows: one per image, see ``image_scores``.
     """
 
     scores: PartScores
@@ -104,18 +104,18 @@ class ProtocolScores:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Draws pictures for targets and reads them back.
+    """Draws images for targets and reads them back.
 
     Attributes:
         settings: how many of what.
-        predictor: reads parts off pictures.
+        predictor: reads parts off images.
         codes: (N, M + 1) codes of the real images.
         labels: (N,) classes of the real images, or None.
-        folder: where pictures are kept, each with its recipe.
-        truth: reads the pictures against the truth, where it is known.
-        pictures: scores whole pictures, where it is wanted.
+        folder: where images are kept, each with its recipe.
+        truth: reads the images against the truth, where it is known.
+        pictures: scores whole images, where it is wanted.
         concepts: asks for each concept by itself, where the data set has concepts.
-        store: where pictures are kept that another start would draw again; None keeps none.
+        store: where images are kept that another start would draw again; None keeps none.
     """
 
     settings: EvalSettings
@@ -124,7 +124,7 @@ class Scorer:
     labels: Tensor | None
     folder: Path
     truth: Truth | None = None
-    pictures: PictureScorer | None = None
+    pictures: ImageScorer | None = None
     concepts: ConceptScorer | None = None
     store: Store | None = None
 
@@ -134,12 +134,12 @@ class Scorer:
         most = most_species(self.codes, self.labels)
         return tuple(species for species in self.settings.species if species <= most)
 
-    def say_left_out(self, stages: Stages) -> None:
+    def log_left_out(self, stages: Stages) -> None:
         """Names what is asked for and cannot be composed."""
         left_out = [str(species) for species in self.settings.species if species not in self.species]
         if left_out and self.settings.compositions:
             classes = "" if self.labels is None else f", {len(self.labels.unique())} classes"
-            stages.say(
+            stages.log(
                 f"  eval.species: {', '.join(left_out)} left out; {len(self.codes)} images{classes} and "
                 f"{self.codes.shape[1]} parts (the background is one) give hybrids of "
                 f"{most_species(self.codes, self.labels)} at most"
@@ -164,7 +164,7 @@ class Scorer:
         protocol: str,
         progress: Callable[[int, int], None] | None = None,
     ) -> ProtocolScores:
-        """Draws the pictures of one protocol, as far as they are missing, and scores them."""
+        """Draws the images of one protocol, as far as they are missing, and scores them."""
         paths, prompts = self.draw(module, targets, protocol, progress)
         return self.read(targets, protocol, paths, prompts)
 
@@ -175,16 +175,16 @@ class Scorer:
         protocol: str,
         progress: Callable[[int, int], None] | None = None,
     ) -> tuple[list[Path], list[str]]:
-        """The pictures of one protocol, drawn as far as they are missing, and their prompts."""
+        """The images of one protocol, drawn as far as they are missing, and their prompts."""
         prompts = [module.method.plain_caption(row) for row in targets.codes]
-        folder = self.picture_folder(protocol)
+        folder = self.image_folder(protocol)
         return draw_missing(module, prompts, targets.seeds, folder, protocol, progress, self.store), prompts
 
-    def picture_folder(self, protocol: str) -> Path:
+    def image_folder(self, protocol: str) -> Path:
         return self.folder / protocol.replace(" ", "_")
 
     def read(self, targets: Targets, protocol: str, paths: Sequence[Path], prompts: Sequence[str]) -> ProtocolScores:
-        """Scores pictures that stand.
+        """Scores images that stand.
 
         Raises:
             UserError: if one cannot be read.
@@ -224,7 +224,7 @@ class Scorer:
 def _per_part(
     metrics: Mapping[str, PartMetric], found: PartPrediction, asked: Tensor, names: Sequence[str], row: int
 ) -> dict[str, float]:
-    """Scores of one picture: over all parts, without the background, and per part."""
+    """Scores of one image: over all parts, without the background, and per part."""
     one = PartPrediction(
         found.codes[row : row + 1], found.label_maps[row : row + 1], found.part_features[row : row + 1]
     )
@@ -242,7 +242,7 @@ def _text(codes: Tensor) -> str:
 
 
 def measure_ceiling(scorer: Scorer, source: ImageSource, backbone: Backbone, store: Store) -> dict[str, PartScores]:
-    """Real images, changed a little and read again: no generated picture can be expected to score higher.
+    """Real images, changed a little and read again: no generated image can be expected to score higher.
 
     Measured once for all runs with these images, parts and backbone.
     """
@@ -257,14 +257,14 @@ def measure_ceiling(scorer: Scorer, source: ImageSource, backbone: Backbone, sto
     def measure() -> dict[str, Any]:
         return scores_as_values(ceiling(source, scorer.predictor, backbone, indices, dictionary.names))
 
-    return scores_of_values(remembered_values(store, "ceilings", about, measure))
+    return scores_of_values(cached_values(store, "ceilings", about, measure))
 
 
-def picture_scorer(
+def image_scorer(
     settings: EvalSettings, source: ImageSource, features: Sequence[ImageFeatures], facts: Mapping[str, Any]
-) -> PictureScorer | None:
-    """What scores whole pictures by these networks; None without any."""
-    return PictureScorer(source, features, settings.neighbours, facts) if features else None
+) -> ImageScorer | None:
+    """What scores whole images by these networks; None without any."""
+    return ImageScorer(source, features, settings.neighbours, facts) if features else None
 
 
 def concept_scorer(
@@ -310,14 +310,14 @@ def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores,
 
 def _score_pictures(
     scorer: Scorer,
-    pictures: PictureScorer,
+    pictures: ImageScorer,
     protocol: str,
     targets: Targets,
     rows: Sequence[Row],
     backbone: Backbone,
     scores: Scores,
 ) -> None:
-    """Numbers of whole pictures, for the set and for each line; and beside them what the autoencoder loses."""
+    """Numbers of whole images, for the set and for each line; and beside them what the autoencoder loses."""
     paths, prompts = [scorer.folder / row["image"] for row in rows], [row["prompt"] for row in rows]
     whole = pictures.score(targets, paths, prompts)
     scores.pictures[protocol] = whole.numbers
@@ -377,7 +377,7 @@ def _remembered_score(
     progress: Callable[[int, int], None],
     store: Store,
 ) -> tuple[PartScores, dict[str, float]]:
-    """Scores of pictures, and against the truth; read again only if pictures, parts or the truth are others."""
+    """Scores of images, and against the truth; read again only if images, parts or the truth are others."""
     paths, prompts = scorer.draw(module, targets, protocol, progress)
     dictionary = scorer.predictor.dictionary
     parts = [dictionary.hash, list(dictionary.names)]
@@ -388,26 +388,26 @@ def _remembered_score(
         found = scorer.read(targets, protocol, paths, prompts)
         return {"truth": found.truth, **scores_as_values({"scores": found.scores})}
 
-    values = remembered_values(store, "scores", about, read)
+    values = cached_values(store, "scores", about, read)
     return scores_of_values({"scores": values["scores"]})["scores"], values["truth"]
 
 
-def say_scores(scores: Scores, stages: Stages) -> None:
+def log_scores(scores: Scores, stages: Stages) -> None:
     """A line per protocol."""
     for kind, group in (("", scores.protocols), ("untrained ", scores.untrained), ("ceiling ", scores.ceilings)):
         for protocol, values in group.items():
-            stages.say(
+            stages.log(
                 f"  {kind}{protocol}: EMR {values.emr['all']:.3f} (without background "
                 f"{values.emr['without_background']:.3f}), CoSim {values.cosim['all']:.3f}, n = {values.num_images}"
             )
     for protocol, numbers in scores.truth.items():
         shown = ", ".join(f"{key} {value:.3f}" for key, value in numbers.items())
-        stages.say(f"  against the truth, {protocol}: {shown}")
+        stages.log(f"  against the truth, {protocol}: {shown}")
     for protocol, numbers in scores.pictures.items():
-        stages.say(f"  whole pictures, {protocol}: " + ", ".join(f"{key} {v:.4g}" for key, v in numbers.items()))
+        stages.log(f"  whole images, {protocol}: " + ", ".join(f"{key} {v:.4g}" for key, v in numbers.items()))
 
 
-def annotation_numbers(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def annotation_scores(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """What discovery's report says of boxes and keypoints, as the "protocol" of the real images; empty without them."""
     found = facts.get("annotations", {})
     numbers = {key: value for key, value in found.items() if isinstance(value, float) and value == value}

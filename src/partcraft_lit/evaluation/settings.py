@@ -18,10 +18,10 @@ class EvalSettings:
         reconstructions: source images that are drawn again from their own codes, at most.
         compositions: hybrids drawn for each number of species.
         species: numbers of source images that a hybrid is composed of.
-        concepts: pictures per concept prompt, where a data set has concepts; 0 for none.
-        untrained: pictures per protocol that the untrained model draws, as the lower bound; 0 for none.
+        concepts: images per concept prompt, where a data set has concepts; 0 for none.
+        untrained: images per protocol that the untrained model draws, as the lower bound; 0 for none.
         ceiling_images: real images on which the ceiling is measured, at most.
-        pictures: networks by which whole pictures are scored: rows of the group ``metrics``.
+        pictures: networks by which whole images are scored: rows of the group ``metrics``.
         neighbours: real images among which copies are looked for, at most; 0 for none.
         hybrids: columns of the report's composition grid.
         seed: seed of everything drawn for the scores.

@@ -33,7 +33,7 @@ def write_token_space(folder: Path, baked: Tensor, codes_per_part: Sequence[int]
         names: of the parts.
 
     Returns:
-        Silhouette by part; NaN where there are too few tokens, and then there is no picture.
+        Silhouette by part; NaN where there are too few tokens, and then there is no image.
     """
     parts = torch.cat([torch.full((count,), part) for part, count in enumerate(codes_per_part)])
     tokens = torch.cat([baked[part, :count].float().cpu() for part, count in enumerate(codes_per_part)])
@@ -41,13 +41,13 @@ def write_token_space(folder: Path, baked: Tensor, codes_per_part: Sequence[int]
         return float("nan")
     score = silhouette(tokens, parts)
     if len(tokens) <= _MOST_TOKENS:
-        picture = draw_map(tsne(tokens), parts, names, f"{len(tokens)} tokens, silhouette by part {score:.2f}")
-        save_png(folder / FILE_NAME, picture, {"silhouette": score})
+        image = draw_map(tsne(tokens), parts, names, f"{len(tokens)} tokens, silhouette by part {score:.2f}")
+        save_png(folder / FILE_NAME, image, {"silhouette": score})
     return score
 
 
 def draw_map(places: Tensor, parts: Tensor, names: Sequence[str], title: str) -> Tensor:
-    """(N, 2) places and (N,) parts -> a picture with a legend."""
+    """(N, 2) places and (N,) parts -> an image with a legend."""
     colors = part_colors(len(names))
     side = _SIDE * _SCALE
     low, high = places.min(dim=0).values, places.max(dim=0).values

@@ -1,4 +1,4 @@
-"""Scores of whole pictures: how like the real ones they are as a set, and whether they are copies."""
+"""Scores of whole images: how like the real ones they are as a set, and whether they are copies."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ _AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class PictureScores:
+class ImageScores:
     """What one protocol gave.
 
     Attributes:
-        numbers: of all pictures together.
-        rows: scores of each picture by itself.
+        numbers: of all images together.
+        rows: scores of each image by itself.
     """
 
     numbers: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, key: str, values: Tensor) -> None:
-        """(I,) one value per picture, and their mean."""
+        """(I,) one value per image, and their mean."""
         self.numbers[key] = float(values.mean())
         for row, value in zip(self.rows, values.tolist(), strict=True):
             row[key] = value
 
 
-class PictureScorer:
-    """Describes generated pictures, and the real ones that they stand beside, by each of some networks.
+class ImageScorer:
+    """Describes generated images, and the real ones that they stand beside, by each of some networks.
 
     Args:
         source: the real images.
@@ -61,26 +61,26 @@ class PictureScorer:
         self._neighbours = torch.linspace(0, len(source) - 1, count).round().long().tolist() if count else []
         self._known: dict[str, dict[int, Tensor]] = {network.id: {} for network in features}
 
-    def score(self, targets: Targets, paths: Sequence[Path], prompts: Sequence[str]) -> PictureScores:
+    def score(self, targets: Targets, paths: Sequence[Path], prompts: Sequence[str]) -> ImageScores:
         """Scores of one protocol.
 
-        The pictures are compared, as a set, with the true hybrids where they are known, else with the images that the
-        backgrounds were taken from: as many real pictures as generated ones.
+        The images are compared, as a set, with the true hybrids where they are known, else with the images that the
+        backgrounds were taken from: as many real images as generated ones.
 
         Args:
             targets: what was asked for.
-            paths: one picture per target.
+            paths: one image per target.
             prompts: one per target, in the prompt grammar.
 
         Returns:
             Per network, but for plain pixels, ``fid@<id>``, ``kid@<id>`` and ``kid_error@<id>``; ``copied@<id>`` and
             ``nearest@<id>``, the median distance to the nearest real image over that among real ones; and
-            ``likeness@<id>``, the mean cosine of a picture and the image that it reconstructs, where all of its parts
+            ``likeness@<id>``, the mean cosine of an image and the image that it reconstructs, where all of its parts
             come from one. A network that reads texts too gives ``clip-t@<id>`` and ``clip-score@<id>`` of the prompt,
-            in which the object's noun stands for its tokens. What would need more pictures is left out.
+            in which the object's noun stands for its tokens. What would need more images is left out.
         """
         givers = targets.sources[:, 0].tolist()
-        found = PictureScores(rows=[{} for _ in paths])
+        found = ImageScores(rows=[{} for _ in paths])
         texts = [self._text(prompt) for prompt in prompts]
         for network in self._features:
             generated = _describe(network, (read_image(path) for path in paths))
@@ -96,7 +96,7 @@ class PictureScorer:
         return found
 
     def ceiling(self, targets: Targets, change: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The same distances for the pictures that stand for perfect ones, each changed as no model can avoid.
+        """The same distances for the images that stand for perfect ones, each changed as no model can avoid.
 
         Args:
             targets: what was asked for.
@@ -116,7 +116,7 @@ class PictureScorer:
         return numbers
 
     def _references(self, network: ImageFeatures, targets: Targets) -> Tensor:
-        """(I, D) of what the pictures are compared with as a set."""
+        """(I, D) of what the images are compared with as a set."""
         true = true_hybrids(self._source, targets, self._facts)
         return self._real(network, targets.sources[:, 0].tolist()) if true is None else _describe(network, true)
 
@@ -135,7 +135,7 @@ class PictureScorer:
 
 
 def _whole(targets: Targets) -> bool:
-    """Whether all parts of each picture come from one image."""
+    """Whether all parts of each image come from one image."""
     return bool((targets.sources == targets.sources[:, :1]).all())
 
 
@@ -145,7 +145,7 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _describe(network: ImageFeatures, images: Iterable[Tensor]) -> Tensor:
-    """Vectors of pictures of any sizes on the CPU, those of one size together."""
+    """Vectors of images of any sizes on the CPU, those of one size together."""
     found: list[Tensor] = []
     waiting: list[Tensor] = []
 
@@ -164,7 +164,7 @@ def _describe(network: ImageFeatures, images: Iterable[Tensor]) -> Tensor:
 
 def _distances(network: ImageFeatures, real: Tensor, generated: Tensor) -> dict[str, float]:
     numbers: dict[str, float] = {}
-    # Every process reads all pictures: nothing is to be gathered.
+    # Every process reads all images: nothing is to be gathered.
     fid, kid = FrechetDistance(network, sync_on_compute=False), KernelDistance(network, sync_on_compute=False)
     for vectors, is_real in ((real, True), (generated, False)):
         fid.update(vectors, is_real)

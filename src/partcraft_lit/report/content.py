@@ -269,7 +269,7 @@ def _attention_map(part: int, image: Tensor, heat: Tensor, region: Tensor) -> At
 
 
 def training_charts(curves: Mapping[str, Sequence[tuple[int, float]]], part_names: Sequence[str] = ()) -> list[Chart]:
-    """Charts of a run's logged numbers, as :func:`partcraft_lit.callbacks.metrics_log.read_numbers` gives them.
+    """Charts of a run's logged numbers, as :func:`partcraft_lit.callbacks.metrics_log.read_metrics` gives them.
 
     Every ``train/loss*`` has a chart, the attention inside of parts one together; other numbers are left out.
     """

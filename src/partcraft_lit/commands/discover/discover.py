@@ -15,7 +15,7 @@ from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import Store, stable_hash
-from partcraft_lit.core.store.cached import remembered_file, remembered_values
+from partcraft_lit.core.store.cached import cached_file, cached_values
 from partcraft_lit.core.types import AnnotatedSource, ImageSource, PatchFeatures, TruthfulSource
 from partcraft_lit.parts.atlas import draw_atlas, draw_masks
 from partcraft_lit.parts.dictionary import PartDictionary
@@ -50,7 +50,7 @@ def discover(
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
     facts = write_discovery(source, discovery, folder / "parts", store, stages)
-    stages.say(f"Parts: {folder / 'parts' / 'atlas.png'}")
+    stages.log(f"Parts: {folder / 'parts' / 'atlas.png'}")
     return facts
 
 
@@ -76,9 +76,9 @@ def discover_parts(
     report = discovery.report
     confidence = report.foreground.get("confidence", float("nan"))
     shown = ", ".join(f"{part['name']} {part['images']}" for part in report.parts[1:])
-    stages.say(f"  foreground by rule with confidence {confidence:.2f}; images per part: {shown}")
+    stages.log(f"  foreground by rule with confidence {confidence:.2f}; images per part: {shown}")
     for note in report.notes:
-        stages.say(f"  {note}")
+        stages.log(f"  {note}")
     return discovery
 
 
@@ -94,11 +94,11 @@ def write_discovery(
     about = [_VERSION, discovery.dictionary.hash, list(discovery.dictionary.names), stable_hash(*_facts_of(source))]
     if isinstance(source, TruthfulSource):
         truthful = source
-        facts["quality"] = remembered_values(
+        facts["quality"] = cached_values(
             store, "quality", about, lambda: score_parts(truthful, discovery.label_maps, discovery.codes).as_dict()
         )
         quality = PartQuality(**facts["quality"])
-        stages.say(
+        stages.log(
             f"  against the truth: foreground IoU {quality.foreground_iou:.3f}, part IoU {quality.mean_part_iou:.3f}, "
             f"codes against species NMI {quality.mean_nmi:.3f}"
         )
@@ -112,7 +112,7 @@ def write_discovery(
     with stages.stage("draw atlas"):
         for name, draw in (("atlas", draw_atlas), ("masks", draw_masks)):
             path = folder / f"{name}.png"
-            remembered_file(store, name, about, path, functools.partial(draw, source, discovery, path))
+            cached_file(store, name, about, path, functools.partial(draw, source, discovery, path))
     return facts
 
 
@@ -136,9 +136,9 @@ def compare_annotations(
             f"{quality.keypoint_accuracy:.3f} (one to one {quality.keypoint_accuracy_paired:.3f}), "
             f"NMI {quality.keypoint_nmi:.3f}"
         )
-    stages.say(f"  against the annotations: {shown}")
+    stages.log(f"  against the annotations: {shown}")
     for part, names in quality.holds.items():
-        stages.say(f"    {dictionary.names[part]} holds: {', '.join(names)}")
+        stages.log(f"    {dictionary.names[part]} holds: {', '.join(names)}")
     return quality.as_dict()
 
 
@@ -150,5 +150,5 @@ def write_rejected(source: ImageSource, folder: Path, stages: Stages) -> list[st
     path = folder / "rejected.csv"
     write(path)
     note = f"{len(source.rejected)} files could not be read; they are listed in {path.name}, and the run goes on."  # type: ignore[attr-defined]
-    stages.say(note)
+    stages.log(note)
     return [note]

@@ -14,7 +14,7 @@ import torch
 
 from partcraft_lit.commands.doctor.forecast import Forecast, forecast, probe_module
 from partcraft_lit.commands.doctor.settings import DoctorSettings
-from partcraft_lit.commands.train.memory import resting
+from partcraft_lit.commands.train.memory import offloaded
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.progress import Stages
@@ -36,14 +36,14 @@ class _Findings:
         self.missing: list[str] = []
 
     def good(self, message: str) -> None:
-        self._stages.say(f"  ok       {message}")
+        self._stages.log(f"  ok       {message}")
 
     def note(self, message: str) -> None:
-        self._stages.say(f"  note     {message}")
+        self._stages.log(f"  note     {message}")
 
     def lack(self, message: str) -> None:
         self.missing.append(message)
-        self._stages.say(f"  MISSING  {message}")
+        self._stages.log(f"  MISSING  {message}")
 
     def attempt(self, what: str, work: Callable[[], T]) -> T | None:
         """The result, or None after saying what is missing."""
@@ -98,7 +98,7 @@ def examine(
     result: dict[str, Any] = {"missing": findings.missing}
     if doctor.measure and source is not None and features is not None and backbone is not None:
         module = probe_module(settings, backbone, source.class_noun, make_attention_loss)
-        with resting(features, settings.hardware, settings.paths.store.expanduser()):
+        with offloaded(features, settings.hardware, settings.paths.store.expanduser()):
             found = forecast(settings, doctor, module, source, features, trainer)
         _say_forecast(stages, found)
         result |= found.as_dict()
@@ -150,22 +150,22 @@ def _existing(folder: Path) -> Path:
 
 
 def _say_forecast(stages: Stages, found: Forecast) -> None:
-    stages.say(
+    stages.log(
         f"One step of {found.batch_size} image(s): {found.seconds_per_step:.3f} s, {found.images_per_s:.2f} images/s, "
         f"peak memory {found.peak_bytes / 1e9:.2f} GB of {found.memory_bytes / 1e9:.1f} GB"
         + ("." if found.measured else " (from a step of one image).")
     )
     parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in found.seconds.items())
     whole = _duration(sum(found.seconds.values()))
-    stages.say(f"The whole run: about {whole} on one device ({parts}), and the clustering of parts.")
+    stages.log(f"The whole run: about {whole} on one device ({parts}), and the clustering of parts.")
     if found.runs > 1:
-        stages.say(f"{found.runs} such runs, one after another: about {_duration(found.total_seconds)}.")
+        stages.log(f"{found.runs} such runs, one after another: about {_duration(found.total_seconds)}.")
     if found.fits:
         return
     if not found.advice:
-        stages.say(f"It does not fit. {_NOTHING_FITS}")
+        stages.log(f"It does not fit. {_NOTHING_FITS}")
         return
-    stages.say(f"It does not fit. This does: {found.advice}   # {found.advice_bytes / 1e9:.2f} GB")
+    stages.log(f"It does not fit. This does: {found.advice}   # {found.advice_bytes / 1e9:.2f} GB")
 
 
 #: Where even one image is too much.

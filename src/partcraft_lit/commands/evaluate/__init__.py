@@ -19,7 +19,7 @@ _NOT_HASHED = (
     "eval.enabled",
     "eval.untrained",
     "eval.hybrids",
-    "eval.pictures",  # more numbers about the same pictures
+    "eval.pictures",  # more numbers about the same images
     "eval.neighbours",
     "sample.batch_size",
 )
@@ -46,7 +46,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         "run_folder": runs.run_of(values),
         "source": factories.make_source(trained),
         "load_features": factories.features_loader(trained),
-        "load_picture_features": factories.picture_features_loader(trained),
+        "load_image_features": factories.image_features_loader(trained),
     }
     if values["verify"]:
         from partcraft_lit.commands.evaluate.evaluate import verify
@@ -82,7 +82,7 @@ def evaluation_folder(run_folder: Path, chosen: Mapping[str, Any]) -> Path:
 
 
 def scoring_hash(values: Mapping[str, Any]) -> str:
-    """Of the settings that decide which pictures are drawn and how."""
+    """Of the settings that decide which images are drawn and how."""
     return rundir.settings_hash({key: values[key] for key in ("eval", "sample")}, _NOT_HASHED)
 
 

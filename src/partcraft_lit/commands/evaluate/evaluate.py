@@ -17,21 +17,21 @@ from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures
 from partcraft_lit.evaluation.image_scores import (
     FILE_NAME,
     differences,
-    number_differences,
     read_rows,
-    stored_numbers,
+    score_differences,
+    stored_scores,
 )
 from partcraft_lit.evaluation.scoring import (
     Scorer,
     Scores,
     add_protocol,
-    annotation_numbers,
+    annotation_scores,
     concept_scorer,
+    image_scorer,
     labels_of,
+    log_scores,
     measure_ceiling,
-    picture_scorer,
     read_concepts,
-    say_scores,
     score_trained,
     write_scores,
 )
@@ -50,34 +50,34 @@ def evaluate(
     source: ImageSource,
     load_backbone: Callable[[], Backbone],
     load_features: Callable[[], PatchFeatures],
-    load_picture_features: Callable[[], Sequence[ImageFeatures]],
+    load_image_features: Callable[[], Sequence[ImageFeatures]],
 ) -> dict[str, float]:
-    """``partcraft evaluate``: scores a finished run again, with other numbers of pictures if wanted.
+    """``partcraft evaluate``: scores a finished run again, with other numbers of images if wanted.
 
     Returns:
         One number per key, as in ``scores.json``.
     """
     stages = Stages()
-    networks = load_picture_features()  # before anything is drawn: one that is missing is told at once
+    networks = load_image_features()  # before anything is drawn: one that is missing is told at once
     backbone = load_backbone()
     module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
     scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
     facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
     scorer = replace(
         scorer,
-        pictures=picture_scorer(settings.eval, source, networks, facts),
+        pictures=image_scorer(settings.eval, source, networks, facts),
         concepts=concept_scorer(settings.eval, source, networks, dictionary.names),
     )
-    scores = Scores(truth=annotation_numbers(facts))
+    scores = Scores(truth=annotation_scores(facts))
     with stages.stage("measure ceilings"):
         scores.ceilings = measure_ceiling(scorer, source, backbone, Store(settings.paths.store))
-    scorer.say_left_out(stages)
+    scorer.log_left_out(stages)
     score_trained(scorer, module, scores, stages)
     if not is_first_process():
         return scores.flat()
     numbers = write_scores(scores, folder)
-    say_scores(scores, stages)
-    stages.say(f"Scores: {folder / 'scores.json'}, of each picture: {folder / FILE_NAME}")
+    log_scores(scores, stages)
+    stages.log(f"Scores: {folder / 'scores.json'}, of each image: {folder / FILE_NAME}")
     return numbers
 
 
@@ -88,31 +88,31 @@ def verify(
     run_folder: Path,
     source: ImageSource,
     load_features: Callable[[], PatchFeatures],
-    load_picture_features: Callable[[], Sequence[ImageFeatures]],
+    load_image_features: Callable[[], Sequence[ImageFeatures]],
 ) -> int:
-    """``partcraft evaluate verify=true``: computes every number again from the stored pictures.
+    """``partcraft evaluate verify=true``: computes every number again from the stored images.
 
-    That is each line of ``scores.csv``, and of ``scores.json`` the means over them and what was said of whole pictures.
+    That is each line of ``scores.csv``, and of ``scores.json`` the means over them and what was said of whole images.
 
     Returns:
-        Number of pictures that were read.
+        Number of images that were read.
 
     Raises:
-        UserError: if a picture is missing, or a number is another one; it names them.
+        UserError: if an image is missing, or a number is another one; it names them.
     """
     stages = Stages()
     stored = read_rows(folder / FILE_NAME)
     gone = [row["image"] for row in stored if not (folder / row["image"]).is_file()]
     if gone:
         raise UserError(
-            f"{len(gone)} pictures of {folder} are gone, for instance {gone[0]}. partcraft evaluate "
+            f"{len(gone)} images of {folder} are gone, for instance {gone[0]}. partcraft evaluate "
             f"run={run_folder} draws them again."
         )
     dictionary = PartDictionary.load(run_folder / "parts")
     scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
-    networks = load_picture_features()
+    networks = load_image_features()
     facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
-    pictures = picture_scorer(settings.eval, source, networks, facts)
+    pictures = image_scorer(settings.eval, source, networks, facts)
     again = Scores()
     with stages.stage("verify"):
         for protocol, targets in scorer.protocols().items():
@@ -132,10 +132,10 @@ def verify(
     found = differences(stored, again.rows)
     if found:
         raise UserError(_differences_in_words(found, folder / FILE_NAME))
-    if found := number_differences(stored_numbers(run_folder, folder), again.flat()):
+    if found := score_differences(stored_scores(run_folder, folder), again.flat()):
         raise UserError(_differences_in_words(found, folder / "scores.json"))
-    stages.say(
-        f"{len(again.rows)} pictures read again: every number of {folder / FILE_NAME} and their means are the same."
+    stages.log(
+        f"{len(again.rows)} images read again: every number of {folder / FILE_NAME} and their means are the same."
     )
     return len(again.rows)
 

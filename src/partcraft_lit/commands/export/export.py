@@ -81,12 +81,12 @@ def export(
         with stages.stage(f"check {target}"):
             results[target] = check_target(target, folder / target, bundle, expected, backbone)
         files += written
-        stages.say(f"  {target}: {_verdict(results[target], bundle)}")
+        stages.log(f"  {target}: {_verdict(results[target], bundle)}")
     pictures = _write_thumbnails(bundle, thumbnails, folder)
     files += [*pictures, *write_card(bundle, results, folder, pictures, backbone.resolution)]
     facts = _facts(bundle, results, [path.relative_to(folder).as_posix() for path in files])
     atomic_write(folder / MANIFEST, json.dumps(facts, indent=1) + "\n")
-    stages.say(f"Export: {folder}")
+    stages.log(f"Export: {folder}")
     _raise_if_missed(bundle, results, folder)
     return facts
 

@@ -37,7 +37,7 @@ def fetch(settings: FetchSettings, folder: Path) -> dict[str, Any]:
     """
     stages, wanted = Stages(), settings.download
     if place := _place_of(wanted):
-        stages.say(f"{wanted.name} is there already: {place}")
+        stages.log(f"{wanted.name} is there already: {place}")
         return {"dir": str(place), "archives": {}}
     if wanted.dir.exists() and (not wanted.dir.is_dir() or any(wanted.dir.iterdir())):
         raise UserError(
@@ -52,7 +52,7 @@ def fetch(settings: FetchSettings, folder: Path) -> dict[str, Any]:
         _unpack_into_place(archives, hashes, settings, stages)
     if not settings.keep_archives:
         shutil.rmtree(downloads)  # a local archive stays where it is
-    stages.say(f"{wanted.name}: {wanted.dir}. Train on it: partcraft train dataset={wanted.name}")
+    stages.log(f"{wanted.name}: {wanted.dir}. Train on it: partcraft train dataset={wanted.name}")
     result = {"dir": str(wanted.dir), "archives": hashes}
     atomic_write(folder / NOTE, json.dumps(result, indent=1) + "\n")
     return result
@@ -122,7 +122,7 @@ def _check(archive: ArchiveSettings, path: Path, wanted: DownloadSettings, stage
     except UserError as error:
         raise UserError(f"{path}: {error} Remove it and fetch again.\n\n{by_hand(wanted)}") from error
     if archive.sha256 is None:
-        stages.say(f"  {archive.file}: no hash is known for it; this one has SHA-256 {digest}")
+        stages.log(f"  {archive.file}: no hash is known for it; this one has SHA-256 {digest}")
     return digest
 
 

@@ -56,7 +56,7 @@ def generate(
     columns = None if len(prompts) == 1 else len(seeds)  # a row per prompt
     recipe = {"prompt": "\n".join(prompts), **recipe}
     paths.append(save_png(folder / "sheet.png", grid(sheet, columns=columns, pad=6, border=6), recipe))
-    stages.say(f"Pictures: {folder}")
+    stages.log(f"Pictures: {folder}")
     return paths
 
 

@@ -115,10 +115,10 @@ def merge(
         "largest_error": _largest_error(weights, trained, concepts),
     }
     atomic_write(folder / "merge.json", json.dumps(facts, indent=1) + "\n")
-    stages.say(
+    stages.log(
         f"  {facts['conditions']} conditions on each of {len(weights)} projections hold to {facts['largest_error']:.1e}"
     )
-    stages.say(f"Merged run: {folder}")
+    stages.log(f"Merged run: {folder}")
     return facts
 
 

@@ -27,24 +27,24 @@ def look_after_store(settings: StoreSettings) -> dict[str, Any]:
     if settings.kind is not None and settings.kind not in kinds:
         raise UserError(f"kind={settings.kind}: {store.root} has none. {did_you_mean(settings.kind, kinds)}".rstrip())
     kinds = kinds if settings.kind is None else [settings.kind]
-    stages.say(f"Store: {store.root}" + ("" if store.root.exists() else " (there is no such folder yet)"))
+    stages.log(f"Store: {store.root}" + ("" if store.root.exists() else " (there is no such folder yet)"))
     if settings.action == "verify":
         return _verify(store, kinds, stages)
     if settings.action == "prune":
         age = None if settings.older_than_days is None else settings.older_than_days * 86400
         freed = sum(prune(store, kind, older_than_s=age, idle_s=settings.idle_minutes * 60) for kind in kinds)
-        stages.say(f"Freed {freed / 1e6:.1f} MB.")
+        stages.log(f"Freed {freed / 1e6:.1f} MB.")
         return {"freed_bytes": freed} | _stats(store, kinds, stages)
     return _stats(store, kinds, stages)
 
 
 def _stats(store: Store, kinds: list[str], stages: Stages) -> dict[str, Any]:
     found = {kind: describe(store, kind) for kind in kinds}
-    stages.say(f"{'':<16}" + "".join(f"{column:>15}" for column in _COLUMNS))
+    stages.log(f"{'':<16}" + "".join(f"{column:>15}" for column in _COLUMNS))
     for kind, facts in found.items():
-        stages.say(_row(kind, facts))
+        stages.log(_row(kind, facts))
     total = {name: sum(facts[name] for facts in found.values()) for name in ("entries", "files", "bytes", "superseded")}
-    stages.say(_row("all", total))
+    stages.log(_row("all", total))
     return {"kinds": found, **total}
 
 
@@ -64,8 +64,8 @@ def _verify(store: Store, kinds: list[str], stages: Stages) -> dict[str, Any]:
         checked += len(store.entries(kind))
         damaged += [f"{kind} {name}" for name in found]
     for name in damaged:
-        stages.say(f"  damaged: {name}")
-    stages.say(
+        stages.log(f"  damaged: {name}")
+    stages.log(
         f"{checked:,} entries read, {len(damaged)} damaged."
         + (" They are computed again where they are needed; `partcraft store prune` removes them." if damaged else "")
     )

@@ -191,7 +191,7 @@ def _verify(values: Mapping[str, Any], folder: Path, scored: Any) -> int:
         run_folder=folder,
         source=factories.make_source(trained),
         load_features=factories.features_loader(trained),
-        load_picture_features=factories.picture_features_loader(trained),
+        load_image_features=factories.image_features_loader(trained),
     )
 
 

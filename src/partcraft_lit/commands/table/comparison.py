@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from partcraft_lit.callbacks.metrics_log import read_numbers
+from partcraft_lit.callbacks.metrics_log import read_metrics
 from partcraft_lit.commands.table.settings import ColumnSettings
-from partcraft_lit.evaluation.image_scores import FILE_NAME, Row, read_rows, stored_numbers
+from partcraft_lit.evaluation.image_scores import FILE_NAME, Row, read_rows, stored_scores
 from partcraft_lit.metrics.bootstrap import interval, paired_p_value
 
 #: A difference to the best row counts from here on.
@@ -79,10 +79,10 @@ def read_run(seed: int, folder: Path, evaluation: Path) -> RunScores:
         UserError: if the scores of the pictures are missing or damaged.
     """
     rows = read_rows(evaluation / FILE_NAME)
-    logged = {key: points[-1][1] for key, points in read_numbers(folder / "metrics.jsonl").items()}
+    logged = {key: points[-1][1] for key, points in read_metrics(folder / "metrics.jsonl").items()}
     # Those with a protocol may be of other pictures than the ones that are compared.
     numbers = {key: value for key, value in logged.items() if "@" not in key}
-    numbers |= stored_numbers(folder, evaluation)
+    numbers |= stored_scores(folder, evaluation)
     costs = _json(folder / "costs.json")
     parameters = costs.get("trainable_parameters")
     return RunScores(seed, folder, rows, numbers, parameters, costs.get("train_seconds"))

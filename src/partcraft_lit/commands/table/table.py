@@ -75,7 +75,7 @@ def compare_rows(
     """
     stages = Stages()
     tasks = list({entrant.task.folder: entrant.task for entrant in entrants}.values())
-    errors = run_tasks(tasks, settings.jobs, stages.say, settings.gpus)
+    errors = run_tasks(tasks, settings.jobs, stages.log, settings.gpus)
     decided = protocol(settings, entrants)
     atomic_write(folder / "protocol.json", json.dumps(decided, indent=1, ensure_ascii=False))
     rows, missing = _read(settings, entrants, errors)
@@ -83,8 +83,8 @@ def compare_rows(
         raise UserError(_failures_in_words(missing, folder))
     cells = _write(settings, folder, entrants, rows, missing)
     log_table(make_loggers(), folder, cells, decided)
-    stages.say((folder / "table.md").read_text())
-    stages.say(f"Table: {folder}")
+    stages.log((folder / "table.md").read_text())
+    stages.log(f"Table: {folder}")
     if missing:
         raise UserError(_failures_in_words(missing, folder))
     return cells
@@ -118,7 +118,7 @@ def verify_table(settings: TableSettings, folder: Path, entrants: Sequence[Entra
             wrong.append(f"{summary} is not what the scores of the pictures give.")
     if wrong:
         raise UserError(f"The table in {folder} cannot be verified:\n" + "\n".join(wrong))
-    stages.say(f"Verified: {pictures} pictures were read again, and every number of {folder} is the same.")
+    stages.log(f"Verified: {pictures} pictures were read again, and every number of {folder} is the same.")
     return pictures
 
 

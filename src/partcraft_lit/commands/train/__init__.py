@@ -48,7 +48,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         load_backbone=factories.backbone_loader(values),
         load_features=factories.features_loader(values),
         make_trainer=make_trainer,
-        load_picture_features=factories.picture_features_loader(values),
+        load_image_features=factories.image_features_loader(values),
         loggers=factories.make_loggers(values, folder),
         callbacks=factories.callback_makers(values),
         make_attention_loss=factories.attention_loss_maker(values, settings.loss),

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from partcraft_lit.callbacks.checkpoint import newest_good
-from partcraft_lit.commands.train.memory import spare_memory
+from partcraft_lit.commands.train.memory import apply_memory_options
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Backbone
@@ -42,7 +42,7 @@ def assemble(
     """``build_module`` where only the names and numbers of codes are known."""
     method = build_method(settings, vocabulary, backbone, class_noun)
     method.prepare(backbone)
-    spare_memory(settings.hardware, backbone, settings.paths.store.expanduser())
+    apply_memory_options(settings.hardware, backbone, settings.paths.store.expanduser())
     return PersonalizationModule(
         backbone,
         method,

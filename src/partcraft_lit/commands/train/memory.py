@@ -16,8 +16,8 @@ from partcraft_lit.core.store.mapped import MappedWeights
 from partcraft_lit.core.types import Backbone, PatchFeatures
 
 
-def spare_memory(hardware: HardwareSettings, backbone: Backbone, folder: Path | None = None) -> None:
-    """Once images are encoded and before anything trains; ``folder`` as for ``resting``."""
+def apply_memory_options(hardware: HardwareSettings, backbone: Backbone, folder: Path | None = None) -> None:
+    """Once images are encoded and before anything trains; ``folder`` as for ``offloaded``."""
     if hardware.gradient_checkpointing:
         backbone.enable_gradient_checkpointing()
     if hardware.compile:
@@ -40,7 +40,7 @@ def in_passes(settings: TrainSettings) -> tuple[TrainSettings, int]:
 
 
 @contextmanager
-def resting(features: PatchFeatures, hardware: HardwareSettings, folder: Path | None = None) -> Iterator[None]:
+def offloaded(features: PatchFeatures, hardware: HardwareSettings, folder: Path | None = None) -> Iterator[None]:
     """While it is open, the network that describes patches is on the CPU, where it still works, only slower.
 
     Where it is on the CPU anyway, it is in a file from now on, and read from there when it works.

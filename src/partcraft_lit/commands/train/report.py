@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partcraft_lit.callbacks.metrics_log import read_numbers
+from partcraft_lit.callbacks.metrics_log import read_metrics
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core import environment
 from partcraft_lit.core.images import read_image, to_uint8
@@ -62,7 +62,7 @@ def write_run_report(
 ) -> Path:
     """``report.html`` in the run folder; one file that needs no network."""
     names = discovery.dictionary.names
-    curves = read_numbers(folder / "metrics.jsonl")
+    curves = read_metrics(folder / "metrics.jsonl")
     report = Report(
         title=f"{source.class_noun or 'object'}s, recomposed by parts".capitalize(),
         summary=_summary(source, discovery),
@@ -82,7 +82,7 @@ def write_run_report(
         charts=training_charts(curves, names),
         samples=_sample_plates(folder / "samples"),
         scores=_score_rows(scores),
-        pictures=picture_rows(scores.pictures),
+        pictures=image_rows(scores.pictures),
         stages=[Stage(name, seconds) for name, seconds in stages.seconds.items()],
         settings=config,
         environment=environment.describe(),
@@ -101,7 +101,7 @@ def compose(
     predictor: KMeansPartPredictor,
     facts: Mapping[str, Any],
 ) -> list[Composition]:
-    """The headline: hybrids from as many sources as can be had, beside the true picture where it can be drawn."""
+    """The headline: hybrids from as many sources as can be had, beside the true image where it can be drawn."""
     labels = labels_of(source)
     most = len(source) if labels is None else len(labels.unique())
     species = min(4, discovery.codes.shape[1] + 1, most)
@@ -124,7 +124,7 @@ def compose(
 
 
 def _sources(source: ImageSource, discovery: Discovery, targets: Targets, row: int, found: Tensor) -> list[Any]:
-    """One picture per foreground part that the hybrid shows: where it was taken from."""
+    """One image per foreground part that the hybrid shows: where it was taken from."""
     shown = []
     for part in range(1, targets.codes.shape[1]):
         code, image = int(targets.codes[row, part]), int(targets.sources[row, part])
@@ -146,8 +146,8 @@ def _sources(source: ImageSource, discovery: Discovery, targets: Targets, row: i
 def _summary(source: ImageSource, discovery: Discovery) -> str:
     number = discovery.dictionary.num_parts
     return (
-        f"{number} parts were found in {len(source):,} pictures without a label. Each part of each kind has a token; a "
-        f"prompt of tokens from several pictures gives an object that none of them shows."
+        f"{number} parts were found in {len(source):,} images without a label. Each part of each kind has a token; a "
+        f"prompt of tokens from several images gives an object that none of them shows."
     )
 
 
@@ -185,7 +185,7 @@ def _ceiling_row(name: str, values: PartScores) -> ScoreRow:
     return ScoreRow(f"Real images, {name.replace('_', ' ')}", values)
 
 
-def picture_rows(pictures: Mapping[str, Mapping[str, float]]) -> list[PictureRow]:
+def image_rows(pictures: Mapping[str, Mapping[str, float]]) -> list[PictureRow]:
     """``fid@<id>`` and the like by protocol -> a row per protocol and network, with the ceiling beside it."""
     rows = []
     for protocol, numbers in pictures.items():
@@ -194,7 +194,7 @@ def picture_rows(pictures: Mapping[str, Mapping[str, float]]) -> list[PictureRow
         ceilings = pictures.get(CEILING + protocol, {})
         for network in dict.fromkeys(key.partition("@")[2] for key in numbers if "@" in key):
             found = _of_network(numbers, network)
-            # of concepts: what pictures of the truth have among themselves
+            # of concepts: what images of the truth have among themselves
             known = {key.removeprefix(_TRUTH): value for key, value in found.items() if key.startswith(_TRUTH)}
             own = {key: value for key, value in found.items() if not key.startswith(_TRUTH)}
             rows.append(PictureRow(protocol.capitalize(), network, own, known | _of_network(ceilings, network)))

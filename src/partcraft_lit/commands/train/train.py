@@ -18,10 +18,10 @@ from torch import Tensor
 
 from partcraft_lit.callbacks.attention_loss import LossTermOnAttention
 from partcraft_lit.callbacks.live_score import read_best
-from partcraft_lit.callbacks.metrics_log import append_numbers, read_numbers
+from partcraft_lit.callbacks.metrics_log import append_metrics, read_metrics
 from partcraft_lit.commands.discover.discover import discover_parts, write_discovery, write_rejected
 from partcraft_lit.commands.train.assembly import build_module
-from partcraft_lit.commands.train.memory import resting
+from partcraft_lit.commands.train.memory import offloaded
 from partcraft_lit.commands.train.report import write_run_report
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.environment import is_first_process
@@ -29,7 +29,7 @@ from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.store import Store
-from partcraft_lit.core.store.cached import remembered_picture
+from partcraft_lit.core.store.cached import cached_image
 from partcraft_lit.core.types import ABSENT, Backbone, ImageSource, PatchFeatures, TrainingBatch
 from partcraft_lit.data.crops import Encode, UnstoredCrops, encode_crops, store_crops
 from partcraft_lit.data.datamodule import Collate, PartDataModule
@@ -41,12 +41,12 @@ from partcraft_lit.evaluation.sampling import weights_digest
 from partcraft_lit.evaluation.scoring import (
     Scorer,
     Scores,
-    annotation_numbers,
+    annotation_scores,
     concept_scorer,
+    image_scorer,
     labels_of,
+    log_scores,
     measure_ceiling,
-    picture_scorer,
-    say_scores,
     score_trained,
     score_untrained,
     write_scores,
@@ -64,7 +64,7 @@ from partcraft_lit.parts.predictor import KMeansPartPredictor
 _PROBE_IMAGES = 4
 #: Raise by one when the same model and prompts would give another sample grid.
 _GRID_VERSION = 1
-#: Probe pictures in a sample grid: half reconstructions, half hybrids.
+#: Probe images in a sample grid: half reconstructions, half hybrids.
 _PROBE_PROMPTS = 8
 
 
@@ -75,7 +75,7 @@ def train(
     source: ImageSource,
     load_backbone: Callable[[], Backbone],
     load_features: Callable[[], PatchFeatures],
-    load_picture_features: Callable[[], Sequence[ImageFeatures]],
+    load_image_features: Callable[[], Sequence[ImageFeatures]],
     make_trainer: Callable[..., Trainer],
     loggers: Sequence[Logger],
     callbacks: Mapping[str, Callable[..., Callback]],
@@ -91,9 +91,9 @@ def train(
         source: the images.
         load_backbone: loads the text-to-image model; called first, so that missing weights are told at once.
         load_features: loads the network that describes patches.
-        load_picture_features: loads the networks that score whole pictures; called early, for the same reason.
+        load_image_features: loads the networks that score whole images; called early, for the same reason.
         make_trainer: makes Lightning's trainer; called with loggers, callbacks and what only the run knows.
-        loggers: where numbers and pictures go beside the run folder.
+        loggers: where numbers and images go beside the run folder.
         callbacks: name -> maker; called with what only the run knows, see ``_runtime_arguments``.
         make_attention_loss: called with ``num_parts``; None trains without an attention loss.
         resume_from: checkpoint to continue from.
@@ -111,7 +111,7 @@ def train(
     notes = write_rejected(source, folder, stages)
     with stages.stage("load models"):
         backbone, features = load_backbone(), load_features()
-        picture_features = load_picture_features() if settings.eval.enabled else []
+        image_features = load_image_features() if settings.eval.enabled else []
     settings.method.check_words(backbone.tokenizers, source.class_noun)
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
@@ -123,19 +123,19 @@ def train(
     module = build_module(settings, discovery.dictionary, backbone, source.class_noun)
     predictor = KMeansPartPredictor(discovery.dictionary, features)
     truth = truth_of(source, facts)
-    pictures = picture_scorer(settings.eval, source, picture_features, facts)
-    concepts = concept_scorer(settings.eval, source, picture_features, discovery.dictionary.names)
+    images = image_scorer(settings.eval, source, image_features, facts)
+    concepts = concept_scorer(settings.eval, source, image_features, discovery.dictionary.names)
     scorer = Scorer(
-        settings.eval, predictor, discovery.codes, labels_of(source), folder / "evaluation", truth, pictures, concepts
+        settings.eval, predictor, discovery.codes, labels_of(source), folder / "evaluation", truth, images, concepts
     )
-    scores = Scores(truth=annotation_numbers(facts))
+    scores = Scores(truth=annotation_scores(facts))
     if settings.eval.enabled:
-        scorer.say_left_out(stages)
+        scorer.log_left_out(stages)
         with stages.stage("measure ceilings"):
             scores.ceilings = measure_ceiling(scorer, source, backbone, store)
         score_untrained(scorer, module, scores, store, stages)
     probe = probe_batch(settings, module, discovery, latents, backbone)
-    with resting(features, settings.hardware, store.root):
+    with offloaded(features, settings.hardware, store.root):
         fit(
             settings,
             folder,
@@ -151,20 +151,20 @@ def train(
         )
     module.to(next(backbone.unet.parameters()).device).eval()
     if best := read_best(folder / "checkpoints"):
-        stages.say(f"  {best['why']}")
+        stages.log(f"  {best['why']}")
     if not is_first_process():
         return _help_to_score(scorer, module, scores)
     with stages.stage("map tokens"):
         dictionary = discovery.dictionary
         together = write_token_space(folder, module.method.bake(), dictionary.codes_per_part, dictionary.names)
-    append_numbers(folder / "metrics.jsonl", _last_step(folder), {SILHOUETTE: together})
+    append_metrics(folder / "metrics.jsonl", _last_step(folder), {SILHOUETTE: together})
     if settings.eval.enabled:
         score_trained(scorer, module, scores, stages)
-        say_scores(scores, stages)
+        log_scores(scores, stages)
     _write_costs(folder, module, stages)
     numbers = write_scores(scores, folder)
     if numbers:
-        append_numbers(folder / "metrics.jsonl", _last_step(folder), numbers)
+        append_metrics(folder / "metrics.jsonl", _last_step(folder), numbers)
         for logger in loggers:
             logger.log_metrics(numbers)
     with stages.stage("write report"):
@@ -173,7 +173,7 @@ def train(
         )
     for logger in loggers:
         logger.finalize("success")
-    stages.say(f"Report: {path}")
+    stages.log(f"Report: {path}")
     return numbers
 
 
@@ -215,9 +215,9 @@ def fit(
         encode,
     )
     if resume_from is not None:
-        stages.say(f"Continuing from {resume_from}")
+        stages.log(f"Continuing from {resume_from}")
     trained = {name: sum(p.numel() for p in group) for name, group in module.trainable_groups().items()}
-    stages.say("  trainable parameters: " + ", ".join(f"{name} {number:,}" for name, number in trained.items()))
+    stages.log("  trainable parameters: " + ", ".join(f"{name} {number:,}" for name, number in trained.items()))
     with stages.stage("train"), warnings.catch_warnings():
         # Frozen networks are in evaluation mode on purpose; the other is about Lightning's own code.
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
@@ -260,7 +260,7 @@ def training_set(
     make_caption: Callable[[Tensor, torch.Generator], str] | None = None,
     scaled: ScaledViews | None = None,
 ) -> TrainingSet:
-    """Sample numbers -> examples, with the method's captions unless others are given; of scaled pictures if wanted."""
+    """Sample numbers -> examples, with the method's captions unless others are given; of scaled images if wanted."""
     alter = module.method.alter if make_caption is None else None
     return TrainingSet(
         seed=settings.seed,
@@ -294,10 +294,10 @@ def scaled_views(
     variants = settings.data.scale_variants
     if not variants:
         return None
-    pictures = ScaledPictures(source, variants, backbone.resolution, backbone.vae_scale_factor, settings.seed)
+    images = ScaledPictures(source, variants, backbone.resolution, backbone.vae_scale_factor, settings.seed)
     with stages.stage("encode scaled images") as counter:
         latents = cache_latents(
-            pictures,
+            images,
             backbone,
             store,
             backbone.resolution,
@@ -307,9 +307,9 @@ def scaled_views(
         )
     return ScaledViews(
         latents,
-        pictures.label_maps(discovery.label_maps),
+        images.label_maps(discovery.label_maps),
         discovery.codes.repeat_interleave(variants, dim=0),
-        ScaledExamples([view.words for view in pictures.views], variants),
+        ScaledExamples([view.words for view in images.views], variants),
     )
 
 
@@ -445,7 +445,7 @@ def _remember_grid(
 ) -> Tensor:
     """The sample grid of the model as it is."""
     model = [_GRID_VERSION, weights_digest(module), asdict(module.sampling)]
-    return remembered_picture(store, "grids", [*model, *about], draw)
+    return cached_image(store, "grids", [*model, *about], draw)
 
 
 def _write_costs(folder: Path, module: PersonalizationModule, stages: Stages) -> None:
@@ -457,5 +457,5 @@ def _write_costs(folder: Path, module: PersonalizationModule, stages: Stages) ->
 
 def _last_step(folder: Path) -> int:
     """The step on whose axis the scores of the end are logged."""
-    curves = read_numbers(folder / "metrics.jsonl")
+    curves = read_metrics(folder / "metrics.jsonl")
     return max((points[-1][0] for points in curves.values()), default=0)

@@ -1,4 +1,4 @@
-"""Numbers and pictures that a second start of a run finds in the store, where it would compute them again."""
+"""Numbers and images that a second start of a run finds in the store, where it would compute them again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from partcraft_lit.core.store import Store, stable_hash
 _log = logging.getLogger(__name__)
 
 
-def remembered_values(store: Store, kind: str, about: Any, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def cached_values(store: Store, kind: str, about: Any, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Plain values, computed once.
 
     Args:
@@ -40,7 +40,7 @@ def remembered_values(store: Store, kind: str, about: Any, compute: Callable[[],
     return values
 
 
-def remembered_file(store: Store, kind: str, about: Any, path: Path, draw: Callable[[], object]) -> None:
+def cached_file(store: Store, kind: str, about: Any, path: Path, draw: Callable[[], object]) -> None:
     """A file that ``draw`` writes to ``path``; taken from the store where an equal one is."""
     key = stable_hash(kind, about)
     entry = store.get(kind, key)
@@ -51,15 +51,15 @@ def remembered_file(store: Store, kind: str, about: Any, path: Path, draw: Calla
     store.put(kind, key, {"file": _as_tensor(path.read_bytes())})
 
 
-def remembered_picture(store: Store, kind: str, about: Any, draw: Callable[[], Tensor]) -> Tensor:
+def cached_image(store: Store, kind: str, about: Any, draw: Callable[[], Tensor]) -> Tensor:
     """(3, height, width) uint8, drawn once."""
     key = stable_hash(kind, about)
     entry = store.get(kind, key)
     if entry is not None and "picture" in entry:
         return entry["picture"]
-    picture = draw()
-    store.put(kind, key, {"picture": picture})
-    return picture
+    image = draw()
+    store.put(kind, key, {"picture": image})
+    return image
 
 
 def _as_tensor(data: bytes) -> Tensor:

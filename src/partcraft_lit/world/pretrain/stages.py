@@ -38,7 +38,7 @@ def pretrain(stage: str, seed: int, loops: Mapping[str, LoopSettings], folder: P
     if output_dir is not None:
         replace_folder(made, output_dir)
         made = output_dir
-    stages.say(f"Weights: {made}")
+    stages.log(f"Weights: {made}")
     return made
 
 
@@ -54,11 +54,11 @@ def replace_folder(made: Path, place: Path) -> None:
 
 
 def _model(seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages) -> None:
-    recipe.pretrain(seed, loops["autoencoder"], loops["denoiser"], work, made, stages.say)
+    recipe.pretrain(seed, loops["autoencoder"], loops["denoiser"], work, made, stages.log)
 
 
 def _features(seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages) -> None:
-    network = train_patch_features(PretrainingScenes(seed, pair_share=0.0), loops["features"], work, stages.say)
+    network = train_patch_features(PretrainingScenes(seed, pair_share=0.0), loops["features"], work, stages.log)
     length = asdict(loops["features"])
     length.pop("device")
     save_patch_network(network, made, MiniSettings(), {**length, "scenes_seed": seed})
@@ -66,7 +66,7 @@ def _features(seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Pa
 
 def _oracle(seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages) -> None:
     whole = work / "whole.safetensors"
-    first = oracle.train_oracle(loops["oracle"], work / "whole", stages.say, seed, missing=0.0)
+    first = oracle.train_oracle(loops["oracle"], work / "whole", stages.log, seed, missing=0.0)
     oracle.save_oracle(first, whole)
-    network = oracle.train_oracle(loops["oracle_missing"], work / "missing", stages.say, seed + 1, start=whole)
+    network = oracle.train_oracle(loops["oracle_missing"], work / "missing", stages.log, seed + 1, start=whole)
     oracle.save_oracle(network, made / "oracle.safetensors")
