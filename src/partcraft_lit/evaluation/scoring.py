@@ -363,13 +363,13 @@ def score_untrained(
     for protocol, targets in scorer.protocols().items() if few else ():
         with stages.stage("score untrained") as counter:
             progress = functools.partial(counter.part, protocol)
-            found, truth = _remembered_score(below, module, targets[:few], protocol, progress, store)
+            found, truth = _cached_score(below, module, targets[:few], protocol, progress, store)
         scores.untrained[protocol] = found
         if truth:
             scores.truth[f"untrained {protocol}"] = truth
 
 
-def _remembered_score(
+def _cached_score(
     scorer: Scorer,
     module: PersonalizationModule,
     targets: Targets,
