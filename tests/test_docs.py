@@ -48,6 +48,21 @@ def test_files_named_in_prose_exist(page):
             assert (PACKAGE / name).exists(), f"{page}: {name}"
 
 
+def test_routes_name_at_most_five_files_and_what_is_in_them():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.partition("## Five routes for a newcomer")[2].partition("\n## ")[0]
+    routes = re.split(r"^\*\*", section, flags=re.MULTILINE)[1:]
+    assert len(routes) == 5
+    for route in routes:
+        steps = re.findall(r"^\d\. \[[^\]]+\]\((\S+)\): (.*)$", route, re.MULTILINE)
+        assert 3 <= len(steps) <= 5, route
+        for path, words in steps:
+            names = re.findall(r"`(\w+)`", words)
+            code = (ROOT / path).read_text(encoding="utf-8")
+            assert all(re.search(rf"\b{name}\b", code) for name in names), f"{path}: {names}"
+            assert names or path.endswith(".yaml"), f"{path}: what to look for there"
+
+
 def test_the_list_of_mended_mistakes_names_tests_that_exist():
     page = ROOT / "docs" / "differences.md"
     text = page.read_text(encoding="utf-8")

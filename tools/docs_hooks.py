@@ -49,7 +49,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if page in files.src_uris:
             files.remove(files.src_uris[page])
         text = linked((ROOT / source).read_text(encoding="utf-8"), source, page, pages | assets)
-        files.append(File.generated(config, page, content=text))
+        front = "---\nhide: [navigation]\n---\n" if page == "index.md" else ""
+        files.append(File.generated(config, page, content=front + text))
     for source in copied:
         files.append(File.generated(config, source, abs_src_path=str(ROOT / source)))
     for room in rooms():
