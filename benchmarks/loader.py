@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from partcraft_lit.backbones.stable_diffusion import load_mini
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.types import TrainingBatch
-from partcraft_lit.data.datamodule import Collate, endless_batches
+from partcraft_lit.data.datamodule import Collate, EndlessBatchSampler
 from partcraft_lit.data.latents import KIND, LatentTable
 from partcraft_lit.data.training_set import TrainingSet
 from partcraft_lit.tokens.captions import CaptionBuilder
@@ -109,7 +109,7 @@ class _Ready(Dataset[int]):
 def _waits(
     case: Case, examples: Dataset[Any], collate: Callable[[Any], TrainingBatch], given: argparse.Namespace
 ) -> float:
-    sampler = endless_batches(0, case.batch_size)
+    sampler = EndlessBatchSampler(0, case.batch_size)
     loader = DataLoader(examples, batch_sampler=sampler, collate_fn=collate, num_workers=given.workers)
     batches, waited = iter(loader), []
     for _ in range(given.steps):

@@ -1,16 +1,16 @@
-"""Published data sets in their true layout, with a few small pictures in them.
+"""Published data sets in their true layout, with a few small images in them.
 
-The pictures are drawn birds and beasts, so that boxes and keypoints can be true ones.
+The images are drawn birds and beasts, so that boxes and keypoints can be true ones.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.io import savemat
 from torch import Tensor
 
 from partcraft_lit.core.visualization import to_pil
@@ -131,30 +131,8 @@ def write_dogs(root: Path, per_breed: int = 4, size: int = 48, first_label: int 
     return root
 
 
-def write_mat_list(path: Path, files: Sequence[str], labels: Sequence[int], compressed: bool = True) -> None:
+def write_mat_list(path: Path, files: Sequence[str], labels: Sequence[int]) -> None:
     """``file_list`` (cells of text), ``annotation_list`` and ``labels`` (doubles), as MATLAB 7 saves them."""
-    cells = [_matrix(4, (1, len(file)), "", _element(16, file.encode())) for file in files]
-    notes = [_matrix(4, (1, len(file) - 4), "", _element(16, file[:-4].encode())) for file in files]
-    numbers = _element(9, struct.pack(f"<{len(labels)}d", *labels))
-    variables = [
-        _matrix(1, (len(files), 1), "file_list", b"".join(cells)),
-        _matrix(1, (len(files), 1), "annotation_list", b"".join(notes)),
-        _matrix(6, (len(labels), 1), "labels", numbers),
-    ]
-    if compressed:
-        variables = [struct.pack("<II", 15, len(data := zlib.compress(one))) + data for one in variables]
-    text = b"MATLAB 5.0 MAT-file, Platform: GLNXA64, Created on: Mon Jun 20 12:00:00 2011"
-    path.write_bytes(text.ljust(124) + struct.pack("<H", 0x0100) + b"IM" + b"".join(variables))
-
-
-def _element(kind: int, data: bytes) -> bytes:
-    """A data element; up to four bytes lie in the tag itself."""
-    if 0 < len(data) <= 4:
-        return struct.pack("<HH", kind, len(data)) + data.ljust(4, b"\0")
-    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
-
-
-def _matrix(array_class: int, shape: tuple[int, int], name: str, content: bytes) -> bytes:
-    head = _element(6, struct.pack("<II", array_class, 0)) + _element(5, struct.pack("<ii", *shape))
-    data = head + _element(1, name.encode()) + content
-    return struct.pack("<II", 14, len(data)) + data
+    lists = {"file_list": list(files), "annotation_list": [file[:-4] for file in files]}
+    cells = {name: np.array(texts, dtype=object)[:, None] for name, texts in lists.items()}
+    savemat(path, {**cells, "labels": np.array(labels, dtype=np.float64)[:, None]}, do_compression=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import tarfile
 import threading
 import zipfile
@@ -371,6 +373,68 @@ def test_bombs_are_stopped_by_size_and_by_number(tmp_path: Path) -> None:
     (tmp_path / "many.tar").write_bytes(tar_with(*((f"f{index}", tarfile.REGTYPE, "") for index in range(6))))
     with pytest.raises(UserError, match="unpacks to more than 5 files"):
         unpack(tmp_path / "many.tar", tmp_path / "out", **LIMITS)
+
+
+def test_an_archive_of_zeros_is_no_data_set(settings: FetchSettings, tmp_path: Path) -> None:
+    """Ten blocks of zeros are an empty tar; with folders as marks it used to count as the data set."""
+    path = tmp_path / "CUB_200_2011.tgz"
+    path.write_bytes(bytes(10_240))
+    unknown = replace(with_archive(settings, bytes=None, sha256=None, into=Path("images")), archive=path)
+    marked = replace(unknown, download=replace(unknown.download, marks=("images",)))
+    with pytest.raises(UserError, match=r"CUB_200_2011\.tgz holds no files"):
+        fetch(marked, tmp_path / "run")
+    assert not settings.download.dir.exists()
+
+
+@pytest.mark.parametrize("members", [("x", "x/y"), ("x/y", "x")])
+@pytest.mark.parametrize("ending", ["tar", "zip"])
+def test_a_file_and_a_folder_of_one_name(tmp_path: Path, members: tuple[str, str], ending: str) -> None:
+    path = tmp_path / f"twice.{ending}"
+    if ending == "tar":
+        path.write_bytes(tar_with(*((name, tarfile.REGTYPE, "") for name in members)))
+    else:
+        with zipfile.ZipFile(path, "w") as file:
+            for name in members:
+                file.writestr(name, "abc")
+    with pytest.raises(UserError, match="holds a file and a folder of the name 'x'"):
+        unpack(path, tmp_path / "out", **LIMITS)
+
+
+@pytest.mark.parametrize(("place", "value", "said"), [(6, 1, "is encrypted"), (8, 97, "does not know .method 97.")])
+def test_a_zip_that_python_cannot_open(tmp_path: Path, place: int, value: int, said: str) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("a.txt", "abc")
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    central = content.index(b"PK\x01\x02")
+    content[place] = content[central + place + 2] = value  # flags and method, in the local and the central header
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        unpack(tmp_path / "x.zip", tmp_path / "out", **LIMITS)
+
+
+def test_damage_anywhere_is_a_message(tmp_path: Path) -> None:
+    """Also in the middle of a plain tar, where `tarfile` takes a broken header for the end."""
+    members = [(f"f{index}", tarfile.REGTYPE, "") for index in range(4)]
+    plain = tar_with(*members)
+    broken = {
+        "header.tar": plain[:1024] + bytes([plain[1024] ^ 1]) + plain[1025:],
+        "cut.tar": plain[:2048],
+        "half.tar": plain[: 2048 + 100],
+        "flipped.tar.bz2": bz2.compress(plain)[:40] + b"\0" + bz2.compress(plain)[41:],
+        "cut.tar.bz2": bz2.compress(plain)[:-10],
+        "cut.tar.xz": lzma.compress(plain)[:-10],
+        "cut.tgz": gzip.compress(plain)[:-4],
+    }
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="damaged"):
+            unpack(tmp_path / name, tmp_path / f"out {name}", **LIMITS)
+    negative = tarfile.TarInfo("x")
+    negative.pax_headers = {"size": "-1024"}
+    with tarfile.open(tmp_path / "loop.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(negative)
+    with pytest.raises(UserError, match="damaged"):
+        unpack(tmp_path / "loop.tar", tmp_path / "out loop", **LIMITS)
 
 
 def test_every_kind_of_archive_comes_out_alike(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_a_network_computes_the_same_and_keeps_its_parameters(tmp_path):
     resting = MappedWeights(network, tmp_path)
     for _ in range(2):
         assert torch.equal(network(picture), expected)
-        resting.let_go()
+        resting.release()
     assert all(a is b for a, b in zip(parameters, network.parameters()))
     assert_close(dict(network.state_dict()), state, rtol=0, atol=0)
     assert list(tmp_path.iterdir()) == [], "the file has no name that could be left behind"
@@ -49,7 +49,7 @@ def test_memory_is_free_while_it_rests(tmp_path, keep):
     resting = MappedWeights(network, tmp_path)
     assert full - _resident() > 50
     network(torch.zeros(1, 4000))
-    resting.let_go()
+    resting.release()
     assert full - _resident() > 50
 
 

@@ -15,9 +15,9 @@ from torch.testing import assert_close
 from partcraft_lit.core.images import to_unit
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import TokenizedPrompts
-from partcraft_lit.data.crops import UnstoredCrops, encode_crops, store_crops
+from partcraft_lit.data.crops import PixelCrops, cache_crops, encode_crops
 from partcraft_lit.data.datamodule import Collate
-from partcraft_lit.data.latents import Squares, cache_latents, prepare
+from partcraft_lit.data.latents import LatentSource, cache_latents, prepare
 from partcraft_lit.data.training_set import TrainingSet
 
 SEED = 5
@@ -76,9 +76,9 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-def stored(backbone: Any, store: Store, each: int = 3, **changes: Any) -> Squares:
+def stored(backbone: Any, store: Store, each: int = 3, **changes: Any) -> LatentSource:
     settings = {"each": each, "seed": SEED, "resolution": 16, "batch_size": 2, "dtype": "float32"} | changes
-    return store_crops(Pictures(), backbone, store, **settings)
+    return cache_crops(Pictures(), backbone, store, **settings)
 
 
 def window(index: int, flip: bool, top: int, left: int) -> Tensor:
@@ -94,7 +94,7 @@ def test_a_stored_crop_is_encoded_by_itself(backbone: Any, store: Store, flip: b
     corners = set()
     for index, (height, width) in enumerate(SIZES):
         for chance in (0.0, 0.4, 0.9):
-            square = crops.square(index, flip, 4, (chance, 0.7))
+            square = crops.crop(index, flip, 4, (chance, 0.7))
             mean, std = backbone.encode_images(window(index, flip, square.top, square.left))
             assert square.posterior is not None
             assert_close(square.posterior, (mean[0], std[0]))
@@ -106,7 +106,7 @@ def test_a_stored_crop_is_encoded_by_itself(backbone: Any, store: Store, flip: b
 
 def test_a_cut_of_the_latents_knows_what_was_beyond_it(backbone: Any, store: Store) -> None:
     table = cache_latents(Pictures(), backbone, store, 16, dtype="float32")
-    square = table.square(0, False, 4, (0.0, 0.9))
+    square = table.crop(0, False, 4, (0.0, 0.9))
     alone, _ = backbone.encode_images(window(0, False, square.top, square.left))
     assert square.posterior is not None
     assert not torch.allclose(square.posterior[0], alone[0], atol=1e-3)
@@ -117,14 +117,14 @@ def test_crops_are_computed_once_and_belong_to_their_seed(backbone: Any, store: 
     assert backbone.encoded == 2 * 9  # and the mirror images
     again = stored(backbone, store)
     assert backbone.encoded == 2 * 9
-    assert first.square(0, True, 4, (0.5, 0.0)).left == again.square(0, True, 4, (0.5, 0.0)).left
+    assert first.crop(0, True, 4, (0.5, 0.0)).left == again.crop(0, True, 4, (0.5, 0.0)).left
     stored(backbone, store, seed=SEED + 1)
     assert backbone.encoded == 4 * 9
-    middle = stored(backbone, store, centre=True).square(0, False, 4, None)
+    middle = stored(backbone, store, centre=True).crop(0, False, 4, None)
     assert (middle.top, middle.left) == (0, 3)
 
 
-def examples(squares: Squares, **changes: Any) -> TrainingSet:
+def examples(squares: LatentSource, **changes: Any) -> TrainingSet:
     """Label maps have a cell for each 4 pixels, and its column as part."""
     maps = [torch.arange(width // 4).expand(height // 4, -1).to(torch.uint8) for height, width in SIZES]
     settings = {"flip": True, "crop": "random"} | changes
@@ -143,7 +143,7 @@ def _no_tokens(prompts: list[str]) -> TokenizedPrompts:
 
 
 def test_what_is_encoded_in_the_step_is_exact_where_it_is_cut(backbone: Any) -> None:
-    unstored = examples(UnstoredCrops(Pictures(), 3, 16, 4))
+    unstored = examples(PixelCrops(Pictures(), 3, 16, 4))
     samples = [unstored[number] for number in range(12)]
     batch = encode_crops(Collate(_no_tokens)(samples), backbone.encode_images)
     assert batch.pixel_values is None
@@ -162,8 +162,8 @@ def test_without_a_crop_all_ways_give_one_sample(backbone: Any, store: Store) ->
     square = Pictures([(16, 16), (24, 24)])
     ways = [
         cache_latents(square, backbone, store, 16, dtype="float32"),
-        store_crops(square, backbone, store, 2, SEED, 16, dtype="float32"),
-        UnstoredCrops(square, 3, 16, 4),
+        cache_crops(square, backbone, store, 2, SEED, 16, dtype="float32"),
+        PixelCrops(square, 3, 16, 4),
     ]
     maps = [torch.zeros(4, 4, dtype=torch.uint8)] * 2
     sets = [

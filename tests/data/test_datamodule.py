@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import TokenizedPrompts, TrainingBatch
-from partcraft_lit.data.datamodule import Collate, PartDataModule, endless_batches
+from partcraft_lit.data.datamodule import Collate, EndlessBatchSampler, PartDataModule
 from partcraft_lit.data.training_set import TrainingExample
 
 IMAGES = 7
@@ -98,14 +98,14 @@ def numbers(first: int, batches: int, size: int = 3) -> list[list[int]]:
 
 
 def test_endless_batches_count_on_from_any_start() -> None:
-    assert list(itertools.islice(endless_batches(0, 2), 3)) == [[0, 1], [2, 3], [4, 5]]
-    skipped = list(itertools.islice(endless_batches(0, 3), 5, 9))
-    assert list(itertools.islice(endless_batches(5, 3), 4)) == skipped
+    assert list(itertools.islice(EndlessBatchSampler(0, 2), 3)) == [[0, 1], [2, 3], [4, 5]]
+    skipped = list(itertools.islice(EndlessBatchSampler(0, 3), 5, 9))
+    assert list(itertools.islice(EndlessBatchSampler(5, 3), 4)) == skipped
 
 
 def test_endless_batches_have_no_length_and_ask_for_the_start_each_time() -> None:
     starts = iter([4, 9])
-    batches = endless_batches(lambda: next(starts), 1)
+    batches = EndlessBatchSampler(lambda: next(starts), 1)
     assert [next(iter(batches)), next(iter(batches))] == [[4], [9]]
     assert batches.started_at == 9
     with pytest.raises(TypeError):
@@ -114,8 +114,8 @@ def test_endless_batches_have_no_length_and_ask_for_the_start_each_time() -> Non
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_batch_of_one_process(world: int) -> None:
-    alone = itertools.islice(endless_batches(2, 4 * world), 3)
-    shared = [itertools.islice(endless_batches(2, 4, rank, world), 3) for rank in range(world)]
+    alone = itertools.islice(EndlessBatchSampler(2, 4 * world), 3)
+    shared = [itertools.islice(EndlessBatchSampler(2, 4, rank, world), 3) for rank in range(world)]
     for whole, *pieces in zip(alone, *shared):
         assert whole == [number for piece in pieces for number in piece]
         for rank, piece in enumerate(pieces):

@@ -118,6 +118,24 @@ def test_a_broken_annotation(broken: Path) -> None:
         source.annotation(0)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is damaged or no MATLAB file"),
+        (b"<html>" + bytes(500), "is damaged or no MATLAB file"),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(100), "is a MATLAB 7.3 file, which is not read"),
+        (150, "is damaged or no MATLAB file"),
+        (-20, "is damaged or no MATLAB file"),
+        (128, "lacks one of the variables file_list, labels"),
+    ],
+)
+def test_a_damaged_list(broken: Path, content: bytes | int, message: str) -> None:
+    path = broken / "train_list.mat"
+    path.write_bytes(content if isinstance(content, bytes) else path.read_bytes()[:content])
+    with pytest.raises(UserError, match=message):
+        Dogs(broken)
+
+
 def test_the_preset() -> None:
     parts = config.plain(config.compose("train", ["dataset=dogs"]))["parts"]
     assert (parts["M"], parts["K"], len(parts["names"])) == (7, 256, 7)

@@ -10,7 +10,7 @@ import torch
 from partcraft_lit.core.images import resize
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.types import TrainingExample
-from partcraft_lit.data.scaled import NOWHERE, ScaledExamples, ScaledPictures, View, draw_view, place_labels, render
+from partcraft_lit.data.scaled import NOWHERE, ScaledImages, ScaledViewTransform, View, draw_view, place_labels, render
 
 SIDE, FACTOR = 64, 4
 
@@ -97,8 +97,8 @@ def test_sizes_and_words():
 
 def test_a_source_of_views_repeats_and_grows():
     first, more = (
-        ScaledPictures(Pictures(), 4, SIDE, FACTOR, seed=0),
-        ScaledPictures(Pictures(5), 4, SIDE, FACTOR, seed=0),
+        ScaledImages(Pictures(), 4, SIDE, FACTOR, seed=0),
+        ScaledImages(Pictures(5), 4, SIDE, FACTOR, seed=0),
     )
     assert len(first) == 12 and first.views == more.views[:12], "more pictures change no view"
     assert len({first.content_hash(index) for index in range(12)}) == 12
@@ -119,7 +119,7 @@ def test_examples_say_their_size_and_where_the_loss_counts():
         5,
         (64, 64, 0, 0),
     )
-    alter = pickle.loads(pickle.dumps(ScaledExamples(["", "", "", "", "", "very small "], variants=4)))
+    alter = pickle.loads(pickle.dumps(ScaledViewTransform(["", "", "", "", "", "very small "], variants=4)))
     altered = alter(example, torch_generator(0))
     assert altered.prompt == "very small photo of a <1:0>" and altered.image_id == 1
     assert altered.loss_region.tolist() == [[1, 0], [1, 0]]

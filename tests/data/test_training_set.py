@@ -236,8 +236,8 @@ def test_crop_label_map_commutes_with_mirroring() -> None:
     [
         ({"crop": "centre"}, UserError, r"crop is 'centre'\. Did you mean 'center'"),
         ({"resolution": 30}, UserError, "multiple of 8 pixels, got 30"),
-        ({"source_len": 4}, ValueError, "One of each per image"),
-        ({"codes": torch.zeros(4, 3)}, ValueError, "One of each per image"),
+        ({"source_len": 4}, ValueError, "one of each per image"),
+        ({"codes": torch.zeros(4, 3)}, ValueError, "one of each per image"),
     ],
 )
 def test_settings_that_do_not_fit(make: Make, changes: dict[str, Any], error: type[Exception], message: str) -> None:

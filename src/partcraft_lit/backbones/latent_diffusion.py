@@ -247,7 +247,7 @@ class LatentDiffusion(nn.Module, ABC):
             if self._vae_rests:
                 self.vae.to("cpu")
             if self._vae_file is not None:
-                self._vae_file.let_go()
+                self._vae_file.release()
 
 
 def _cast(network: Any, precision: torch.dtype | Precision) -> Any:

@@ -60,7 +60,7 @@ def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> None
 
 
 @contextmanager
-def mendable(path: Path) -> Iterator[None]:
+def explain_disk_errors(path: Path) -> Iterator[None]:
     """Turns errors of the disk while ``path`` is written into UserErrors that say what to do."""
     try:
         yield

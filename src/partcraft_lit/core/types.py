@@ -99,7 +99,7 @@ class TrainingExample:
     pixel_values: Tensor | None = None
 
 
-class Alteration(Protocol):
+class ExampleTransform(Protocol):
     """What a method does to each example, such as scaling it; small and picklable, for loader workers."""
 
     def __call__(self, example: TrainingExample, generator: torch.Generator) -> TrainingExample:

@@ -1,7 +1,7 @@
-"""Crops that are encoded by themselves, so that their latents know nothing of what was cut away.
+"""Latents of crops: crop first, then encode, so that no receptive field of the VAE reaches beyond the crop.
 
-A crop of the latents of a whole picture, which is what training takes otherwise, costs one encoding for ever; what it
-loses is measured by ``benchmarks/latent_crops.py``.
+The default is the other way round: cropping the latents of the whole image, which is encoded once. The difference is
+measured by ``benchmarks/latent_crops.py``.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from partcraft_lit.core.images import to_unit
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.store import Entry, Store, stable_hash
 from partcraft_lit.core.types import Backbone, ImageSource, TrainingBatch
-from partcraft_lit.data.latents import DTYPES, KIND, PREPARATION, LatentTable, Square, corner, encode, prepare
+from partcraft_lit.data.latents import DTYPES, KIND, PREPARATION, LatentCrop, LatentTable, corner, encode, prepare
 
-#: (B, 3, H, W) in -1...1 -> mean and standard deviation, (B, C, H/f, W/f) each.
+#: (B, 3, H, W) in -1...1 -> posterior mean and standard deviation, (B, C, H/f, W/f) each.
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-class StoredCrops:
-    """The same few crops of each image, encoded before training.
+class CachedCrops:
+    """A fixed number of crops per image, encoded before training.
 
     Args:
-        table: of number of images times ``each`` crops, those of an image in a row.
-        each: crops of an image.
+        table: latents of N x ``each`` crops, grouped by image.
+        each: crops per image.
     """
 
     def __init__(self, table: LatentTable, each: int) -> None:
@@ -37,18 +37,18 @@ class StoredCrops:
     def __len__(self) -> int:
         return len(self._table) // self._each
 
-    def square(self, index: int, flip: bool, side: int, place: Sequence[float] | None) -> Square:
-        """One of the crops, chosen by the first number of ``place``; see ``Squares``."""
+    def crop(self, index: int, flip: bool, side: int, place: Sequence[float] | None) -> LatentCrop:
+        """The cached crop that the first coordinate of ``place`` selects; see `LatentSource`."""
         number = index * self._each + (0 if place is None else int(place[0] * self._each))
-        original_height, original_width, top, left, height, width = self._table.facts(number)
+        original_height, original_width, top, left, height, width = self._table.metadata(number)
         mean, std = self._table.get(number, flip)
         if flip:  # the mirror image of a crop is a crop of the mirror image
             left = width - side - left
         shape = (len(mean), side, side)
-        return Square(top, left, height, width, (original_height, original_width), shape, (mean, std))
+        return LatentCrop(top, left, height, width, (original_height, original_width), shape, (mean, std))
 
 
-def store_crops(
+def cache_crops(
     source: ImageSource,
     backbone: Backbone,
     store: Store,
@@ -59,17 +59,17 @@ def store_crops(
     dtype: Literal["float16", "float32"] = "float16",
     progress: Callable[[int, int], None] | None = None,
     centre: bool = False,
-) -> StoredCrops:
-    """Encodes so many square crops of each image as the store does not have yet.
+) -> CachedCrops:
+    """Encodes and caches the missing crops.
 
     Args:
         source: the images.
-        backbone: its VAE encodes.
-        store: where latents are looked up and kept.
-        each: crops of an image.
-        seed: of the places; a crop depends on it, its number and the image's bytes alone.
+        backbone: encodes with its VAE.
+        store: cache of the latents.
+        each: crops per image.
+        seed: of the crop positions; a position depends on the seed, the crop's index and the image's bytes only.
         resolution, batch_size, dtype, progress: as in ``cache_latents``.
-        centre: one crop, from the middle.
+        centre: a single centre crop per image.
     """
     each, factor = 1 if centre else each, backbone.vae_scale_factor
     side = resolution // factor
@@ -83,15 +83,15 @@ def store_crops(
         return found
 
     def compute(numbers: list[int]) -> Iterator[Entry]:
-        images, facts = [], []
+        images, metadata = [], []
         for number in numbers:
             original = source.image(number // each)
             whole = prepare(original, resolution, factor)
             height, width = whole.shape[-2] // factor, whole.shape[-1] // factor
             top, left = corner(height, width, side, place(number))
             images.append(_cut(whole, top, left, side, factor))
-            facts.append(torch.tensor([*original.shape[-2:], top, left, height, width]))
-        return encode(images, facts, [source.name(number // each) for number in numbers], backbone, DTYPES[dtype])
+            metadata.append(torch.tensor([*original.shape[-2:], top, left, height, width]))
+        return encode(images, metadata, [source.name(number // each) for number in numbers], backbone, DTYPES[dtype])
 
     keys = [
         stable_hash(
@@ -102,16 +102,16 @@ def store_crops(
     ]
     table = LatentTable(store, keys)
     store.fill(KIND, keys, compute, batch_size, progress, on_entry=table.hold)
-    return StoredCrops(table, each)
+    return CachedCrops(table, each)
 
 
-class UnstoredCrops:
-    """Crops as pixels, which are encoded when their batch is trained on: exact at every place, and slow.
+class PixelCrops:
+    """Crops as pixels, encoded when their batch is trained on: any crop position without a cache, and slow.
 
     Args:
         source: the images.
         channels: of the latents.
-        resolution: short side of a picture in pixels.
+        resolution: short side of an image in pixels.
         factor: pixels per latent.
     """
 
@@ -122,8 +122,8 @@ class UnstoredCrops:
     def __len__(self) -> int:
         return len(self._source)
 
-    def square(self, index: int, flip: bool, side: int, place: Sequence[float] | None) -> Square:
-        """Pixels of the square; see ``Squares``."""
+    def crop(self, index: int, flip: bool, side: int, place: Sequence[float] | None) -> LatentCrop:
+        """The pixels of a crop; see `LatentSource`."""
         original = self._source.image(index)
         whole = prepare(original, self._resolution, self._factor)
         whole = whole.flip(-1) if flip else whole
@@ -131,18 +131,18 @@ class UnstoredCrops:
         top, left = corner(height, width, side, place)
         pixels = _cut(whole, top, left, side, self._factor)
         size = (original.shape[-2], original.shape[-1])
-        return Square(top, left, height, width, size, (self._channels, side, side), None, pixels)
+        return LatentCrop(top, left, height, width, size, (self._channels, side, side), None, pixels)
 
 
 def _cut(whole: Tensor, top: int, left: int, side: int, factor: int) -> Tensor:
-    """A square of a picture whose place and side are given in latents."""
+    """Crops pixels by a position and side given in latents."""
     rows, columns = (slice(start * factor, (start + side) * factor) for start in (top, left))
     return whole[..., rows, columns].contiguous()
 
 
 @torch.no_grad()
 def encode_crops(batch: TrainingBatch, encoder: Encode) -> TrainingBatch:
-    """A batch whose crops are still pixels, with their latents; any other as it is."""
+    """Encodes the batch's ``pixel_values`` into latents; a batch without them is returned unchanged."""
     if batch.pixel_values is None:
         return batch
     waiting = len(batch.pixel_values)

@@ -1,4 +1,4 @@
-"""Batches for training, from the step that the trainer stands at."""
+"""The Lightning data module: batches that continue at the trainer's step."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from partcraft_lit.data.crops import Encode, encode_crops
 from partcraft_lit.data.training_set import TrainingSet
 
 
-class EndlessBatches:
-    """Yields the sample numbers of batch after batch, for ever; a batch sampler without a length.
+class EndlessBatchSampler:
+    """An infinite batch sampler over sample numbers.
 
-    Micro-batch n of all processes together holds samples n * world_size * batch_size onwards, and each process takes
-    its turn of batch_size. So the sample numbers of a step do not depend on how many processes share it.
+    Micro-batch n holds samples n * world_size * batch_size onwards, batch_size of them per rank. So the sample numbers
+    of a step do not depend on the number of processes.
 
     Args:
-        start_batch: first micro-batch, or a function that is asked for it at each start of an iteration: the trainer
-            knows its step only after it has restored a checkpoint.
+        start_batch: first micro-batch, or a function called at each start of an iteration: the trainer knows its step
+            only after it has restored a checkpoint.
         batch_size: samples per process and micro-batch.
-        rank: number of this process.
+        rank: of this process.
         world_size: number of processes.
     """
 
@@ -53,19 +53,12 @@ class EndlessBatches:
             yield list(range(first, first + self._batch_size))
 
 
-def endless_batches(
-    start_batch: int | Callable[[], int], batch_size: int, rank: int = 0, world_size: int = 1
-) -> EndlessBatches:
-    """See `EndlessBatches`."""
-    return EndlessBatches(start_batch, batch_size, rank, world_size)
-
-
 class Collate:
-    """Examples -> `TrainingBatch`; an object, so that it reaches workers that are started afresh.
+    """Collates examples into a `TrainingBatch`; picklable, for spawned workers.
 
     Args:
         tokenize: captions -> ids.
-        prior: if given, each example is joined by the prior example of the same number; these come last.
+        prior: if given, each example is paired with the prior example of the same number; these come last.
     """
 
     def __init__(
@@ -96,7 +89,7 @@ class Collate:
 
 
 def _regions(examples: Sequence[TrainingExample]) -> Tensor | None:
-    """(B, h, w), ones for examples without a region; None if none has one."""
+    """(B, h, w), ones for examples without a region; None if no example has one."""
     if all(example.loss_region is None for example in examples):
         return None
     full = torch.ones(examples[0].latents.shape[-2:])
@@ -104,24 +97,24 @@ def _regions(examples: Sequence[TrainingExample]) -> Tensor | None:
 
 
 def _pixels(examples: Sequence[TrainingExample]) -> Tensor | None:
-    """(n, 3, H, W) of the examples that are still to be encoded; prior ones, which come last, never are."""
+    """(n, 3, H, W) of the examples to encode; prior examples, which come last, are encoded already."""
     waiting = [example.pixel_values for example in examples if example.pixel_values is not None]
     return torch.stack(waiting) if waiting else None
 
 
 class PartDataModule(LightningDataModule):
-    """Endless training batches that continue where the trainer's step says, on any number of workers.
+    """Endless training batches that continue at the trainer's step, with any number of workers.
 
-    With several processes the trainer needs ``use_distributed_sampler=False``: batches are already dealt out here.
+    With several processes the trainer needs ``use_distributed_sampler=False``: batches are sharded here.
 
     Args:
         training_set: sample number -> example.
-        tokenize: captions -> ids, as the method does it.
+        tokenize: captions -> ids; the method's.
         batch_size: samples per process and micro-batch.
         num_workers: loader processes; 0 loads in the main process.
-        accumulate_grad_batches: micro-batches per step, as given to the trainer.
+        accumulate_grad_batches: micro-batches per optimizer step, as given to the trainer.
         prior: prior examples, one to each of the training set; None for none.
-        encode: (B, 3, H, W) in -1...1 -> mean and deviation of the posterior, for crops that are not encoded yet.
+        encode: (B, 3, H, W) in -1...1 -> posterior mean and standard deviation, for crops given as pixels.
 
     Raises:
         UserError: if a number is out of range.
@@ -151,7 +144,7 @@ class PartDataModule(LightningDataModule):
         self._batch_size = batch_size
         self._num_workers = num_workers
         self._accumulate = accumulate_grad_batches
-        self._unchecked: EndlessBatches | None = None
+        self._unchecked: EndlessBatchSampler | None = None
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self._trainer()
@@ -160,10 +153,10 @@ class PartDataModule(LightningDataModule):
                 f"accumulate_grad_batches is {self._accumulate} here and {trainer.accumulate_grad_batches} in the "
                 f"trainer; give both the same."
             )
-        batches = endless_batches(self._start_batch, self._batch_size, trainer.global_rank, trainer.world_size)
+        batches = EndlessBatchSampler(self._start_batch, self._batch_size, trainer.global_rank, trainer.world_size)
         self._unchecked = batches
         if self._num_workers:
-            # Rust tokenizers warn, and stop being parallel, when a process forks after they were used.
+            # Rust tokenizers warn and disable parallelism when a process forks after they were used.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return DataLoader(
             self._training_set,
@@ -172,21 +165,18 @@ class PartDataModule(LightningDataModule):
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=trainer.strategy.root_device.type == "cuda",
-            generator=torch.Generator(),  # else each start draws from the global one, which is not the loader's
+            generator=torch.Generator(),  # else each start would draw from the global generator
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copies while the device still works on the step before: the loader's memory is pinned, nothing waits.
-
-        Lightning asks for that with bare tensors only, not with batches of our own.
-        """
+        """Copies asynchronously from pinned memory; Lightning does that for bare tensors, not custom batches."""
         return batch.to(device, non_blocking=device.type == "cuda")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Makes sure that the first batch is the one that the restored step calls for.
+        """Checks that the first batch belongs to the restored step.
 
         Reading ``trainer.estimated_stepping_batches`` before a checkpoint is restored starts the loader at step 0, and
-        the run would train on the beginning of the data again without a word.
+        the run would silently train on the beginning of the data again.
         """
         if not self._trainer().training:
             return batch

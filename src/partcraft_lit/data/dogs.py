@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import torch
+from scipy.io import loadmat
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import Annotation
 from partcraft_lit.data.image_files import ImageFiles
-from partcraft_lit.data.matfile import read_mat
 from partcraft_lit.data.published import Split, check_listed, check_split, choose_classes, find_root
 
 _LISTS = {"train": "train_list.mat", "test": "test_list.mat", "all": "file_list.mat"}
@@ -101,18 +100,30 @@ def _read_list(root: Path, split: Split) -> tuple[list[str], list[int]]:
             f"dataset=dogs: neither {root} nor its folder lists holds {name}. Unpack lists.tar there; 'partcraft fetch "
             "dataset=dogs' gets everything."
         )
-    variables = read_mat(path)
-    files, labels = _wanted(variables, "file_list", path), _wanted(variables, "labels", path)
-    numbers = [int(label) - 1 for label in labels.flatten().tolist()]
-    if len(files) != len(numbers):
-        raise UserError(f"{path} names {len(files)} files and {len(numbers)} labels. Unpack lists.tar again.")
-    return [str(file) for file in files], numbers
+    files, labels = _load_lists(path)
+    if len(files) != len(labels):
+        raise UserError(f"{path} has {len(files)} files and {len(labels)} labels. Unpack lists.tar again.")
+    return files, [label - 1 for label in labels]
 
 
-def _wanted(variables: dict[str, Any], name: str, path: Path) -> Any:
-    if name not in variables:
-        raise UserError(f"{path} has no variable {name}, but {', '.join(variables) or 'none'}. Unpack lists.tar again.")
-    return variables[name]
+def _load_lists(path: Path) -> tuple[list[str], list[int]]:
+    """The variables ``file_list`` and ``labels`` of a .mat file.
+
+    Raises:
+        UserError: if the file is damaged, of another version, or lacks one of them.
+    """
+    names = ("file_list", "labels")
+    try:
+        variables = loadmat(path, variable_names=names)
+        if all(name in variables for name in names):
+            # A cell of text is an array of one string.
+            files = [str(cell.item()) for cell in variables["file_list"].flat]
+            return files, variables["labels"].astype(int).ravel().tolist()
+    except NotImplementedError as error:
+        raise UserError(f"{path} is a MATLAB 7.3 file, which is not read; save it with -v7.") from error
+    except Exception as error:  # damaged bytes make scipy's reader raise nearly anything
+        raise UserError(f"{path} is damaged or no MATLAB file ({error}). Unpack lists.tar again.") from error
+    raise UserError(f"{path} lacks one of the variables {', '.join(names)}. Unpack lists.tar again.")
 
 
 def _breeds(root: Path, files: list[str], labels: list[int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Latents, computed once: the posterior of an image, or of crops of it, and of its mirror image."""
+"""Cached VAE posteriors (mean and standard deviation) of images and of their mirror images."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from partcraft_lit.core.store import Entry, Store, stable_hash
 from partcraft_lit.core.types import Backbone, ImageSource
 
 KIND = "latents"
-#: Raise by one when the same image would be prepared otherwise.
+#: Bump when the preprocessing of an image changes.
 PREPARATION = "short side, antialiased bilinear, aspect 3:1, with original size, v2"
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-#: Order of the tensors of one image in memory; the last holds height and width of the image as it came, in pixels.
+#: Order of the tensors of one image in memory; the last begins with the original height and width in pixels.
 _NAMES = ("mean", "std", "mean_flipped", "std_flipped", "original_size")
 
 
 @dataclass(frozen=True)
-class Square:
-    """A square of an image, or of its mirror image, as one sample shows it.
+class LatentCrop:
+    """A square crop of an image or its mirror image.
 
     Attributes:
-        top, left: its corner, in latents of the whole picture.
-        height, width: of the whole picture, in latents.
-        original_size: height and width of the image as it came, in pixels.
+        top, left: its corner in the latents of the whole image.
+        height, width: of the whole image, in latents.
+        original_size: (height, width) of the image file, in pixels.
         shape: of its latents, (C, s, s).
-        posterior: mean and standard deviation, (C, s, s) float32 each; None where it is still to be encoded.
-        pixels: (3, s * factor, s * factor) uint8, what is to be encoded; else None.
+        posterior: mean and standard deviation, (C, s, s) float32 each; None if not encoded yet.
+        pixels: (3, s * factor, s * factor) uint8 to encode; None if encoded.
     """
 
     top: int
@@ -45,30 +45,30 @@ class Square:
     pixels: Tensor | None = None
 
 
-class Squares(Protocol):
-    """What training takes its squares from."""
+class LatentSource(Protocol):
+    """Where a `TrainingSet` takes its crops from."""
 
     def __len__(self) -> int:
         """Number of images."""
         ...
 
-    def square(self, index: int, flip: bool, side: int, place: Sequence[float] | None) -> Square:
-        """A square of ``side`` latents.
+    def crop(self, index: int, flip: bool, side: int, place: Sequence[float] | None) -> LatentCrop:
+        """A square crop.
 
         Args:
             index: of the image.
-            flip: of its mirror image.
-            side: of the square, in latents.
-            place: where it is cut from a longer picture: two numbers below 1, down and across; None is the middle.
+            flip: crop the mirror image.
+            side: of the crop, in latents.
+            place: relative crop position (down, across) in [0, 1); None is the centre.
         """
         ...
 
 
 def corner(height: int, width: int, side: int, place: Sequence[float] | None) -> tuple[int, int]:
-    """Top and left of a square in a picture, all in latents; ``place`` as in `Squares`.
+    """Top and left of a square crop, all in latents; ``place`` as in `LatentSource`.
 
     Raises:
-        ValueError: if the picture is smaller than the square.
+        ValueError: if the image is smaller than the crop.
     """
     spare = (height - side, width - side)
     if min(spare) < 0:
@@ -81,10 +81,10 @@ def corner(height: int, width: int, side: int, place: Sequence[float] | None) ->
 
 
 class LatentTable:
-    """Posterior mean and standard deviation of each image of a source, also of its mirror image.
+    """Posterior mean and standard deviation of each image of a source and of its mirror image.
 
-    What fits is held in memory; beyond that, entries are read from the store when asked for, so that the number of
-    images is not limited. May be used in many processes.
+    Entries are held in memory up to ``memory_limit`` bytes; the rest is read from the store on demand. Safe to use from
+    several processes.
     """
 
     def __init__(self, store: Store, keys: Sequence[str], memory_limit: int = 2 << 30) -> None:
@@ -97,23 +97,23 @@ class LatentTable:
         return len(self._keys)
 
     def get(self, index: int, flip: bool) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, (C, h, w) float32 each, scaled for the UNet; ``flip`` is the mirrored image's.
+        """Mean and standard deviation, (C, h, w) float32 each, scaled for the UNet; ``flip`` gives the mirror image's.
 
         Raises:
-            UserError: if the entry is gone from the store or damaged.
+            UserError: if the entry is missing from the store or damaged.
         """
         held = self._tensors(index)
         mean, std = held[2:4] if flip else held[:2]
         return mean.float(), std.float()
 
-    def square(self, index: int, flip: bool, side: int, place: Sequence[float] | None) -> Square:
-        """Cut from the latents of the whole picture; see `Squares`. Beside a cut they still know of what was beyond."""
+    def crop(self, index: int, flip: bool, side: int, place: Sequence[float] | None) -> LatentCrop:
+        """Crops the latents of the whole image; see `LatentSource`. The VAE saw what lies beyond the crop."""
         mean, std = self.get(index, flip)
         height, width = mean.shape[-2:]
         top, left = corner(height, width, side, place)
         window = (slice(None), slice(top, top + side), slice(left, left + side))
         shape, both = (len(mean), side, side), (mean[window], std[window])
-        return Square(top, left, height, width, self.original_size(index), shape, both)
+        return LatentCrop(top, left, height, width, self.original_size(index), shape, both)
 
     def size(self, index: int) -> tuple[int, int]:
         """(h, w) of an image's latents."""
@@ -121,17 +121,17 @@ class LatentTable:
         return int(mean.shape[-2]), int(mean.shape[-1])
 
     def original_size(self, index: int) -> tuple[int, int]:
-        """(height, width) of an image as it came, in pixels."""
-        height, width = self.facts(index)[:2]
+        """(height, width) of the image file, in pixels."""
+        height, width = self.metadata(index)[:2]
         return height, width
 
-    def facts(self, index: int) -> list[int]:
-        """``original_size`` of an entry, and what else was noted with it."""
-        found: list[int] = self._tensors(index)[4].tolist()
-        return found
+    def metadata(self, index: int) -> list[int]:
+        """``original_size`` of an entry, followed by any further integers stored with it."""
+        values: list[int] = self._tensors(index)[4].tolist()
+        return values
 
     def hold(self, index: int, entry: Entry) -> None:
-        """Keeps an entry in memory if there is room for it."""
+        """Keeps an entry in memory if it fits."""
         key = self._keys[index]
         needed = sum(tensor.numel() * tensor.element_size() for tensor in entry.values())
         if key not in self._held and needed <= self._room:
@@ -162,21 +162,21 @@ def cache_latents(
     progress: Callable[[int, int], None] | None = None,
     memory_limit: int = 2 << 30,
 ) -> LatentTable:
-    """Encodes what the store does not have yet.
+    """Encodes and caches the missing latents.
 
     Args:
         source: the images.
-        backbone: its VAE encodes; runs on the VAE's device in its own number format.
-        store: where latents are looked up and kept; keyed by image bytes, ``backbone.hash`` and preparation.
+        backbone: encodes with its VAE, on its device and in its dtype.
+        store: cache of the latents, keyed by image content, ``backbone.hash`` and preprocessing.
         resolution: short side in pixels; a multiple of ``backbone.vae_scale_factor``. Sides are rounded to that factor,
-            and pictures longer than 3:1 lose both ends.
-        batch_size: images, with as many mirror images, that are encoded at once.
-        dtype: how latents are stored; half precision rounds them by 5e-4 of their size.
+            and images longer than 3:1 lose both ends.
+        batch_size: images (and as many mirror images) per encoder pass.
+        dtype: of the stored latents; half precision has a relative error of 5e-4.
         progress: called with (images ready, images).
-        memory_limit: bytes that the table may hold in memory.
+        memory_limit: bytes of latents held in memory.
 
     Raises:
-        UserError: if the resolution does not suit, or the VAE gives values that are no numbers.
+        UserError: if the resolution does not fit the VAE, or the VAE gives non-finite values.
     """
     factor = backbone.vae_scale_factor
     if resolution < factor or resolution % factor:
@@ -195,8 +195,8 @@ def cache_latents(
     def compute(indices: list[int]) -> Iterator[Entry]:
         originals = [source.image(index) for index in indices]
         images = [prepare(image, resolution, factor) for image in originals]
-        facts = [torch.tensor(image.shape[-2:]) for image in originals]
-        return encode(images, facts, [source.name(index) for index in indices], backbone, DTYPES[dtype])
+        metadata = [torch.tensor(image.shape[-2:]) for image in originals]
+        return encode(images, metadata, [source.name(index) for index in indices], backbone, DTYPES[dtype])
 
     table = LatentTable(store, keys, memory_limit)
     store.fill(KIND, keys, compute, batch_size, progress, on_entry=table.hold)
@@ -205,15 +205,15 @@ def cache_latents(
 
 @torch.no_grad()
 def encode(
-    images: Sequence[Tensor], facts: Sequence[Tensor], names: Sequence[str], backbone: Backbone, dtype: torch.dtype
+    images: Sequence[Tensor], metadata: Sequence[Tensor], names: Sequence[str], backbone: Backbone, dtype: torch.dtype
 ) -> Iterator[Entry]:
-    """An entry for each picture.
+    """One store entry per image.
 
     Args:
         images: (3, h, w) uint8, prepared.
-        facts: what is noted of each as its "original_size".
-        names: of the pictures, for errors.
-        backbone: its VAE encodes.
+        metadata: stored with each as "original_size".
+        names: of the images, for errors.
+        backbone: encodes with its VAE.
         dtype: of the entries.
     """
     entries: dict[int, Entry] = {}
@@ -222,19 +222,19 @@ def encode(
         same = [number for number, image in enumerate(images) if tuple(image.shape) == size]
         pixels = to_unit(torch.stack([images[number] for number in same]))
         mean, std = posterior(backbone, pixels)
-        # A VAE does not commute with mirroring, so the mirror image is encoded for itself.
+        # A VAE does not commute with mirroring, so the mirror image is encoded separately.
         mean_flipped, std_flipped = posterior(backbone, pixels.flip(-1))
         for row, number in enumerate(same):
             values = (mean[row], std[row], mean_flipped[row], std_flipped[row])
             entries[number] = {name: value.cpu().to(dtype) for name, value in zip(_NAMES[:4], values, strict=True)}
             _require_finite(entries[number], names[number], backbone.name, dtype)
-            entries[number]["original_size"] = facts[number]
+            entries[number]["original_size"] = metadata[number]
     for number in range(len(images)):
         yield entries[number]
 
 
 def prepare(image: Tensor, resolution: int, factor: int) -> Tensor:
-    """The picture that is encoded: (3, h, w) uint8, short side ``resolution``, sides multiples of ``factor``."""
+    """Preprocesses for the VAE: (3, h, w) uint8, short side ``resolution``, sides multiples of ``factor``."""
     return resize_short_side(clamp_aspect(image), resolution, multiple=factor)
 
 

@@ -1,4 +1,4 @@
-"""Prior images: what the untrained model draws of the class, so that training does not make it forget that."""
+"""Prior preservation images: samples of the class by the frozen model, or a folder of images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KIND = "prior"
 
 
 class DrawnImages:
-    """Pictures that a model drew, kept in the store: an image source."""
+    """Images sampled by a model and cached in the store: an image source."""
 
     class_names: Sequence[str] = ()
 
@@ -37,8 +37,8 @@ class DrawnImages:
         entry = self._store.get(KIND, self._keys[index])
         if entry is None:
             raise UserError(
-                f"Prior image {index} is gone from {self._store.root} or damaged. Start again: what is missing is "
-                "drawn at the start."
+                f"Prior image {index} is missing from {self._store.root} or damaged. Start again: missing images are "
+                "sampled at the start."
             )
         return entry["image"]
 
@@ -53,10 +53,10 @@ class DrawnImages:
 
 
 def prior_prompt(settings: PriorSettings, class_noun: str) -> str:
-    """What prior images show.
+    """The prompt of the prior images.
 
     Raises:
-        UserError: if the settings ask for the noun of a dataset that has none.
+        UserError: for ``prompt="auto"`` and a dataset without a class noun.
     """
     if settings.prompt != "auto":
         return settings.prompt
@@ -75,12 +75,12 @@ def prior_source(
     class_noun: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSource:
-    """Prior images: from a folder, or drawn by the backbone as it is, each once for all runs.
+    """Prior images from a folder, or sampled by the untrained backbone and cached.
 
     Args:
-        settings: how many of what.
-        backbone: without anything trained.
-        store: where drawn images are kept, by the backbone's hash, the prompt, the seed and how they were drawn.
+        settings: number of images, prompt and sampling settings.
+        backbone: untrained.
+        store: cache of the samples, keyed by the backbone's hash, prompt, seed and sampling settings.
         class_noun: of the dataset.
         progress: called with (images ready, images).
     """
@@ -107,8 +107,8 @@ def prior_source(
     return DrawnImages(store, keys, class_noun)
 
 
-class SameCaption:
-    """The caption of every image; picklable, for loader workers."""
+class FixedCaption:
+    """One caption for every image; picklable, for loader workers."""
 
     def __init__(self, prompt: str) -> None:
         self.prompt = prompt

@@ -1,4 +1,4 @@
-"""Pictures at other scales, drawn before training: smaller ones on an empty canvas, larger ones cut out."""
+"""Scale augmentation: each image is shrunk onto a grey canvas or enlarged and cropped before training."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from partcraft_lit.core.images import clamp_aspect, resize
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.store import stable_hash
-from partcraft_lit.core.types import Alteration, ImageSource, TrainingExample
+from partcraft_lit.core.types import ExampleTransform, ImageSource, TrainingExample
 
-#: Raise by one when the same view would give other pixels.
+#: Bump when the same view would give other pixels.
 _VERSION = 1
-#: What the canvas shows: the middle of the range.
+#: Grey of the canvas.
 _EMPTY = 127
-#: Label of places that show nothing of the picture, or lie at its edge.
+#: Label of positions outside the image or at its edge.
 NOWHERE = 255
-#: Smaller than this share of the canvas is said in the caption, as is larger than all of it.
+#: Views below this share of the canvas, and above its whole size, get a prefix in the caption.
 _FAR = 0.6
 _FAR_WORDS = ("a far away ", "very small ")
 _NEAR_WORDS = ("zoomed in ", "close up ")
@@ -27,13 +27,13 @@ _NEAR_WORDS = ("zoomed in ", "close up ")
 
 @dataclass(frozen=True)
 class View:
-    """One rendering of a picture's square.
+    """One rendering of an image's square crop.
 
     Attributes:
-        size: side of the square on the canvas, in pixels; more than the canvas cuts it.
-        top, left: where its corner is, negative where it is cut.
-        across: 0...1, where in a longer picture the square is taken.
-        words: what the caption begins with, or "".
+        size: side of the square in pixels; cropped if larger than the canvas.
+        top, left: its corner on the canvas, negative if cropped.
+        across: 0...1, relative position of the square in the image.
+        words: caption prefix, or "".
     """
 
     size: int
@@ -57,15 +57,15 @@ def draw_view(resolution: int, generator: torch.Generator) -> View:
     return View(size, top, left, chance[4], words[int(chance[5] * 2)])
 
 
-class ScaledPictures:
-    """Several views of each picture of a source, in order: an image source of square pictures.
+class ScaledImages:
+    """Several scaled views of each image of a source: an image source of square images.
 
     Args:
-        source: the pictures.
-        variants: views of each.
+        source: the images.
+        variants: views per image.
         resolution: side of the canvas in pixels.
         factor: pixels per latent.
-        seed: of the views; a picture's views depend on it and its bytes alone.
+        seed: of the views; an image's views depend on the seed and its bytes only.
     """
 
     def __init__(self, source: ImageSource, variants: int, resolution: int, factor: int, seed: int) -> None:
@@ -96,10 +96,10 @@ class ScaledPictures:
         return self._source.label(index // self._variants)
 
     def label_maps(self, whole: Sequence[Tensor]) -> list[Tensor]:
-        """One label per latent of each view, ``NOWHERE`` outside the picture and at its edge.
+        """One label per latent of each view, ``NOWHERE`` outside the image and at its edge.
 
         Args:
-            whole: a label map per picture, of any grid size.
+            whole: one label map per image, of any grid size.
         """
         side = self._resolution // self._factor
         return [
@@ -119,9 +119,9 @@ def render(image: Tensor, view: View, resolution: int) -> Tensor:
 
 
 def place_labels(label_map: Tensor, view: View, side: int, factor: int) -> Tensor:
-    """(side, side) uint8: the label at the centre of each latent that shows nothing but the picture.
+    """(side, side) uint8: the label at the centre of each latent that lies inside the image.
 
-    Where the picture is smaller than the canvas, the latents at its edge are left out too, as the released code does.
+    Where the image is smaller than the canvas, the latents at its edge are left out too, as in the released code.
     """
     height, width = label_map.shape
     short = min(height, width)
@@ -148,14 +148,14 @@ def _square(image: Tensor, across: float) -> Tensor:
     return image[..., top : top + short, left : left + short]
 
 
-class ScaledExamples:
-    """Says in the caption how large the picture is, and lets the loss count where there is something of it.
+class ScaledViewTransform:
+    """Adds the scale to the caption and restricts the diffusion loss to the image on the canvas.
 
     Picklable, for loader workers.
 
     Args:
-        words: what the caption of each view begins with.
-        variants: views of each picture.
+        words: caption prefix of each view.
+        variants: views per image.
     """
 
     def __init__(self, words: Sequence[str], variants: int) -> None:
@@ -171,10 +171,10 @@ class ScaledExamples:
         )
 
 
-class Both:
-    """One alteration after the other; the second may be none."""
+class ComposedTransform:
+    """Applies one example transform after another; the second may be None."""
 
-    def __init__(self, first: Alteration, second: Alteration | None) -> None:
+    def __init__(self, first: ExampleTransform, second: ExampleTransform | None) -> None:
         self._first, self._second = first, second
 
     def __call__(self, example: TrainingExample, generator: torch.Generator) -> TrainingExample:

@@ -1,4 +1,4 @@
-"""What the configuration says of batches and prior images."""
+"""Settings of batches and prior images."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ class DataSettings:
 
     Attributes:
         batch_size: images per step and process.
-        num_workers: processes that prepare batches; it changes no batch.
-        flip: whether images are mirrored at random.
+        num_workers: loader processes; batches do not depend on it.
+        flip: random horizontal flips.
         crop: "random" or "center".
-        crops: "cut": from the latents of the whole image; a number: so many crops of each image are encoded by
-            themselves before training; "encode": each crop when its batch is trained on, and nothing is stored.
-        present_only: whether captions leave out parts that the crop cut away.
-        encode_batch_size: images per pass through the autoencoder when latents are stored.
-        latents: number format of the stored latents.
-        scale_variants: renderings of each image at other scales, drawn and encoded before training, that take its
-            place; 0 trains on the images as they are.
+        crops: "cut" crops the latents of the whole image; a number encodes that many crops per image before training;
+            "encode" encodes each crop in the training step, without a cache.
+        present_only: whether captions omit parts that the crop cut away.
+        encode_batch_size: images per VAE pass when latents are cached.
+        latents: dtype of the cached latents.
+        scale_variants: scaled renderings that replace each image, encoded before training; 0 for none.
     """
 
     batch_size: Positive
@@ -41,16 +40,16 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class PriorSettings:
-    """Prior preservation: images without parts that the model must go on to draw as it did.
+    """Prior preservation (DreamBooth).
 
     Attributes:
         weight: of their diffusion loss, lambda; 0 for no prior images.
-        prompt: what they show, such as "a photo of a bird"; "auto" is that with the noun of the dataset.
-        images: how many the untrained model draws, once.
-        dir: a folder of images to take instead.
+        prompt: such as "a photo of a bird"; "auto" is that with the dataset's class noun.
+        images: number of images sampled by the untrained model.
+        dir: a folder of images to use instead.
         seed: of the first; image i has ``seed + i``.
-        steps, guidance_scale, scheduler: how they are drawn.
-        batch_size: how many are drawn at once.
+        steps, guidance_scale, scheduler: of sampling.
+        batch_size: images sampled at once.
     """
 
     weight: NonNegative

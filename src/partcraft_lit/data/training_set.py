@@ -1,4 +1,4 @@
-"""What one training sample is: a pure function of the seed and the sample's number."""
+"""Training examples as a pure function of the seed and the sample number."""
 
 from __future__ import annotations
 
@@ -11,37 +11,36 @@ from torch.utils.data import Dataset
 
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.randomness import epoch_index, torch_generator
-from partcraft_lit.core.types import ABSENT, Alteration, TrainingExample
-from partcraft_lit.data.latents import Square, Squares
+from partcraft_lit.core.types import ABSENT, ExampleTransform, TrainingExample
+from partcraft_lit.data.latents import LatentCrop, LatentSource
 from partcraft_lit.parts.spool import LabelMaps
 
 
 class TrainingSet(Dataset[TrainingExample]):
-    """Turns sample numbers into examples; endless, hence without a length.
+    """Maps sample numbers to training examples; endless, hence without a length.
 
-    Image, flip, crop, posterior sample, timestep, noise and caption each have a random stream of their own. So a run
-    resumes to the same next batch, workers do not matter, and two runs that differ in one setting (flips, captions,
-    batch size) agree in everything else.
+    Image, flip, crop, posterior sample, timestep, noise and caption have independent random streams. So a run resumes
+    to the same next batch with any number of workers, and two runs that differ in one setting (flips, captions, batch
+    size) agree in everything else.
 
     Args:
         seed: base seed.
         source_len: number of images N.
-        latents: their latents, whole or as squares; see ``data.crops``.
-        label_maps: N part maps, uint8 (grid height, grid width), of the whole image at any grid size.
-        codes: (N, M + 1) codes, ``ABSENT`` for parts that an image does not have.
+        latents: of the images or of crops; see ``data.crops``.
+        label_maps: N part maps of whole images, uint8 (grid height, grid width), any grid size.
+        codes: (N, M + 1) codes, ``ABSENT`` for parts not in an image.
         make_caption: codes (M + 1,) and a generator -> caption.
         resolution: side of the training crop in pixels.
         vae_scale_factor: pixels per latent.
-        attention_size: side of the label maps to return.
+        attention_size: side of the returned label maps.
         num_train_timesteps: timesteps are drawn below this.
         flip: mirror half of the samples.
-        crop: "random" or "center": where the square is cut from a longer picture, in whole latents.
-        present_only: leave parts out of the caption that are not in the returned label map, so that no token is asked
-            to attend to nothing.
-        alter: what is done to each complete example, or None.
+        crop: "random" or "center", in whole latents.
+        present_only: omit parts from the caption that the crop cut away, so that no token attends to nothing.
+        transform: applied to each complete example, or None.
 
     Raises:
-        UserError: for settings that do not fit together.
+        UserError: for incompatible settings.
         ValueError: if the arguments do not describe the same N images.
     """
 
@@ -49,7 +48,7 @@ class TrainingSet(Dataset[TrainingExample]):
         self,
         seed: int,
         source_len: int,
-        latents: Squares,
+        latents: LatentSource,
         label_maps: Sequence[Tensor],
         codes: Tensor,
         make_caption: Callable[[Tensor, torch.Generator], str],
@@ -60,7 +59,7 @@ class TrainingSet(Dataset[TrainingExample]):
         flip: bool,
         crop: Literal["random", "center"],
         present_only: bool = True,
-        alter: Alteration | None = None,
+        transform: ExampleTransform | None = None,
     ) -> None:
         if crop not in ("random", "center"):
             raise UserError(f"The crop is {crop!r}. {did_you_mean(str(crop), ('random', 'center'))}")
@@ -73,10 +72,10 @@ class TrainingSet(Dataset[TrainingExample]):
             "source_len": source_len,
         }
         if len(set(lengths.values())) > 1 or source_len < 1:
-            raise ValueError(f"One of each per image is wanted, and at least one image; got {lengths}.")
+            raise ValueError(f"Expected one of each per image, and at least one image; got {lengths}.")
         self._seed = seed
         self._latents = latents
-        # Maps on disk stay there; others are sent to workers as one block instead of one file handle per image.
+        # Memory-mapped maps stay on disk; others go to workers as one tensor instead of one file handle per image.
         self._maps = label_maps if isinstance(label_maps, LabelMaps) else LabelMaps.in_memory(label_maps)
         self._codes = codes.clone()
         self._make_caption = make_caption
@@ -87,7 +86,7 @@ class TrainingSet(Dataset[TrainingExample]):
         self._flip = flip
         self._crop = crop
         self._present_only = present_only
-        self._alter = alter
+        self._transform = transform
 
     @property
     def num_images(self) -> int:
@@ -96,24 +95,25 @@ class TrainingSet(Dataset[TrainingExample]):
     def __getitem__(self, sample_id: int) -> TrainingExample:
         image_id = epoch_index(self._seed, sample_id, self.num_images)
         flip = self._flip and bool(torch.rand((), generator=self._generator("flip", sample_id)) < 0.5)
-        square = self._latents.square(image_id, flip, self._side, self._place(sample_id))
-        label_map = self._label_map(image_id, flip, square)
+        crop = self._latents.crop(image_id, flip, self._side, self._place(sample_id))
+        label_map = self._label_map(image_id, flip, crop)
         codes = self._present_codes(image_id, label_map)
-        posterior = torch.randn(square.shape, generator=self._generator("posterior", sample_id))
+        posterior = torch.randn(crop.shape, generator=self._generator("posterior", sample_id))
         steps = torch.randint(self._num_train_timesteps, (), generator=self._generator("timestep", sample_id))
         example = TrainingExample(
-            latents=posterior if square.posterior is None else square.posterior[0] + square.posterior[1] * posterior,
-            noise=torch.randn(square.shape, generator=self._generator("noise", sample_id)),
+            latents=posterior if crop.posterior is None else crop.posterior[0] + crop.posterior[1] * posterior,
+            noise=torch.randn(crop.shape, generator=self._generator("noise", sample_id)),
             timestep=int(steps),
             label_map=label_map,
             codes=codes,
             prompt=self._make_caption(codes, self._generator("caption", sample_id)),
             sample_id=sample_id,
             image_id=image_id,
-            crop=(*square.original_size, square.top * self._pixels, square.left * self._pixels),
-            pixel_values=square.pixels,
+            crop=(*crop.original_size, crop.top * self._pixels, crop.left * self._pixels),
+            pixel_values=crop.pixels,
         )
-        return self._alter(example, self._generator("alter", sample_id)) if self._alter else example
+        # The stream keeps its first name: another one would change the bytes of every augmented run.
+        return self._transform(example, self._generator("alter", sample_id)) if self._transform else example
 
     def _generator(self, purpose: str, sample_id: int) -> torch.Generator:
         return torch_generator(self._seed, purpose, sample_id)
@@ -124,10 +124,10 @@ class TrainingSet(Dataset[TrainingExample]):
         place: list[float] = torch.rand(2, generator=self._generator("crop", sample_id), dtype=torch.float64).tolist()
         return place
 
-    def _label_map(self, image_id: int, flip: bool, square: Square) -> Tensor:
+    def _label_map(self, image_id: int, flip: bool, crop: LatentCrop) -> Tensor:
         whole = self._maps[image_id].flip(-1) if flip else self._maps[image_id]
-        height, width = square.height, square.width
-        box = (square.top / height, square.left / width, self._side / height, self._side / width)
+        height, width = crop.height, crop.width
+        box = (crop.top / height, crop.left / width, self._side / height, self._side / width)
         return crop_label_map(whole, box, self._attention_size)
 
     def _present_codes(self, image_id: int, label_map: Tensor) -> Tensor:
@@ -139,11 +139,11 @@ class TrainingSet(Dataset[TrainingExample]):
 
 
 def crop_label_map(label_map: Tensor, box: tuple[float, float, float, float], size: int) -> Tensor:
-    """Looks up the part at the centre of each cell of a (size, size) grid laid over a box of the image.
+    """Nearest-neighbour resampling of a label map inside a box.
 
     Args:
         label_map: (grid height, grid width), of the whole image.
-        box: top, left, height and width as fractions of the image, at any place between the map's cells.
+        box: top, left, height and width as fractions of the image.
         size: side of the result.
 
     Returns:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from partcraft_lit.backbones.settings import LoraSettings
-from partcraft_lit.core.types import Alteration, Backbone, LossTerm, TokenizedPrompts
+from partcraft_lit.core.types import Backbone, ExampleTransform, LossTerm, TokenizedPrompts
 from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.parts.settings import PartsSettings
 from partcraft_lit.tokens.captions import TEMPLATES, CaptionBuilder
@@ -31,7 +31,7 @@ EACH = "each"
 class Method(Protocol):
     """A way to personalise a backbone by part tokens. Implementations are ``nn.Module``s.
 
-    ``make_caption``, ``tokenize`` and ``alter`` are objects of their own, so that loader workers receive no weights.
+    ``make_caption``, ``tokenize`` and ``transform`` are separate objects, so that loader workers receive no weights.
     """
 
     vocabulary: PartVocabulary
@@ -49,7 +49,7 @@ class Method(Protocol):
         ...
 
     @property
-    def alter(self) -> Alteration | None:
+    def transform(self) -> ExampleTransform | None:
         """What is done to each training example, or None."""
         ...
 

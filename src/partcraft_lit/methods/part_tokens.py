@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from partcraft_lit.backbones.settings import LoraSettings
 from partcraft_lit.backbones.trainable import UnetTraining, train_backbone
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.core.types import Alteration, Backbone, LossTerm, TokenizedPrompts
+from partcraft_lit.core.types import Backbone, ExampleTransform, LossTerm, TokenizedPrompts
 from partcraft_lit.methods.method import EACH, Method, Pieces, RunSettings
 from partcraft_lit.methods.optim import PhaseSettings
 from partcraft_lit.tokens.captions import CaptionBuilder
@@ -64,7 +64,7 @@ class PartTokens(nn.Module):
         self.mapper = mapper
         self.make_caption: Callable[[Tensor, torch.Generator], str] = caption_builder
         self.tokenize = PromptTokenizer(vocabulary, tuple(tokenizers), max_length)
-        self.alter: Alteration | None = None
+        self.transform: ExampleTransform | None = None
         self._captions = caption_builder
         self._prepare = prepare
 

@@ -23,8 +23,8 @@ def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
 
-    from partcraft_lit.commands.store.store import look_after_store
+    from partcraft_lit.commands.store.store import maintain_store
 
-    result = look_after_store(settings)
+    result = maintain_store(settings)
     rundir.mark_finished(folder)
     return result

@@ -13,11 +13,11 @@ class StoreSettings:
     """``partcraft store``.
 
     Attributes:
-        action: "stats" says what there is, "verify" reads everything and names what is damaged, "prune" makes room.
-        kind: of what entries; None for all kinds.
-        older_than_days: prune also drops what was written before; None drops only what is of no use.
-        idle_minutes: prune leaves files alone that were written to since: their process may still run.
-        paths: where the store is.
+        action: "stats" prints a summary, "verify" checks all entries, "prune" removes damaged and superseded ones.
+        kind: of the entries; None for all kinds.
+        older_than_days: prune also drops older entries; None keeps all ages.
+        idle_minutes: prune skips files modified within this time: their process may still run.
+        paths: location of the store.
     """
 
     action: Literal["stats", "verify", "prune"]

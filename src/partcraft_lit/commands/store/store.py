@@ -1,4 +1,4 @@
-"""``partcraft store``: what is in the store, whether it is whole, and making room."""
+"""``partcraft store``: statistics, verification and pruning."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from partcraft_lit.commands.store.settings import StoreSettings
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import Store
-from partcraft_lit.core.store.upkeep import describe, find_damage, prune
+from partcraft_lit.core.store.maintenance import find_damage, prune, statistics
 
+_COUNTS = ("entries", "files", "bytes", "superseded")
 _COLUMNS = ("entries", "files", "MB", "superseded MB")
 
 
-def look_after_store(settings: StoreSettings) -> dict[str, Any]:
-    """Does what ``settings.action`` asks for; returns the numbers it printed.
+def maintain_store(settings: StoreSettings) -> dict[str, Any]:
+    """Runs ``settings.action``; returns the numbers it printed.
 
     Raises:
         UserError: if there is no such kind.
@@ -39,19 +40,18 @@ def look_after_store(settings: StoreSettings) -> dict[str, Any]:
 
 
 def _stats(store: Store, kinds: list[str], stages: Stages) -> dict[str, Any]:
-    found = {kind: describe(store, kind) for kind in kinds}
+    by_kind = {kind: statistics(store, kind) for kind in kinds}
     stages.log(f"{'':<16}" + "".join(f"{column:>15}" for column in _COLUMNS))
-    for kind, facts in found.items():
-        stages.log(_row(kind, facts))
-    total = {name: sum(facts[name] for facts in found.values()) for name in ("entries", "files", "bytes", "superseded")}
+    for kind, counts in by_kind.items():
+        stages.log(_row(kind, counts))
+    total = {name: sum(counts[name] for counts in by_kind.values()) for name in _COUNTS}
     stages.log(_row("all", total))
-    return {"kinds": found, **total}
+    return {"kinds": by_kind, **total}
 
 
-def _row(name: str, facts: Mapping[str, int]) -> str:
-    numbers = (
-        f"{facts['entries']:>15,}{facts['files']:>15,}{facts['bytes'] / 1e6:>15.1f}{facts['superseded'] / 1e6:>15.1f}"
-    )
+def _row(name: str, counts: Mapping[str, int]) -> str:
+    entries, files, size, superseded = (counts[name] for name in _COUNTS)
+    numbers = f"{entries:>15,}{files:>15,}{size / 1e6:>15.1f}{superseded / 1e6:>15.1f}"
     return f"{name:<16}{numbers}"
 
 

@@ -31,11 +31,11 @@ from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.store.cached import cached_image
 from partcraft_lit.core.types import ABSENT, Backbone, ImageSource, PatchFeatures, TrainingBatch
-from partcraft_lit.data.crops import Encode, UnstoredCrops, encode_crops, store_crops
+from partcraft_lit.data.crops import Encode, PixelCrops, cache_crops, encode_crops
 from partcraft_lit.data.datamodule import Collate, PartDataModule
-from partcraft_lit.data.latents import LatentTable, Squares, cache_latents, posterior
-from partcraft_lit.data.prior import SameCaption, prior_prompt, prior_source
-from partcraft_lit.data.scaled import Both, ScaledExamples, ScaledPictures
+from partcraft_lit.data.latents import LatentSource, LatentTable, cache_latents, posterior
+from partcraft_lit.data.prior import FixedCaption, prior_prompt, prior_source
+from partcraft_lit.data.scaled import ComposedTransform, ScaledImages, ScaledViewTransform
 from partcraft_lit.data.training_set import TrainingSet
 from partcraft_lit.evaluation.sampling import weights_digest
 from partcraft_lit.evaluation.scoring import (
@@ -116,7 +116,7 @@ def train(
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
     facts = write_discovery(source, discovery, folder / "parts", store, stages)
-    latents = image_squares(settings, source, backbone, store, stages)
+    latents = image_latents(settings, source, backbone, store, stages)
     scaled = scaled_views(settings, source, discovery, backbone, store, stages)
     # Before anything is told to train: they show what the backbone draws as it is.
     prior = prior_latents(settings, backbone, store, source.class_noun, stages)
@@ -225,19 +225,19 @@ def fit(
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
 
 
-def image_squares(
+def image_latents(
     settings: TrainSettings, source: ImageSource, backbone: Backbone, store: Store, stages: Stages
-) -> Squares:
+) -> LatentSource:
     """What training cuts its squares from, encoded as far as ``data.crops`` says."""
     data, resolution = settings.data, backbone.resolution
     if data.crops == "encode":
-        return UnstoredCrops(source, backbone.latent_channels, resolution, backbone.vae_scale_factor)
+        return PixelCrops(source, backbone.latent_channels, resolution, backbone.vae_scale_factor)
     with stages.stage("encode images") as counter:
         if data.crops == "cut":
             return cache_latents(
                 source, backbone, store, resolution, data.encode_batch_size, data.latents, counter.count
             )
-        return store_crops(
+        return cache_crops(
             source,
             backbone,
             store,
@@ -255,13 +255,13 @@ def training_set(
     settings: TrainSettings,
     module: PersonalizationModule,
     discovery: Discovery,
-    latents: Squares,
+    latents: LatentSource,
     backbone: Backbone,
     make_caption: Callable[[Tensor, torch.Generator], str] | None = None,
     scaled: ScaledViews | None = None,
 ) -> TrainingSet:
     """Sample numbers -> examples, with the method's captions unless others are given; of scaled images if wanted."""
-    alter = module.method.alter if make_caption is None else None
+    transform = module.method.transform if make_caption is None else None
     return TrainingSet(
         seed=settings.seed,
         source_len=len(scaled.codes if scaled else discovery.codes),
@@ -269,7 +269,7 @@ def training_set(
         label_maps=scaled.label_maps if scaled else discovery.label_maps,
         codes=scaled.codes if scaled else discovery.codes,
         make_caption=make_caption or module.method.make_caption,
-        alter=Both(scaled.alter, alter) if scaled else alter,
+        transform=ComposedTransform(scaled.transform, transform) if scaled else transform,
         present_only=settings.data.present_only,
         **_of_backbone(backbone, _label_side(settings, backbone, shown=make_caption is not None)),
         flip=settings.data.flip,
@@ -284,7 +284,7 @@ class ScaledViews:
     latents: LatentTable
     label_maps: Sequence[Tensor]
     codes: Tensor
-    alter: ScaledExamples
+    transform: ScaledViewTransform
 
 
 def scaled_views(
@@ -294,7 +294,7 @@ def scaled_views(
     variants = settings.data.scale_variants
     if not variants:
         return None
-    images = ScaledPictures(source, variants, backbone.resolution, backbone.vae_scale_factor, settings.seed)
+    images = ScaledImages(source, variants, backbone.resolution, backbone.vae_scale_factor, settings.seed)
     with stages.stage("encode scaled images") as counter:
         latents = cache_latents(
             images,
@@ -309,7 +309,7 @@ def scaled_views(
         latents,
         images.label_maps(discovery.label_maps),
         discovery.codes.repeat_interleave(variants, dim=0),
-        ScaledExamples([view.words for view in images.views], variants),
+        ScaledViewTransform([view.words for view in images.views], variants),
     )
 
 
@@ -344,7 +344,7 @@ def prior_examples(
         latents=latents,
         label_maps=[no_part] * len(latents),
         codes=torch.full((len(latents), discovery.codes.shape[1]), ABSENT),
-        make_caption=SameCaption(prompt),
+        make_caption=FixedCaption(prompt),
         **_of_backbone(backbone, _label_side(settings, backbone, shown=False)),
         flip=settings.data.flip,
         crop=settings.data.crop,
@@ -372,7 +372,7 @@ def probe_batch(
     settings: TrainSettings,
     module: PersonalizationModule,
     discovery: Discovery,
-    latents: Squares,
+    latents: LatentSource,
     backbone: Backbone,
 ) -> TrainingBatch:
     """A few images with all their parts in the caption, at one middling timestep: what attention is shown on."""

@@ -1,8 +1,8 @@
-"""The store: what is computed once from images and frozen networks, found again by what it was computed from.
+"""A content-addressed cache of what is computed once from images and frozen networks.
 
-A key is a hash of everything that decides the value (bytes of the file, weights of the network, transform), so an entry
-never goes out of date. Several processes may read and write at once: an entry appears in one step, carries a checksum,
-and is computed again if it is damaged.
+A key hashes everything that determines the value (bytes of the file, weights of the network, transform), so entries are
+never stale. Several processes may read and write at once: entries appear atomically, carry a checksum, and are
+recomputed if damaged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from partcraft_lit.core import environment
-from partcraft_lit.core.files import mendable
+from partcraft_lit.core.files import explain_disk_errors
 from partcraft_lit.core.store.packs import PackIndex, PackWriter, read
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,7 @@ def _plain(value: Any) -> Any:
 class Store:
     """Named tensors by kind and key, in pack files (``store.packs``).
 
-    Each process appends to files of its own, so that any number may write at once, and reads those of all. May be sent
-    to other processes.
+    Each process appends to its own files and reads those of all. Picklable.
 
     Args:
         root: folder of the store; made when first written to. None is the user's cache folder.
@@ -93,7 +92,7 @@ class Store:
         found = self._read(kind, key)
         if found is None:
             self._index(kind).refresh()
-            found = self._known(kind, key)
+            found = self._read(kind, key)
         return found
 
     def put(self, kind: str, key: str, tensors: Entry) -> None:
@@ -105,32 +104,24 @@ class Store:
         _check_names(kind, key)
         # No waiting for the disk: the checksum finds what a power cut left behind, and waiting costs more than the work
         # itself where entries are small.
-        with mendable(self.root / kind):
+        with explain_disk_errors(self.root / kind):
             place = self._writer(kind).append(key, pack(tensors, kind, key))
         self._index(kind).add(key, place)
 
     def entries(self, kind: str) -> list[str]:
-        """The keys of a kind, damaged or not, in no particular order."""
+        """Keys of a kind, damaged or not, in no particular order."""
         index = self._index(kind)
         index.refresh()
-        return list(dict.fromkeys([*index, *(path.stem for path in self.single_files(kind))]))
+        return list(index)
 
     def kinds(self) -> list[str]:
-        """What entries there are of."""
+        """Names of all kinds."""
         if not self.root.is_dir():
             return []
         return sorted(path.name for path in self.root.iterdir() if path.is_dir() and _KIND.fullmatch(path.name))
 
-    def single_files(self, kind: str) -> list[Path]:
-        """Entries of earlier versions, each a file of its own; they are read like the others."""
-        return [path for path in sorted((self.root / kind).glob("??/*.safetensors")) if not path.name.startswith(".")]
-
-    def _known(self, kind: str, key: str) -> Entry | None:
-        found = self._read(kind, key)
-        return found if found is not None else self._get_single(kind, key)
-
     def _written_meanwhile(self, kind: str, keys: list[str]) -> dict[str, Entry]:
-        """Those of the keys that another process has computed since the start."""
+        """Entries that another process has computed since the start."""
         index = self._index(kind)
         index.refresh()
         found = {key: self._read(kind, key) for key in keys if key in index}
@@ -150,16 +141,6 @@ class Store:
                     "A stored entry is damaged and will be computed again: %s in %s (%s)", key, place.path, error
                 )
         return None
-
-    def _get_single(self, kind: str, key: str) -> Entry | None:
-        path = self.root / kind / key[:2] / f"{key}.safetensors"
-        try:
-            return unpack(path.read_bytes(), kind, key)
-        except FileNotFoundError:
-            return None
-        except Damaged as error:
-            logger.warning("A stored entry is damaged and will be computed again: %s (%s)", path, error)
-            return None
 
     def _index(self, kind: str) -> PackIndex:
         if kind not in self._indices:
@@ -181,9 +162,9 @@ class Store:
         progress: Callable[[int, int], None] | None = None,
         on_entry: Callable[[int, Entry], None] | None = None,
     ) -> int:
-        """Computes the entries that are missing or damaged, each key once; holds one batch in memory.
+        """Computes missing or damaged entries, each key once; holds one batch in memory.
 
-        Each entry is written as soon as it comes, so an interruption loses one batch at most.
+        Entries are written as they arrive, so an interruption loses at most one batch.
 
         Args:
             kind: what the entries are, for instance "latents".
@@ -214,7 +195,7 @@ class Store:
         self._index(kind).refresh()
         for key in positions:
             _check_names(kind, key)
-            entry = self._known(kind, key)
+            entry = self._read(kind, key)
             if entry is None:
                 missing.append(key)
             else:
@@ -235,22 +216,6 @@ class Store:
                     ready(key, entry)
         return computed
 
-    def get_or_compute_many(
-        self,
-        kind: str,
-        keys: Sequence[str],
-        compute: Callable[[list[int]], Iterable[Entry]],
-        batch_size: int,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Entry]:
-        """One entry per key, in order, computing what is missing; arguments as in `fill`.
-
-        All of them are in memory at the end: use `fill` and `get` for large entries.
-        """
-        entries: list[Entry] = [{}] * len(keys)
-        self.fill(kind, keys, compute, batch_size, progress, on_entry=entries.__setitem__)
-        return entries
-
 
 def _check_names(kind: str, key: str) -> None:
     if not _KIND.fullmatch(kind):
@@ -260,7 +225,7 @@ def _check_names(kind: str, key: str) -> None:
 
 
 def _turn() -> float:
-    """Share of the work before that of this process: 0 for the first of a run's processes, or for one alone."""
+    """Fraction of the work at which this process starts: rank / world size."""
     rank, world = environment.position()
     return rank / world
 

@@ -17,8 +17,8 @@ from partcraft_lit.core.files import make_folder
 class MappedWeights:
     """Moves a network's weights from memory into an unnamed file, which the network reads while it works.
 
-    The system takes back what was read whenever it needs the memory, and at ``let_go``. The file is gone with the
-    process. Changes made to weights in place are lost at the next ``let_go``, so this is
+    The system takes back what was read whenever it needs the memory, and at ``release``. The file is gone with the
+    process. Changes made to weights in place are lost at the next ``release``, so this is
     for frozen networks.
 
     Args:
@@ -43,9 +43,9 @@ class MappedWeights:
             size = tensor.numel() * tensor.element_size()
             tensor.data = whole[start : start + size].view(tensor.dtype).view(tensor.shape)
         give_freed_memory_back()
-        self.let_go()
+        self.release()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Frees what was read; it is read again when it is used."""
         if hasattr(mmap, "MADV_DONTNEED"):  # elsewhere the system decides by itself
             self._map.madvise(mmap.MADV_DONTNEED)

@@ -1,29 +1,27 @@
-"""Looking after a store: what is in it, what is damaged, and making room."""
+"""Statistics, verification and pruning of a store."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
-from partcraft_lit.core.files import mendable
+from partcraft_lit.core.files import explain_disk_errors
 from partcraft_lit.core.store import Damaged, Store, pack, unpack
 from partcraft_lit.core.store.packs import PackWriter, Place, packs, read, records
 
 
-def describe(store: Store, kind: str) -> dict[str, int]:
-    """Entries, files and bytes of a kind, and how many of the bytes are of no use any more."""
-    files = [*packs(store.root / kind), *store.single_files(kind), *_leftovers(store, kind)]
+def statistics(store: Store, kind: str) -> dict[str, int]:
+    """Entries, files and bytes of a kind, and how many of the bytes are superseded."""
+    files = packs(store.root / kind)
     used = {key: place.size for path in packs(store.root / kind) for key, place in records(path)}
-    single = sum(path.stat().st_size for path in store.single_files(kind))
     total = sum(path.stat().st_size for path in files)
     heads = sum(1 for path in packs(store.root / kind) for _ in records(path)) * _HEAD
     return {
         "entries": len(store.entries(kind)),
         "files": len(files),
         "bytes": total,
-        "superseded": max(total - single - sum(used.values()) - heads, 0),
+        "superseded": max(total - sum(used.values()) - heads, 0),
     }
 
 
@@ -32,8 +30,8 @@ _HEAD = 150
 
 
 def find_damage(store: Store, kind: str, progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Reads all records of a kind against their checksums; says which are not what was written."""
-    places = [*_records(store, kind), *((path.stem, _whole(path)) for path in store.single_files(kind))]
+    """Verifies the checksums of all records of a kind; returns the damaged ones."""
+    places = list(_records(store, kind))
     damaged = []
     for number, (key, place) in enumerate(places):
         if not _is_whole(kind, key, place):
@@ -44,28 +42,27 @@ def find_damage(store: Store, kind: str, progress: Callable[[int, int], None] | 
 
 
 def prune(store: Store, kind: str, older_than_s: float | None = None, idle_s: float = 600.0) -> int:
-    """Writes what is whole and wanted into one new pack and removes the files that held it.
+    """Repacks intact, wanted entries into one new file and removes the old ones.
 
-    Other processes may read and write meanwhile: files that were written to within ``idle_s`` are left alone, and a
-    reader whose file is gone looks again.
+    Other processes may read and write meanwhile: files modified within ``idle_s`` are left alone, and a reader whose
+    file is gone refreshes its index.
 
     Args:
         store: the store.
-        kind: of what entries.
-        older_than_s: entries that were written before so many seconds are dropped; None drops none for its age.
+        kind: of the entries.
+        older_than_s: drop entries older than this; None keeps all ages.
         idle_s: see above.
 
     Returns:
-        Bytes that became free.
+        Freed bytes.
 
     Raises:
         UserError: if the disk is too full for the new pack; nothing is removed then.
     """
     now = time.time()
     old = {path: path.stat() for path in packs(store.root / kind) if now - path.stat().st_mtime >= idle_s}
-    singles = {path: path.stat() for path in store.single_files(kind) if now - path.stat().st_mtime >= idle_s}
-    before = sum(facts.st_size for facts in [*old.values(), *singles.values()])
-    wanted = {path.stem: _whole(path) for path in singles}
+    before = sum(stat.st_size for stat in old.values())
+    wanted: dict[str, Place] = {}
     for path in old:
         for key, place in records(path):
             if _is_whole(kind, key, place):
@@ -74,19 +71,15 @@ def prune(store: Store, kind: str, older_than_s: float | None = None, idle_s: fl
         wanted = {key: place for key, place in wanted.items() if now - place.written < older_than_s}
     writer = PackWriter(store.root / kind)
     after = 0
-    with mendable(store.root / kind):
+    with explain_disk_errors(store.root / kind):
         for key, place in wanted.items():
             with suppress(Damaged):
                 after += writer.append(key, pack(unpack(read(place), kind, key), kind, key), place.written).size + _HEAD
         writer.sync()
     writer.close()
-    for path, facts in {**old, **singles}.items():
-        if path.stat().st_size == facts.st_size:  # else its writer has come back to life
+    for path, stat in old.items():
+        if path.stat().st_size == stat.st_size:  # else its writer has become active again
             path.unlink()
-    leftovers = [path for path in _leftovers(store, kind) if now - path.stat().st_mtime >= idle_s]
-    before += sum(path.stat().st_size for path in leftovers)
-    for path in leftovers:
-        path.unlink(missing_ok=True)
     return max(before - after, 0)
 
 
@@ -95,19 +88,9 @@ def _records(store: Store, kind: str) -> Iterator[tuple[str, Place]]:
         yield from records(path)
 
 
-def _whole(path: Path) -> Place:
-    facts = path.stat()
-    return Place(path, 0, facts.st_size, facts.st_mtime)
-
-
 def _is_whole(kind: str, key: str, place: Place) -> bool:
     try:
         unpack(read(place), kind, key)
     except (Damaged, FileNotFoundError):
         return False
     return True
-
-
-def _leftovers(store: Store, kind: str) -> list[Path]:
-    """What killed writers of earlier versions left behind."""
-    return sorted((store.root / kind).glob("??/.*.tmp.safetensors"))

@@ -1,19 +1,17 @@
-"""Looking after the store: by the functions, and by the command."""
+"""Statistics, verification and pruning of a store: the functions and the command."""
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-import partcraft_lit.core.store
 from partcraft_lit import cli
-from partcraft_lit.core.store import Store, stable_hash
-from partcraft_lit.core.store.packs import packs, records
-from partcraft_lit.core.store.upkeep import describe, find_damage, prune
+from partcraft_lit.core.store import Store, pack, stable_hash
+from partcraft_lit.core.store.maintenance import find_damage, prune, statistics
+from partcraft_lit.core.store.packs import PackWriter, packs, records
 
 KEYS = [stable_hash(number) for number in range(6)]
 
@@ -36,22 +34,18 @@ def there(store: Store) -> list[int]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Five entries: one is damaged, one was written twice, one comes from an earlier version."""
+    """Five entries in two files: one is damaged, one was written twice."""
     store = Store(tmp_path)
-    put(store, 0, 1, 2)
+    put(store, 0, 1, 2, 4)
     put(Store(tmp_path), 1, 3)
-    path = tmp_path / "kind" / KEYS[4][:2] / f"{KEYS[4]}.safetensors"
-    path.parent.mkdir()
-    path.write_bytes(partcraft_lit.core.store.pack({"x": torch.full((50,), 4.0)}, "kind", KEYS[4]))
-    (path.parent / f".{KEYS[5]}.1-aa.tmp.safetensors").write_bytes(b"half")
     damage(packs(tmp_path / "kind")[0], 0)
     return Store(tmp_path)
 
 
 def test_numbers(store: Store) -> None:
-    facts = describe(store, "kind")
+    facts = statistics(store, "kind")
     assert facts["entries"] == 5
-    assert facts["files"] == 4
+    assert facts["files"] == 2
     assert facts["bytes"] == sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file())
     assert 200 < facts["superseded"] < 900, "one of two records with the same key"
 
@@ -64,10 +58,10 @@ def test_damage_is_named(store: Store) -> None:
 def test_prune_keeps_what_is_whole_in_one_file_and_frees_the_rest(store: Store) -> None:
     reader = Store(store.root)
     assert there(reader) == [1, 2, 3, 4]
-    before = describe(store, "kind")["bytes"]
+    before = statistics(store, "kind")["bytes"]
     freed = prune(store, "kind", idle_s=0)
     assert freed > 0
-    after = describe(Store(store.root), "kind")
+    after = statistics(Store(store.root), "kind")
     assert (after["entries"], after["files"]) == (4, 1)
     assert abs(before - after["bytes"] - freed) < 200
     assert there(Store(store.root)) == [1, 2, 3, 4]
@@ -82,10 +76,12 @@ def test_prune_leaves_alone_what_is_being_written(store: Store) -> None:
 
 
 def test_prune_by_age(store: Store) -> None:
-    long_ago = time.time() - 100_000
-    os.utime(store.single_files("kind")[0], (long_ago, long_ago))
+    place = PackWriter(store.root / "kind").append(
+        KEYS[5], pack({"x": torch.zeros(50)}, "kind", KEYS[5]), written=time.time() - 100_000
+    )
+    assert place.size > 0 and there(Store(store.root)) == [1, 2, 3, 4, 5]
     prune(store, "kind", older_than_s=50_000, idle_s=0)
-    assert there(Store(store.root)) == [1, 2, 3]
+    assert there(Store(store.root)) == [1, 2, 3, 4]
     prune(store, "kind", older_than_s=0, idle_s=0)
     assert there(Store(store.root)) == []
 
