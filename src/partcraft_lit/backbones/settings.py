@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from partcraft_lit.core.ranges import Range
+from pydantic import Field
+
 from partcraft_lit.core.settings import NonNegative, Positive, Rate
 
 Scheduler = Literal["dpm++", "dpm++_trailing", "unipc", "ddim", "euler", "ddpm"]
@@ -24,7 +25,7 @@ class LoraSettings:
 class SampleSettings:
     """How images are drawn."""
 
-    steps: Annotated[int, Range(1, 1000)]  # no model has a longer noise schedule
+    steps: Annotated[int, Field(ge=1, le=1000)]  # no model has a longer noise schedule
     guidance_scale: NonNegative
     scheduler: Scheduler
     negative_prompt: str

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from partcraft_lit.config import compose as config
-from partcraft_lit.config.validation import build, coerce
+from partcraft_lit.config.validation import missing, unknown, validate
 from partcraft_lit.core import environment
-from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.errors import UserError
 
 if TYPE_CHECKING:
     from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures
@@ -50,16 +50,19 @@ def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
     """Settings of those top-level keys that ``cls`` has; the other keys are nodes of objects.
 
     Raises:
-        UserError: for a key that is neither (``+key=...`` adds any), or for what ``strict.build`` objects to.
+        UserError: for a key that is neither (``+key=...`` adds any), one that is missing, or a wrong value.
     """
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known and key not in _OTHER_KEYS:
-            raise UserError(f"Unknown key '{key}'. {did_you_mean(key, [*known, *_OTHER_KEYS])}")
+            raise unknown(key, key, [*known, *_OTHER_KEYS])
+    for key in known:
+        if key not in values:
+            raise missing(key)
     # What needs no object first: making one loads libraries, and a person waits for the message.
     hints = get_type_hints(cls, include_extras=True)
-    checked = {key: coerce(value, hints[key], key) for key, value in values.items() if key in known - _OBJECTS}
-    return build(cls, checked | {key: _object(values[key], key) for key in values.keys() & known & _OBJECTS}, "")
+    checked = {key: validate(values[key], hints[key], key) for key in known if key not in _OBJECTS}
+    return cls(**checked, **{key: _object(values[key], key) for key in known if key in _OBJECTS})
 
 
 def _object(value: Any, key: str) -> Any:

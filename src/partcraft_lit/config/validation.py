@@ -1,55 +1,52 @@
-"""Plain values from a configuration, checked against type annotations: nothing is guessed, everything wrong is named.
+"""Plain values from YAML and the command line, checked by pydantic against type annotations.
 
-YAML and the command line give strings, numbers, lists and mappings. ``build`` makes a dataclass of them and ``bind``
-checks the arguments of any callable. "false" for a bool, 3.5 for an int or an unknown name is a ``UserError``.
+Validation is strict: "false" for a bool, 3.5 for an int or an unknown name is a ``UserError`` that names the key, the
+value and what is wanted. Values are handed to pydantic as JSON, its mode in which a list is a tuple and text is a path,
+and nothing else is converted.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+from pydantic.fields import FieldInfo
 
 from partcraft_lit.core.errors import UserError, did_you_mean, nearest_names
-from partcraft_lit.core.ranges import Range
+from partcraft_lit.core.settings import UserPath
 
-T = TypeVar("T")
+_NUMBERS = {int: "a whole number", float: "a number"}
+_PLAIN = {bool: "true or false", float: "a finite number", int: "a whole number", str: "text", Path: "a path"}
+_UNIONS = (Union, types.UnionType)
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a mapping.
+def validate(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as ``hint`` asks, where that loses nothing (int to float, list to tuple, text to path).
 
     Args:
-        cls: the dataclass; its fields may be plain types, ``Literal``, ``Annotated[..., Range]``, ``tuple[X, ...]``,
-            optional types and further dataclasses.
-        values: key -> value.
-        where: the key of ``values`` in the configuration, for messages; "" at the top.
+        value: plain value; a mapping for a dataclass.
+        hint: type annotation. One that pydantic has no schema for, such as a class of another package, checks nothing.
+        where: key in the configuration, for messages; "" at the top.
 
     Raises:
         UserError: for an unknown or missing key, or a value of another type or out of range.
     """
-    if not isinstance(values, Mapping):
-        raise UserError(
-            f"{where}={values!r}: wanted a group of keys ({_names(f.name for f in fields(_dataclass(cls)))})."
-        )
-    known = {f.name: f for f in fields(_dataclass(cls))}
-    hints = get_type_hints(cls, include_extras=True)
-    for key in values:
-        if key not in known:
-            raise UserError(f"Unknown key '{join(where, str(key))}'. {did_you_mean(str(key), known)}")
-    arguments = {}
-    for name, field in known.items():
-        if name in values:
-            arguments[name] = coerce(values[name], hints[name], join(where, name))
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise UserError(
-                f"The key '{join(where, name)}' is missing; give it on the command line or in the YAML file."
-            )
-    return cls(**arguments)
+    try:
+        adapter = TypeAdapter({Path: UserPath, Path | None: UserPath | None}.get(hint, hint))
+    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
+        return value
+    try:
+        return adapter.validate_json(json.dumps(_jsonable(value)), strict=True, extra="forbid")
+    except ValidationError as error:
+        raise _explained(error, value, hint, where) from None
 
 
 def bind(
@@ -73,126 +70,137 @@ def bind(
     bound = {}
     for key, value in arguments.items():
         if key not in named and not takes_any:
-            raise UserError(f"Unknown key '{join(where, key)}'. {did_you_mean(key, named)}")
-        bound[key] = coerce(value, hints.get(key, Any), join(where, key))
+            raise unknown(join(where, key), key, named)
+        bound[key] = validate(value, hints.get(key, Any), join(where, key))
     if later is not None:
-        required = [n for n, p in named.items() if p.default is p.empty]
-        missing = [n for n in required if n not in bound and n not in later]
-        if missing:
-            raise UserError(f"The key '{join(where, missing[0])}' is missing; give it on the command line or in YAML.")
+        for name, parameter in named.items():
+            if parameter.default is parameter.empty and name not in bound and name not in later:
+                raise missing(join(where, name))
     return bound
-
-
-def coerce(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as ``hint`` asks, where that loses nothing (int to float, list to tuple, text to path).
-
-    Raises:
-        UserError: naming ``where``, the value and what is wanted.
-    """
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        value = coerce(value, arguments[0], where)
-        for limit in arguments[1:]:
-            if isinstance(limit, Range) and value is not None and value not in limit:
-                raise _wrong(value, f"a number {limit}", where)
-        return value
-    if origin in (Union, types.UnionType):
-        return _coerce_union(value, arguments, where)
-    if origin is Literal:
-        if any(value == choice and type(value) is type(choice) for choice in arguments):
-            return value
-        hint_text = f" {nearest_names(value, [str(a) for a in arguments])}".rstrip() if isinstance(value, str) else ""
-        raise UserError(f"{where}={value!r}: wanted one of {_names(arguments)}.{hint_text}")
-    if isinstance(hint, type) and is_dataclass(hint):
-        return value if isinstance(value, hint) else build(hint, value, where)
-    if origin in (tuple, list, Sequence):
-        return _coerce_sequence(value, origin, arguments, where)
-    if origin in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise _wrong(value, "a group of keys", where)
-        return {str(key): coerce(item, arguments[1], join(where, str(key))) for key, item in value.items()}
-    return _coerce_plain(value, hint, where)
 
 
 def join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
 
-def _coerce_union(value: Any, choices: Sequence[Any], where: str) -> Any:
-    if value is None and type(None) in choices:
-        return None
-    choices = [choice for choice in choices if choice is not type(None)]
-    if len(choices) == 1:
-        return coerce(value, choices[0], where)
-    for choice in sorted(choices, key=lambda c: c is not type(value)):  # the value's own type first: 1 stays an int
-        try:
-            return coerce(value, choice, where)
-        except UserError:
-            continue
-    raise _wrong(value, " or ".join(_describe(choice) for choice in choices), where)
+def unknown(key: str, name: str, known: Iterable[str]) -> UserError:
+    return UserError(f"Unknown key '{key}'. {did_you_mean(name, known)}")
 
 
-def _coerce_sequence(value: Any, origin: Any, arguments: tuple[Any, ...], where: str) -> Any:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise _wrong(value, f"a list, such as [{value}]" if isinstance(value, str) else "a list, such as [1,2]", where)
-    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
-        if len(value) != len(arguments):
-            raise _wrong(value, f"a list of {len(arguments)} values", where)
-        return tuple(coerce(item, hint, f"{where}[{i}]") for i, (item, hint) in enumerate(zip(value, arguments)))
-    inner = arguments[0] if arguments else Any
-    items = [coerce(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
-    return items if origin is list else tuple(items)
+def missing(key: str) -> UserError:
+    return UserError(f"The key '{key}' is missing; give it on the command line or in the YAML file.")
 
 
-def _coerce_plain(value: Any, hint: Any, where: str) -> Any:
-    if hint is bool:
-        if not isinstance(value, bool):
-            raise _wrong(value, "true or false", where)
-    elif hint is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise _wrong(value, "a whole number", where)
-    elif hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise _wrong(value, "a finite number", where)
-        return float(value)
-    elif hint is str:
-        if not isinstance(value, str):
-            raise _wrong(value, "text", where)
-    elif hint is Path:
-        if not isinstance(value, str | Path) or not str(value):
-            raise _wrong(value, "a path", where)
-        return Path(value).expanduser()
-    return value
+def _jsonable(value: Any) -> Any:
+    """A copy that JSON can hold; "nan" and "inf" are text there, so that no number is one of them."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    is_plain = value is None or isinstance(value, str | int | float)
+    return value if is_plain and not (isinstance(value, float) and not math.isfinite(value)) else str(value)
 
 
-def _wrong(value: Any, wanted: str, where: str) -> UserError:
-    return UserError(f"{where}={value!r}: wanted {wanted}.")
+def _explained(error: ValidationError, value: Any, hint: Any, where: str) -> UserError:
+    """The first mistake in our words; an unknown key before the missing one that it may have been meant for."""
+    found = error.errors(include_url=False)
+    first = min(found, key=lambda one: one["type"] != "unexpected_keyword_argument")
+    kind, path = first["type"], list(first["loc"])
+    if kind == "json_invalid":
+        return UserError(f"{where}: {value!r} holds bytes that are no text; wanted UTF-8.")
+    if kind in ("unexpected_keyword_argument", "missing"):
+        name = path.pop()
+        inner, given, key = _at(path, value, hint, where)
+        if is_dataclass(_bare(inner)):
+            if kind == "missing":
+                return missing(join(key, str(name)))
+            return unknown(join(key, str(name)), str(name), _field_names(_bare(inner)))
+        return _wrong(given, inner, key)  # a list that is too short
+    inner, given, key = _at(path, value, hint, where)
+    if kind == "value_error":
+        return UserError(f"{key}={given!r}: {first['ctx']['error']}.")
+    return _wrong(given, inner, key)
+
+
+def _at(path: Sequence[str | int], value: Any, hint: Any, where: str) -> tuple[Any, Any, str]:
+    """Annotation, value and key at the end of one of pydantic's paths, or at the union that it leads into."""
+    for step in path:
+        bare = _bare(hint)
+        if is_dataclass(bare) and step in _field_names(bare):
+            hint, where = get_type_hints(bare, include_extras=True)[str(step)], join(where, str(step))
+        elif isinstance(step, int):
+            inner = get_args(bare)
+            fixed = get_origin(bare) is tuple and inner[-1] is not Ellipsis
+            hint, where = inner[step] if fixed else inner[0], f"{where}[{step}]"
+        elif get_origin(bare) in (dict, Mapping) and isinstance(value, Mapping) and step in value:
+            hint, where = get_args(bare)[1], join(where, str(step))
+        else:
+            break
+        value = value[step]
+    return hint, value, where
+
+
+def _wrong(value: Any, hint: Any, where: str) -> UserError:
+    bare = _bare(hint)
+    near = ""
+    if get_origin(bare) is Literal and isinstance(value, str):
+        near = f" {nearest_names(value, [str(choice) for choice in get_args(bare)])}".rstrip()
+    wanted = _describe(hint)
+    if get_origin(bare) in (tuple, list, Sequence) and isinstance(value, str):
+        wanted = f"a list, such as [{value}]"
+    return UserError(f"{where}={value!r}: wanted {wanted}.{near}")
 
 
 def _describe(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return _names(get_args(hint))
     if get_origin(hint) is Annotated:
-        return _describe(get_args(hint)[0])
-    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", Path: "a path"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+        base, *extras = get_args(hint)
+        limits = [limit for extra in extras if isinstance(extra, FieldInfo) for limit in extra.metadata]
+        return f"{_NUMBERS[base]} {_range(limits)}" if limits and base in _NUMBERS else _describe(base)
+    if get_origin(hint) in _UNIONS:
+        choices = [choice for choice in get_args(hint) if choice is not type(None)]
+        texts = [_describe(choice).removeprefix("one of " if len(choices) > 1 else "") for choice in choices]
+        return " or ".join([*texts, "null"] if type(None) in get_args(hint) else texts)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) in (tuple, list, Sequence):
+        inner = get_args(hint)
+        if get_origin(hint) is tuple and inner and inner[-1] is not Ellipsis:
+            return f"a list of {len(inner)} values"
+        return "a list, such as [a,b]" if inner and _bare(inner[0]) is str else "a list, such as [1,2]"
+    if is_dataclass(hint):
+        return f"a group of keys ({', '.join(_field_names(hint))})"
+    if get_origin(hint) in (dict, Mapping):
+        return "a group of keys"
+    return _PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _names(values: Any) -> str:
-    return ", ".join(str(value) for value in values)
+def _range(limits: Iterable[Any]) -> str:
+    """The numbers that pydantic's constraints leave, in words."""
+    found = {name: getattr(limit, name) for limit in limits for name in ("ge", "gt", "le") if hasattr(limit, name)}
+    if "le" not in found:
+        return f"above {found['gt']:g}" if "gt" in found else f"of at least {found['ge']:g}"
+    return (
+        f"above {found['gt']:g} up to {found['le']:g}" if "gt" in found else f"from {found['ge']:g} to {found['le']:g}"
+    )
+
+
+def _bare(hint: Any) -> Any:
+    """Without ``Annotated`` and None."""
+    if get_origin(hint) is Annotated:
+        return _bare(get_args(hint)[0])
+    if get_origin(hint) in _UNIONS:
+        choices = [choice for choice in get_args(hint) if choice is not type(None)]
+        return _bare(choices[0]) if len(choices) == 1 else hint
+    return hint
+
+
+def _field_names(cls: Any) -> list[str]:
+    return [field.name for field in fields(cls)]
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-    if isinstance(target, type) and is_dataclass(target):
-        function = target
+    function = target.__init__ if isinstance(target, type) and not is_dataclass(target) else target  # type: ignore[misc]
     try:
         return get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # annotations of other packages that only a type checker can resolve
         return {}
-
-
-def _dataclass(cls: Any) -> Any:
-    if not is_dataclass(cls):
-        raise TypeError(f"{cls!r} is not a dataclass.")
-    return cls

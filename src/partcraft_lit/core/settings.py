@@ -1,4 +1,4 @@
-"""Settings that several rooms share, and the ranges of numbers."""
+"""Settings that several rooms share, and the types of numbers and paths in settings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from partcraft_lit.core.ranges import Range
+from pydantic import AfterValidator, BeforeValidator, Field
 
-Count = Annotated[int, Range(0)]
-Positive = Annotated[int, Range(1)]
-Share = Annotated[float, Range(0, 1)]
-NonNegative = Annotated[float, Range(0)]
-Rate = Annotated[float, Range(0, above=True)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+def expand_user(path: Path) -> Path:
+    """``path`` with the home folder in place of "~".
+
+    Raises:
+        ValueError: for "~name" without such a user, where pathlib raises a RuntimeError.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no user '{path.parts[0].removeprefix('~')}'; write the path in full") from None
+
+
+def _not_empty(value: object) -> object:
+    if value == "":
+        raise ValueError("wanted a path")
+    return value
+
+
+#: A path that a person gives: never empty, "~" expanded.
+UserPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(expand_user)]
 
 
 @dataclass(frozen=True)
@@ -25,6 +47,6 @@ class PathSettings:
         store: root of what is computed once.
     """
 
-    logs: Path
-    data: Path
-    store: Path
+    logs: UserPath
+    data: UserPath
+    store: UserPath

@@ -6,14 +6,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.images import readable_extensions
-from partcraft_lit.core.ranges import Range
+from partcraft_lit.core.settings import Positive
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import ABSENT, GroundTruth
 from partcraft_lit.data.image_files import ImageFiles, Rejected, existing_folder, printable
@@ -53,7 +53,7 @@ class ImageFolder(ImageFiles):
         dir: str | Path,
         class_noun: str = "",
         labels: Literal["auto", "folder", "none"] = "auto",
-        per_class: Annotated[int, Range(1)] | None = None,
+        per_class: Positive | None = None,
         masks: Path | None = None,
         store: Store | str | Path | None = None,
     ) -> None:

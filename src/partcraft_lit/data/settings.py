@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from partcraft_lit.backbones.settings import Scheduler
-from partcraft_lit.core.settings import Count, NonNegative, Positive
+from partcraft_lit.core.settings import Count, NonNegative, Positive, UserPath
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class PriorSettings:
     weight: NonNegative
     prompt: str
     images: Positive
-    dir: Path | None
+    dir: UserPath | None
     seed: int
     steps: Positive
     guidance_scale: NonNegative

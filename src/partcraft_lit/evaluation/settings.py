@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
-
-from partcraft_lit.core.ranges import Range
 from partcraft_lit.core.settings import Count, Positive
 
 
@@ -30,7 +27,7 @@ class EvalSettings:
     enabled: bool
     reconstructions: Count
     compositions: Count
-    species: tuple[Annotated[int, Range(1)], ...]
+    species: tuple[Positive, ...]
     concepts: Count
     untrained: Count
     ceiling_images: Count

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from partcraft_lit.core.ranges import Range
+from pydantic import Field
+
 from partcraft_lit.core.settings import Count, Positive
 
 
@@ -36,11 +37,11 @@ class PartsSettings:
     source: Literal["discover", "masks", "classes"]
     codes: Literal["kmeans", "class"]
     on_too_few: Literal["lower", "stop"]
-    max_patches: Annotated[int, Range(100)]
+    max_patches: Annotated[int, Field(ge=100)]
     nredo: Positive
     niter: Positive
     names: tuple[str, ...]
-    foreground_clusters: Annotated[int, Range(2)] | Literal["auto"]
+    foreground_clusters: Annotated[int, Field(ge=2)] | Literal["auto"]
     center: bool
     smallest_speck: Count
     min_cells: Positive

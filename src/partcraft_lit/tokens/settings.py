@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from partcraft_lit.core.ranges import Range
+from pydantic import Field
+
 from partcraft_lit.core.settings import Positive, Rate, Share
 
 
@@ -21,7 +22,7 @@ class MapperSettings:
         init_std: standard deviation of the embeddings at the start.
     """
 
-    layers: Annotated[int, Range(0, 3)]
+    layers: Annotated[int, Field(ge=0, le=3)]
     position: bool
     norm_match: bool
     hidden: Positive | None

@@ -10,13 +10,13 @@ from partcraft_lit.commands import train
 from partcraft_lit.commands.doctor.settings import DoctorSettings
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import factories
-from partcraft_lit.config.validation import build
+from partcraft_lit.config.validation import validate
 from partcraft_lit.core import rundir
 
 
 def check(values: Mapping[str, Any]) -> tuple[TrainSettings, DoctorSettings]:
     run = {key: value for key, value in values.items() if key != "doctor"}
-    return train.check(run), build(DoctorSettings, values["doctor"], "doctor")
+    return train.check(run), validate(values["doctor"], DoctorSettings, "doctor")
 
 
 def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:

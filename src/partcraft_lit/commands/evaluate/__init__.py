@@ -11,7 +11,7 @@ from partcraft_lit.commands.train import runs
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
-from partcraft_lit.config.validation import coerce
+from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
 
 #: What does not change the numbers of the trained model.
@@ -26,7 +26,7 @@ _NOT_HASHED = (
 
 
 def check(values: Mapping[str, Any]) -> TrainSettings:
-    coerce(values["verify"], bool, "verify")
+    validate(values["verify"], bool, "verify")
     settings = factories.settings_of(TrainSettings, _values_of(values))
     for name in settings.eval.pictures:
         config.choose(values["metrics"], name, "eval.pictures")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from partcraft_lit.backbones.settings import SampleSettings
-from partcraft_lit.core.settings import Count, NonNegative, Positive
+from partcraft_lit.core.settings import Count, NonNegative, Positive, UserPath
 
 
 @dataclass(frozen=True)
@@ -53,4 +52,4 @@ class ExportSettings:
     seed: int
     sample: SampleSettings
     check: ExportCheckSettings
-    output_dir: Path | None
+    output_dir: UserPath | None

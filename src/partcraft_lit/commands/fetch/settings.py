@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from partcraft_lit.core.settings import NonNegative, PathSettings, Positive, Rate
+from partcraft_lit.core.settings import NonNegative, PathSettings, Positive, Rate, UserPath
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class ArchiveSettings:
     urls: tuple[str, ...]
     bytes: Positive | None
     sha256: str | None
-    into: Path
+    into: UserPath
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class DownloadSettings:
     """
 
     name: str
-    dir: Path
+    dir: UserPath
     marks: tuple[str, ...]
     page: str
     archives: tuple[ArchiveSettings, ...]
@@ -59,7 +58,7 @@ class FetchSettings:
     """
 
     download: DownloadSettings
-    archive: Path | None
+    archive: UserPath | None
     keep_archives: bool
     tries: Positive
     timeout_s: Rate

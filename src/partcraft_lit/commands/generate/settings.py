@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from partcraft_lit.backbones.settings import SampleSettings
-from partcraft_lit.core.settings import Positive
+from partcraft_lit.core.settings import Positive, UserPath
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class GenerateSettings:
     """
 
     prompt: str | None
-    prompts_file: Path | None
+    prompts_file: UserPath | None
     num_images: Positive
     seed: int
     sample: SampleSettings
-    output_dir: Path | None
+    output_dir: UserPath | None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from partcraft_lit.core.settings import PathSettings
+from partcraft_lit.core.settings import PathSettings, UserPath
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class MergeSettings:
     """
 
     runs: tuple[str, ...]
-    captions_file: Path | None
+    captions_file: UserPath | None
     seed: int
-    output_dir: Path | None
+    output_dir: UserPath | None
     paths: PathSettings

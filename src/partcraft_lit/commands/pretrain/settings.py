@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from partcraft_lit.core.settings import Count, NonNegative, PathSettings, Positive, Rate, Share
+from partcraft_lit.core.settings import Count, NonNegative, PathSettings, Positive, Rate, Share, UserPath
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class PretrainSettings:
 
     stage: Literal["model", "features", "oracle"]
     seed: int
-    output_dir: Path | None
+    output_dir: UserPath | None
     autoencoder: LoopLength
     denoiser: LoopLength
     features: LoopLength

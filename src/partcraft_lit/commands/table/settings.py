@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
-from partcraft_lit.core.ranges import Range
-from partcraft_lit.core.settings import PathSettings, Positive
+from pydantic import Field
+
+from partcraft_lit.core.settings import PathSettings, Positive, UserPath
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class TableSettings:
     jobs: Positive
     gpus: tuple[int, ...]
     verify: bool
-    level: Annotated[float, Range(0, 1, above=True)]
-    resamples: Annotated[int, Range(100)]
-    output_dir: Path | None
+    level: Annotated[float, Field(gt=0, le=1)]
+    resamples: Annotated[int, Field(ge=100)]
+    output_dir: UserPath | None
     paths: PathSettings

@@ -11,7 +11,7 @@ from typing import Any
 from partcraft_lit.commands.train import runs
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import factories
-from partcraft_lit.config.validation import coerce
+from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
 
@@ -61,10 +61,10 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
 
 
 def _check_objective(values: Mapping[str, Any]) -> None:
-    objective = coerce(values["objective"], str | None, "objective")
+    objective = validate(values["objective"], str | None, "objective")
     if objective is not None and values["eval"]["enabled"] is False:
         raise UserError(f"objective={objective} is a score, and eval.enabled=false computes none.")
-    coerce(values["objective_if_nan"], float, "objective_if_nan")  # refuses what is not finite
+    validate(values["objective_if_nan"], float, "objective_if_nan")  # refuses what is not finite
 
 
 def _for_sweeper(scores: Mapping[str, float], objective: str | None, if_nan: float) -> dict[str, float] | float:
