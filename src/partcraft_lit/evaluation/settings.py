@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from partcraft_lit.core.settings import Count, Positive
 
 
