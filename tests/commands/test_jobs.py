@@ -36,7 +36,7 @@ def test_a_failure_is_noted_and_the_rest_goes_on(tmp_path):
     assert errors == {"bad": "partcraft: dataset.dir=/x is no folder."}
     assert tasks[0].is_done() and tasks[2].is_done() and not tasks[1].is_done()
     assert (tmp_path / "two" / "job.log").read_text() == "first\nsecond\n"
-    assert said[0] == "0 of 3 jobs stand; 3 to do, 2 at once." and sum("FAILED" in line for line in said) == 1
+    assert said[0] == "0 of 3 jobs are done; 3 to do, 2 at once." and sum("FAILED" in line for line in said) == 1
 
 
 def test_what_is_done_is_not_started(tmp_path):
@@ -50,7 +50,7 @@ def test_what_is_done_is_not_started(tmp_path):
 
 def test_a_command_that_leaves_nothing_has_failed(tmp_path):
     silent = Task("silent", tmp_path / "silent", (Step((sys.executable, "-S", "-c", ""), lambda: False),))
-    assert run_tasks([silent], 1, lambda text: None) == {"silent": "It ended with code 0 and said nothing."}
+    assert run_tasks([silent], 1, lambda text: None) == {"silent": "It ended with code 0 and without any output."}
 
 
 def test_cores_and_devices_are_divided(tmp_path):

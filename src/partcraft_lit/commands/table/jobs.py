@@ -1,4 +1,4 @@
-"""Commands in processes of their own, several at once: what failed is noted, and the rest goes on."""
+"""Runs commands as processes of their own, several at once; a failure does not stop the others."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from partcraft_lit.core import rundir
 
@@ -24,7 +25,7 @@ _PATIENCE_S = 30.0
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and whether it still has something to do."""
+    """A command, and whether its result is there."""
 
     command: tuple[str, ...]
     is_done: Callable[[], bool]
@@ -35,9 +36,9 @@ class Task:
     """Steps that follow one another.
 
     Attributes:
-        name: what a person calls it.
+        name: for messages.
         folder: where the steps work; while another process holds it, the task waits. Their output goes to ``job.log``.
-        steps: one after the other; those that are done are passed over.
+        steps: one after the other; those that are done are skipped.
     """
 
     name: str
@@ -48,125 +49,133 @@ class Task:
         return all(step.is_done() for step in self.steps)
 
 
-def run_tasks(tasks: Sequence[Task], jobs: int, say: Callable[[str], None], gpus: Sequence[int] = ()) -> dict[str, str]:
+def run_tasks(tasks: Sequence[Task], jobs: int, log: Callable[[str], None], gpus: Sequence[int] = ()) -> dict[str, str]:
     """Runs what is not done yet.
 
     Args:
         tasks: in the order in which they start.
         jobs: processes at once; each computes on its share of the cores.
-        say: told of every start and end.
-        gpus: CUDA devices that the processes get in turn; empty leaves their environment as it is.
+        log: receives a line for every end.
+        gpus: CUDA devices, dealt out to the processes in turn; empty leaves their environment as it is.
 
     Returns:
-        Name of each task that failed -> the end of what it said.
+        Name of each task that failed -> the end of its output.
     """
     waiting = [task for task in tasks if not task.is_done()]
-    if waiting:
-        say(f"{len(tasks) - len(waiting)} of {len(tasks)} jobs stand; {len(waiting)} to do, {jobs} at once.")
-    running: dict[int, _Running] = {}
-    errors: dict[str, str] = {}
+    if not waiting:
+        return {}
     done = len(tasks) - len(waiting)
-    with _terminated_as_interrupted():
+    log(f"{done} of {len(tasks)} jobs are done; {len(waiting)} to do, {jobs} at once.")
+    errors: dict[str, str] = {}
+    queue, processes = _Queue(waiting), _Processes()
+
+    def work(slot: int) -> None:
+        nonlocal done
+        environment = _environment(jobs, slot, gpus)
+        while (task := queue.next()) is not None:
+            started = time.monotonic()
+            error = processes.run(task, environment)
+            with queue.lock:
+                done += 1
+                if error is not None:
+                    errors[task.name] = error
+                outcome = "done" if error is None else "FAILED"
+                log(f"[{done}/{len(tasks)}] {task.name}: {outcome} in {time.monotonic() - started:.0f} s")
+
+    with _terminated_as_interrupted(), ThreadPoolExecutor(jobs) as pool:
         try:
-            while waiting or running:
-                for slot in [slot for slot in range(jobs) if slot not in running]:
-                    task = next((task for task in waiting if not rundir.in_use(task.folder)), None)
-                    if task is None:
-                        break
-                    waiting.remove(task)
-                    running[slot] = _Running(task, _environment(jobs, slot, gpus))
-                for slot, job in list(running.items()):
-                    if not job.ended():
-                        continue
-                    del running[slot]
-                    done += 1
-                    if job.error is not None:
-                        errors[job.task.name] = job.error
-                    outcome = "done" if job.error is None else "FAILED"
-                    say(f"[{done}/{len(tasks)}] {job.task.name}: {outcome} in {job.seconds():.0f} s")
-                time.sleep(_POLL_S)
-        finally:
-            for job in running.values():
-                job.interrupt()
-            for job in running.values():
-                job.wait()
+            for worker in as_completed([pool.submit(work, slot) for slot in range(jobs)]):
+                worker.result()
+        except BaseException:
+            queue.clear()
+            processes.interrupt()
+            raise
     return errors
 
 
-class _Running:
-    """A task with its living process."""
+class _Queue:
+    """Tasks in order, but for those whose folder another process holds: these wait."""
 
-    def __init__(self, task: Task, environment: Mapping[str, str]) -> None:
-        self.task = task
-        self.error: str | None = None
-        self._environment = dict(environment)
-        self._started = time.monotonic()
-        self._left = list(task.steps)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
-        self._from = 0
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.lock = threading.Lock()
+        self._tasks = list(tasks)
 
-    def ended(self) -> bool:
-        """Whether all steps are done or one has failed; starts the next step where the last is done."""
-        if self._process is None:
-            return self._next()
-        code = self._process.poll()
-        if code is None:
-            return False
-        step = self._left.pop(0)
-        self._process = None
-        if code == 0 and step.is_done():
-            return self._next()
-        self.error = self._last_lines() or f"It ended with code {code} and said nothing."
-        self._close()
-        return True
+    def next(self) -> Task | None:
+        """The next task; None when there is none left."""
+        while True:
+            with self.lock:
+                task = next((task for task in self._tasks if not rundir.in_use(task.folder)), None)
+                if task is not None:
+                    self._tasks.remove(task)
+                    return task
+                if not self._tasks:
+                    return None
+            time.sleep(_POLL_S)
 
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
+    def clear(self) -> None:
+        with self.lock:
+            self._tasks.clear()
+
+
+class _Processes:
+    """Those that run now, so that an interrupt reaches them all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def run(self, task: Task, environment: Mapping[str, str]) -> str | None:
+        """Runs the steps that are not done; returns None, or the end of the output of the one that failed."""
+        task.folder.mkdir(parents=True, exist_ok=True)
+        with (task.folder / LOG).open("ab") as log:
+            for step in task.steps:
+                if step.is_done():
+                    continue
+                start = log.tell()
+                code = self._run(step.command, log.fileno(), environment)
+                if code != 0 or not step.is_done():
+                    log.seek(0, os.SEEK_END)
+                    return _last_lines(task.folder, start) or f"It ended with code {code} and without any output."
+        return None
+
+    def _run(self, command: Sequence[str], output: int, environment: Mapping[str, str]) -> int:
+        with self._lock:
+            if self._stopped:
+                return -signal.SIGINT
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=dict(environment))
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
 
     def interrupt(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-
-    def wait(self) -> None:
-        if self._process is not None:
+        """Interrupts all, waits for their checkpoints, and kills those that take too long."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
             try:
-                self._process.wait(_PATIENCE_S)
+                process.wait(_PATIENCE_S)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._close()
+                process.kill()
 
-    def _next(self) -> bool:
-        while self._left and self._left[0].is_done():
-            self._left.pop(0)
-        if not self._left:
-            self._close()
-            return True
-        if self._log is None:
-            self.task.folder.mkdir(parents=True, exist_ok=True)
-            self._log = (self.task.folder / LOG).open("ab")
-        self._from = self._log.tell()
-        self._process = subprocess.Popen(
-            self._left[0].command, stdout=self._log, stderr=subprocess.STDOUT, env=self._environment
-        )
-        return False
 
-    def _close(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-
-    def _last_lines(self, most: int = 12) -> str:
-        try:
-            with (self.task.folder / LOG).open("rb") as file:
-                file.seek(self._from)
-                text = file.read().decode(errors="replace")
-        except FileNotFoundError:
-            return f"Its folder {self.task.folder} was removed while it ran."
-        lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-        said = [index for index, line in enumerate(lines) if line.startswith("partcraft: ")]
-        return "\n".join(lines[said[-1] :] if said and "bug" not in lines[said[-1]] else lines[-most:])
+def _last_lines(folder: Path, start: int, most: int = 12) -> str:
+    """The message of a failed command, else the last lines of its output; the output begins at byte ``start``."""
+    try:
+        with (folder / LOG).open("rb") as file:
+            file.seek(start)
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return f"Its folder {folder} was removed while it ran."
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    messages = [index for index, line in enumerate(lines) if line.startswith("partcraft: ")]
+    return "\n".join(lines[messages[-1] :] if messages and "Traceback" not in text else lines[-most:])
 
 
 def _environment(jobs: int, slot: int, gpus: Sequence[int]) -> dict[str, str]:
@@ -181,14 +190,14 @@ def _environment(jobs: int, slot: int, gpus: Sequence[int]) -> dict[str, str]:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM becomes a KeyboardInterrupt, so that the processes are told."""
+    """SIGTERM becomes a KeyboardInterrupt, so that it is passed on to the processes."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread, where nothing can be caught
+    except ValueError:  # signals can only be caught in the main thread
         yield
         return
     try:
