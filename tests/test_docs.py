@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from partcraft_lit.cli import VERBS
+from partcraft_lit.config import compose as config
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "partcraft_lit"
@@ -19,6 +23,38 @@ PAGES = sorted(
 _LINK = re.compile(r"\]\((?!https?:)([^()\s#]*)(?:#([^()\s]*))?\)")
 _FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|yaml|md|yml|toml))`")
+
+
+_COMMAND = re.compile(r"(?:partcraft|python train\.py|-m partcraft_lit) +([\w-].*)")
+
+
+def commands() -> list[list[str]]:
+    """Verb and arguments of the commands that the pages show; one that adds no new argument is left out."""
+    found: list[str] = []
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        blocks = "\n".join(_FENCE.findall(text)).splitlines()
+        found += [*blocks, *re.findall(r"`([^`\n]+)`", _FENCE.sub("", text))]
+    shown = (_COMMAND.search(line.partition(" # ")[0].partition(" & ")[0]) for line in found if "VERB" not in line)
+    words = [shlex.split(match[1]) for match in shown if match and "--help" not in match[1]]
+    known: set[tuple[str, str]] = set()
+    kept = []
+    for given in sorted(words, key=lambda given: (-len(given), given)):
+        command = given if given[0] in VERBS else ["train", *given]
+        arguments = {(command[0], text) for text in command[1:] if "NAME" not in text}
+        if not arguments <= known:
+            known |= arguments
+            kept.append(command)
+    return kept
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_commands_on_the_pages_compose(command):
+    verb, *arguments = command
+    sweep = "-m" in arguments
+    overrides = [config.as_written(config.renamed(text, verb), sweep) for text in arguments if "=" in text]
+    for point in config.sweep_points(overrides) if sweep else [overrides]:
+        config.compose(verb, point)
 
 
 def prose(page: str) -> str:
