@@ -1,4 +1,4 @@
-"""Files: written so that a reader sees the old one or the new one, never half of one; read line by line."""
+"""Atomic writing of files, and reading of text files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> None
 
 @contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turns errors of the disk while ``path`` is written into UserErrors that say what to do."""
+    """Turns disk errors while ``path`` is written into UserErrors that say what to do."""
     try:
         yield
     except Exception as error:
@@ -118,21 +118,36 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def read_lines(path: Path, key: str) -> list[str]:
-    """Lines of a text file in UTF-8 without the spaces around them; empty ones and comments (#) are left out.
+def read_text(path: Path, key: str = "") -> str:
+    """A text file in UTF-8, with or without a byte order mark; line ends become "\\n".
 
     Args:
         path: of the file.
         key: setting that names it, for messages.
 
     Raises:
-        UserError: if the file cannot be read, or holds none.
+        UserError: if the file cannot be read or is not UTF-8.
     """
+    given = f"{key}={path}" if key else str(path)
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}={path} cannot be read as UTF-8 text: {error}") from error
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{given} cannot be read as UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}. Save it as "
+            "UTF-8."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{given} cannot be read as UTF-8 text: {error.strerror or error}") from error
+
+
+def read_lines(path: Path, key: str) -> list[str]:
+    """Stripped lines of a text file, without empty ones and comments (#); arguments and errors as in `read_text`.
+
+    Raises:
+        UserError: also if there are none.
+    """
+    lines = [line.strip() for line in read_text(path, key).splitlines()]
+    kept = [line for line in lines if line and not line.startswith("#")]
+    if not kept:
         raise UserError(f"{key}={path} holds no text; wanted is one per line (lines that begin with # do not count).")
-    return found
+    return kept
