@@ -81,17 +81,17 @@ def test_equal_settings_share_a_run_and_others_do_not(settings):
     again = settings("rows=['1e-2']", "overrides=data.num_workers=3 eval.reconstructions=2 logger=none")
     longer = settings("rows=['1e-2']", "overrides=trainer.max_steps=7")
     other = settings("rows=['entropy, 2 layers']", "overrides=loss.lambda_attn=0.01", table="ablation")
-    of = [verb.entrant(s, verb.rows_of(s)[0], 0) for s in (first, again, longer, other)]
+    of = [verb.table_run(s, verb.rows_of(s)[0], 0) for s in (first, again, longer, other)]
     assert of[0].task.folder == of[1].task.folder == of[3].task.folder != of[2].task.folder
     assert of[0].scoring == of[3].scoring != of[1].scoring
-    assert verb.entrant(first, "1e-2", 1).task.folder != of[0].task.folder
+    assert verb.table_run(first, "1e-2", 1).task.folder != of[0].task.folder
     assert of[0].task.folder.name.startswith("partcraft-seed0-")
 
 
 def test_new_networks_make_new_runs(settings, monkeypatch):
-    before = verb.entrant(settings("rows=['0']"), "0", 0)
+    before = verb.table_run(settings("rows=['0']"), "0", 0)
     monkeypatch.setattr(verb, "_content_hash", lambda path: "new weights")
-    assert verb.entrant(settings("rows=['0']"), "0", 0).digest != before.digest
+    assert verb.table_run(settings("rows=['0']"), "0", 0).digest != before.digest
 
 
 # Whole tables, with a stand-in for the training command.
@@ -101,7 +101,7 @@ SMALL = (ROWS, "table.seeds=[0,1]", "resamples=100", "logger=none")
 
 
 class Trainer:
-    """Does what the commands of a run do: the folder with its configuration, pictures and scores."""
+    """Does what the commands of a run do: the folder with its configuration, images and scores."""
 
     def __init__(self):
         self.trained = []
@@ -191,24 +191,24 @@ def test_a_table_is_made_and_made_again_without_training(start, trainer, tmp_pat
     assert len(trainer.trained) == 6 and (folder / "summary.csv").read_bytes() == before
 
 
-def test_distances_of_whole_pictures_name_their_protocol_and_how_far_they_are_known(start, trainer, tmp_path):
+def test_distances_of_whole_images_name_their_protocol_and_how_far_they_are_known(start, trainer, tmp_path):
     assert start()[0] == 0
     text = (tmp_path / "experiments" / "lambda_attn" / "table.md").read_text()
-    parts, pictures = text.split("## Parts")[1].split("## Whole pictures")
-    assert "| FID ↓ fid@mini | FID, paper | KID × 1000 ↓ kid@mini | parameters | training |" in pictures
-    assert "| 1e-2 | **0.090** [0.090, 0.090] | 12.9 | **0.990** [0.990, 0.990] | 1,234 | 90 s |" in pictures
-    assert "FID" not in parts and "n = seeds × pictures: 2 × 6, 2 × 18" in pictures
-    assert "FID, KID × 1000: one value for each seed, so the interval is over 2 seeds alone" in pictures
-    assert "in 50% of cases; FID and KID are of 6 pictures." in pictures and pictures.count("Below 5,000 pictures") == 1
+    parts, images = text.split("## Parts")[1].split("## Whole images")
+    assert "| FID ↓ fid@mini | FID, paper | KID × 1000 ↓ kid@mini | parameters | training |" in images
+    assert "| 1e-2 | **0.090** [0.090, 0.090] | 12.9 | **0.990** [0.990, 0.990] | 1,234 | 90 s |" in images
+    assert "FID" not in parts and "n = seeds × images: 2 × 6, 2 × 18" in images
+    assert "FID, KID × 1000: one value for each seed, so the interval is over 2 seeds alone" in images
+    assert "in 50% of cases; FID and KID are of 6 images." in images and images.count("Below 5,000 images") == 1
     cells = summary(tmp_path / "experiments" / "lambda_attn")
     assert float(cells["0", "KID × 1000 (kid@mini)"]["p_value"]) == 0.5  # two signs show no more
 
 
-def test_networks_that_have_not_seen_the_pictures_are_missing_work(settings, trainer):
-    one = verb.entrant(settings("rows=['0']"), "0", 0)
+def test_networks_that_have_not_seen_the_images_are_missing_work(settings, trainer):
+    one = verb.table_run(settings("rows=['0']"), "0", 0)
     trainer([one.task], 1, print)
     given = "overrides=eval.pictures=[mini,clip_base32] metrics.clip_base32.source=/models/clip"
-    two = verb.entrant(settings("rows=['0']", given), "0", 0)
+    two = verb.table_run(settings("rows=['0']", given), "0", 0)
     assert two.task.folder == one.task.folder and one.task.is_done() and not two.task.is_done()
     command = two.task.steps[1].command
     values = config.plain(config.compose("evaluate", list(command[4:])))
@@ -237,25 +237,25 @@ def test_what_failed_is_listed_and_only_that_is_tried_again(start, trainer, tmp_
     assert "MISSING" not in (folder / "table.md").read_text()
 
 
-def test_pictures_that_were_deleted_are_missing_work(start, trainer, tmp_path):
+def test_images_that_were_deleted_are_missing_work(start, trainer, tmp_path):
     assert start()[0] == 0
     run = sorted((tmp_path / "logs" / "table" / "runs").iterdir())[0]
     next((run / "evaluation").glob("*.png")).unlink()
     code, said = start("verify=true")
-    assert code == 2 and "its pictures are gone" in said
+    assert code == 2 and "its images are gone" in said
     trainer.failing = set()
     assert start()[0] == 0 and len(trainer.trained) == 7
 
 
-def test_verifying_compares_the_table_with_the_pictures(start, trainer, tmp_path, monkeypatch):
+def test_verifying_compares_the_table_with_the_images(start, trainer, tmp_path, monkeypatch):
     monkeypatch.setattr(verb, "_verify", lambda values, folder, scored: 24)
     assert start()[0] == 0
     code, said = start("verify=true")
-    assert code == 0 and "144 pictures were read again" in said
+    assert code == 0 and "144 images were read again" in said
     path = tmp_path / "experiments" / "lambda_attn" / "summary.csv"
     path.write_text(path.read_text().replace("0.75,", "0.76,", 1))
     code, said = start("verify=true")
-    assert code == 2 and "is not what the scores of the pictures give" in said
+    assert code == 2 and "is not what the scores of the images give" in said
     assert len(trainer.trained) == 6
 
 
@@ -269,7 +269,7 @@ def test_a_run_that_is_gone_is_trained_again(start, trainer, tmp_path):
 
 def test_scores_of_other_settings_stand_beside_those_of_the_run(settings, trainer):
     first, other = settings("rows=['0']"), settings("rows=['0']", "overrides=eval.species=[1,2]")
-    one, two = (verb.entrant(s, "0", 0) for s in (first, other))
+    one, two = (verb.table_run(s, "0", 0) for s in (first, other))
     trainer([one.task], 1, print)
     assert one.evaluation() == one.task.folder / "evaluation" and one.task.is_done()
     assert two.evaluation().parent == one.evaluation() and not two.task.is_done() and two.task.steps[0].is_done()
@@ -292,5 +292,5 @@ def test_a_whole_table_with_real_training(tmp_path, monkeypatch, capsys):
             cli.main([*given, *more])
         assert ended.value.code == 0, capsys.readouterr()
     said = capsys.readouterr().out
-    assert "Verified: 10 pictures were read again" in said and said.count("done in") == 2
-    assert "2 steps of 16 pictures" in (tmp_path / "experiments" / "lambda_attn" / "table.md").read_text()
+    assert "Verified: 10 images were read again" in said and said.count("done in") == 2
+    assert "2 steps of 16 images" in (tmp_path / "experiments" / "lambda_attn" / "table.md").read_text()

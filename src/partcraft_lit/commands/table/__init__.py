@@ -19,7 +19,7 @@ from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from partcraft_lit.commands.table.table import Entrant
+    from partcraft_lit.commands.table.table import TableRun
 
 #: Unlike a run that is continued, a run of a table has a length of its own.
 NOT_HASHED = tuple(key for key in rundir.NOT_HASHED if not key.startswith("trainer.max_"))
@@ -49,10 +49,10 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
 
     from partcraft_lit.commands.table.table import compare_rows, verify_table
 
-    entrants = [entrant(settings, row, seed) for row in rows_of(settings) for seed in settings.table.seeds]
+    table_runs = [table_run(settings, row, seed) for row in rows_of(settings) for seed in settings.table.seeds]
     if settings.verify:
-        return verify_table(settings, folder, entrants)
-    return compare_rows(settings, folder, entrants, functools.partial(factories.make_loggers, values, folder))
+        return verify_table(settings, folder, table_runs)
+    return compare_rows(settings, folder, table_runs, functools.partial(factories.make_loggers, values, folder))
 
 
 def rows_of(settings: TableSettings) -> list[str]:
@@ -69,10 +69,10 @@ def run_values(settings: TableSettings, row: str, seed: int) -> dict[str, Any]:
     return _composed(tuple(_overrides(settings, row, seed)), f"table.rows.{row}")
 
 
-def entrant(settings: TableSettings, row: str, seed: int) -> Entrant:
+def table_run(settings: TableSettings, row: str, seed: int) -> TableRun:
     """One run with everything that it takes to train and score it."""
     from partcraft_lit.commands.table.jobs import Step, Task, python_command
-    from partcraft_lit.commands.table.table import Entrant
+    from partcraft_lit.commands.table.table import TableRun
 
     values = run_values(settings, row, seed)
     digest = rundir.settings_hash({**values, "networks": _networks(values)}, NOT_HASHED)
@@ -85,7 +85,7 @@ def entrant(settings: TableSettings, row: str, seed: int) -> Entrant:
         Step(python_command("train", *_overrides(settings, row, seed), where), trained),
         Step(python_command("evaluate", *_scoring_overrides(settings, row, seed, folder)), scored),
     )
-    return Entrant(
+    return TableRun(
         row=row,
         seed=seed,
         digest=digest,
@@ -135,8 +135,8 @@ def _override(key: str, value: Any) -> str:
 
 
 def _budget(values: Mapping[str, Any]) -> str:
-    pictures = values["data"]["batch_size"] * values["trainer"]["accumulate_grad_batches"]
-    return f"{values['trainer']['max_steps']} steps of {pictures} pictures"
+    images = values["data"]["batch_size"] * values["trainer"]["accumulate_grad_batches"]
+    return f"{values['trainer']['max_steps']} steps of {images} images"
 
 
 def _written(value: Any) -> str:
@@ -160,7 +160,7 @@ def _composed(overrides: tuple[str, ...], where: str) -> dict[str, Any]:
 
 
 def _is_scored(folder: Path, chosen: Mapping[str, Any]) -> bool:
-    """Whether the table of scores and all its pictures are there, and every network that is wanted has seen them."""
+    """Whether the table of scores and all its images are there, and every network that is wanted has seen them."""
     if not (folder / rundir.FINISHED).is_file():
         return False
     from partcraft_lit.evaluation.image_scores import FILE_NAME, read_networks, read_rows
@@ -179,7 +179,7 @@ def _is_scored(folder: Path, chosen: Mapping[str, Any]) -> bool:
 
 def _verify(values: Mapping[str, Any], folder: Path, scored: Any) -> int:
     if not scored():
-        raise UserError("it has not been trained and scored, or its pictures are gone.")
+        raise UserError("it has not been trained and scored, or its images are gone.")
     from partcraft_lit.commands.evaluate.evaluate import verify
 
     trained = {**runs.values_of_run(folder), **{key: values[key] for key in ("eval", "sample", "metrics")}}

@@ -53,7 +53,7 @@ def columns_of(columns: Mapping[str, ColumnSettings], rows: Runs) -> list[Column
 
 
 def notes_on(columns: Sequence[Column], rows: Runs) -> list[str]:
-    """How far numbers of whole sets of pictures can be trusted; nothing where there are none."""
+    """How far numbers of whole sets of images can be trusted; nothing where there are none."""
     runs = [list(of_row) for of_row in rows if of_row]
     of_runs = [column for column in columns if column.chosen.per == "run"]
     if not (of_runs and runs):
@@ -62,13 +62,13 @@ def notes_on(columns: Sequence[Column], rows: Runs) -> list[str]:
     seeds = max(len(of_row) for of_row in runs)
     notes = [f"{names}: one value for each seed, so the interval is over {seeds} seeds alone{_coverage(seeds)}."]
     distances = [column for column in of_runs if column.key.startswith(("fid@", "kid@"))]
-    counts = sorted({count for column in distances for count in _pictures(column, runs)})
+    counts = sorted({count for column in distances for count in _image_counts(column, runs)})
     if not counts:
         return notes
-    notes[0] = notes[0].removesuffix(".") + f"; FID and KID are of {_listed(counts)} pictures."
+    notes[0] = notes[0].removesuffix(".") + f"; FID and KID are of {_listed(counts)} images."
     if counts[0] < KID_BELOW:
         notes.append(
-            f"Below {KID_BELOW:,} pictures FID is too high by an amount that differs between models; KID has no such "
+            f"Below {KID_BELOW:,} images FID is too high by an amount that differs between models; KID has no such "
             "bias, so KID is what to read."
         )
     return notes
@@ -94,8 +94,8 @@ def _metrics(run: RunScores, chosen: ColumnSettings) -> Iterable[str]:
     return {metric for metric, _, of in (key.rpartition("@") for key in run.numbers) if of in protocols}
 
 
-def _pictures(column: Column, runs: Sequence[Sequence[RunScores]]) -> set[int]:
-    """How many pictures the runs have of each of its protocols."""
+def _image_counts(column: Column, runs: Sequence[Sequence[RunScores]]) -> set[int]:
+    """How many images the runs have of each of its protocols."""
     counts = Counter((id(run), row["protocol"]) for of_row in runs for run in of_row for row in run.rows)
     return {count for (_, protocol), count in counts.items() if protocol in column.chosen.protocols}
 

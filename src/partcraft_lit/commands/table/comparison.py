@@ -1,4 +1,4 @@
-"""From scores of pictures to the cells of a table: means, intervals, and which differences are more than chance."""
+"""From scores of images to the cells of a table: means, intervals, and which differences are more than chance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from partcraft_lit.metrics.bootstrap import interval, paired_p_value
 SIGNIFICANCE = 0.05
 _RESAMPLES_OF_P = 2000
 
-#: One list per seed, one value per picture (or one per run).
+#: One list per seed, one value per image (or one per run).
 Values = list[list[float]]
 
 
@@ -30,7 +30,7 @@ class RunScores:
     Attributes:
         seed: of its training.
         folder: of the run.
-        rows: of its pictures.
+        rows: of its images.
         numbers: of the run as a whole.
         parameters: that train; None if unknown.
         seconds: of training; None if unknown.
@@ -51,7 +51,7 @@ class Cell:
     Attributes:
         mean, low, high: of the values; NaN where there is none.
         seeds: runs.
-        images: pictures of each, or 1 for numbers of whole runs.
+        images: images of each, or 1 for numbers of whole runs.
         best: whether no row of the column is better.
         p_value: of the difference to the best row; None for that row itself, and where the two cannot be paired.
         reported: what the paper gives.
@@ -76,11 +76,11 @@ def read_run(seed: int, folder: Path, evaluation: Path) -> RunScores:
     """Reads what training and scoring have left.
 
     Raises:
-        UserError: if the scores of the pictures are missing or damaged.
+        UserError: if the scores of the images are missing or damaged.
     """
     rows = read_rows(evaluation / FILE_NAME)
     logged = {key: points[-1][1] for key, points in read_metrics(folder / "metrics.jsonl").items()}
-    # Those with a protocol may be of other pictures than the ones that are compared.
+    # Those with a protocol may be of other images than the ones that are compared.
     numbers = {key: value for key, value in logged.items() if "@" not in key}
     numbers |= stored_scores(folder, evaluation)
     costs = _json(folder / "costs.json")
@@ -89,7 +89,7 @@ def read_run(seed: int, folder: Path, evaluation: Path) -> RunScores:
 
 
 def values_of(runs: Sequence[RunScores], column: ColumnSettings) -> Values:
-    """The column's values, pictures in one order for every run; empty if a run does not have them."""
+    """The column's values, images in one order for every run; empty if a run does not have them."""
     if column.per == "run":
         keys = keys_of(column)
         found = [column.times * statistics.fmean(run.numbers.get(key, math.nan) for key in keys) for run in runs]
@@ -115,8 +115,8 @@ def compare(
 ) -> dict[str, Cell]:
     """One column of a table.
 
-    Pictures that have no value under some row (nothing was asked for) are left out of all rows, so that every row is
-    averaged over the same pictures.
+    Images that have no value under some row (nothing was asked for) are left out of all rows, so that every row is
+    averaged over the same images.
 
     Args:
         rows: row -> its runs, in the order of seeds.

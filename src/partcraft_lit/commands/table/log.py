@@ -1,4 +1,4 @@
-"""A finished table, to the loggers that take tables and pictures (W&B, ...)."""
+"""A finished table, to the loggers that take tables and images (W&B, ...)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def log_table(
     cells: Mapping[str, Mapping[str, Cell]],
     protocol: Mapping[str, Any],
 ) -> None:
-    """The means as people read them, every cell with its interval, the pictures, and the protocol as the configuration.
+    """The means as people read them, every cell with its interval, the images, and the protocol as the configuration.
 
     The files stand by then, so a logger that fails is a warning.
 
     Args:
         loggers: one that has no ``log_table`` or no ``log_image`` gets the rest.
-        folder: of the table; its pictures are sent.
+        folder: of the table; its images are sent.
         cells: column -> row -> cell.
         protocol: everything that decides the numbers.
     """

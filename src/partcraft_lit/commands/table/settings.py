@@ -18,7 +18,7 @@ class ColumnSettings:
         metric: a column of ``scores.csv`` with ``per="image"``, else a key of the run's ``scores.json`` or, at its last
             step, of ``metrics.jsonl``, without the protocol. A * stands for anything: one column for each metric that
             the runs have, none if they have none.
-        protocols: the sets of pictures it is taken over; empty for numbers that are not of pictures.
+        protocols: the sets of images it is taken over; empty for numbers that are not of images.
         higher: whether more is better.
         per: what it has one value for: each "image", or each "run".
         panel: panel of the figure to which it gives a point, where columns are points.
@@ -87,7 +87,7 @@ class ProtocolSettings:
         rows: name -> row.
         columns: name -> column.
         figure: how it is drawn.
-        maps: a picture in the folder of every run; those of the rows are shown side by side in ``maps.png``.
+        maps: a image in the folder of every run; those of the rows are shown side by side in ``maps.png``.
     """
 
     name: str
@@ -111,7 +111,7 @@ class TableSettings:
         overrides: of every run, beside those of the protocol, with blanks between them.
         jobs: training processes at once; the cores are divided among them.
         gpus: numbers of the CUDA devices that are dealt out to the processes; empty leaves that to each of them.
-        verify: compute every number again from the stored pictures and compare, and train nothing.
+        verify: compute every number again from the stored images and compare, and train nothing.
         level: share of intervals that should hold the true mean.
         resamples: of the bootstrap.
         output_dir: where the table goes; None for ``experiments/<name>``.

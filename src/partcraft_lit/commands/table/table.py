@@ -32,18 +32,18 @@ from partcraft_lit.report.tables import Entry, Table, csv_text, latex, markdown
 
 
 @dataclass(frozen=True)
-class Entrant:
+class TableRun:
     """One run of a table.
 
     Attributes:
         row: which row it belongs to.
         seed: of its training.
         digest: of everything that decides its weights.
-        scoring: of everything that decides its pictures, beside the weights.
+        scoring: of everything that decides its images, beside the weights.
         budget: what its training may spend, in words.
         task: trains and scores it, as far as that is not done.
         evaluation: where its scores are, once it has been trained.
-        verify: computes its scores again from its pictures; raises a UserError where they differ.
+        verify: computes its scores again from its images; raises a UserError where they differ.
     """
 
     row: str
@@ -57,14 +57,14 @@ class Entrant:
 
 
 def compare_rows(
-    settings: TableSettings, folder: Path, entrants: Sequence[Entrant], make_loggers: Callable[[], Sequence[Logger]]
+    settings: TableSettings, folder: Path, table_runs: Sequence[TableRun], make_loggers: Callable[[], Sequence[Logger]]
 ) -> dict[str, dict[str, Cell]]:
     """Brings a table up to date.
 
     Args:
         settings: of the table.
         folder: where it goes.
-        entrants: all its runs.
+        table_runs: all its runs.
         make_loggers: where the table goes beside its folder; called when it stands, for training may take days.
 
     Returns:
@@ -74,14 +74,14 @@ def compare_rows(
         UserError: if a job failed; the table of all others has been written by then.
     """
     stages = Stages()
-    tasks = list({entrant.task.folder: entrant.task for entrant in entrants}.values())
+    tasks = list({table_run.task.folder: table_run.task for table_run in table_runs}.values())
     errors = run_tasks(tasks, settings.jobs, stages.log, settings.gpus)
-    decided = protocol(settings, entrants)
+    decided = protocol(settings, table_runs)
     atomic_write(folder / "protocol.json", json.dumps(decided, indent=1, ensure_ascii=False))
-    rows, missing = _read(settings, entrants, errors)
+    rows, missing = _read(settings, table_runs, errors)
     if not any(rows.values()):
         raise UserError(_failures_in_words(missing, folder))
-    cells = _write(settings, folder, entrants, rows, missing)
+    cells = _write(settings, folder, table_runs, rows, missing)
     log_table(make_loggers(), folder, cells, decided)
     stages.log((folder / "table.md").read_text())
     stages.log(f"Table: {folder}")
@@ -90,24 +90,24 @@ def compare_rows(
     return cells
 
 
-def verify_table(settings: TableSettings, folder: Path, entrants: Sequence[Entrant]) -> int:
-    """``partcraft table verify=true``: every number again from the stored pictures.
+def verify_table(settings: TableSettings, folder: Path, table_runs: Sequence[TableRun]) -> int:
+    """``partcraft table verify=true``: every number again from the stored images.
 
     Returns:
-        Number of pictures that were read.
+        Number of images that were read.
 
     Raises:
         UserError: naming everything that is missing or differs.
     """
     stages = Stages()
     wrong: list[str] = []
-    pictures = 0
-    for entrant in {entrant.task.folder: entrant for entrant in entrants}.values():
+    images = 0
+    for table_run in {table_run.task.folder: table_run for table_run in table_runs}.values():
         try:
-            pictures += entrant.verify()
+            images += table_run.verify()
         except UserError as error:
-            wrong.append(f"{entrant.task.name}: {error}")
-    rows, missing = _read(settings, entrants, {})
+            wrong.append(f"{table_run.task.name}: {error}")
+    rows, missing = _read(settings, table_runs, {})
     wrong += [f"{name}: {reason}" for name, reason in missing.items() if not any(w.startswith(name) for w in wrong)]
     summary = folder / "summary.csv"
     if not summary.is_file():
@@ -115,14 +115,14 @@ def verify_table(settings: TableSettings, folder: Path, entrants: Sequence[Entra
     elif any(rows.values()):
         cells = _cells(settings, columns_of(settings.table.columns, rows.values()), rows)
         if summary.read_text() != _summary(rows, cells):
-            wrong.append(f"{summary} is not what the scores of the pictures give.")
+            wrong.append(f"{summary} is not what the scores of the images give.")
     if wrong:
         raise UserError(f"The table in {folder} cannot be verified:\n" + "\n".join(wrong))
-    stages.log(f"Verified: {pictures} pictures were read again, and every number of {folder} is the same.")
-    return pictures
+    stages.log(f"Verified: {images} images were read again, and every number of {folder} is the same.")
+    return images
 
 
-def protocol(settings: TableSettings, entrants: Sequence[Entrant]) -> dict[str, Any]:
+def protocol(settings: TableSettings, table_runs: Sequence[TableRun]) -> dict[str, Any]:
     """Everything that decides the numbers, and its hash."""
     table = asdict(settings.table)
     decides = {
@@ -130,7 +130,7 @@ def protocol(settings: TableSettings, entrants: Sequence[Entrant]) -> dict[str, 
         "overrides": settings.overrides,
         "seeds": list(settings.table.seeds),
         "columns": {name: asdict(column) for name, column in settings.table.columns.items()},
-        "runs": [[e.row, e.seed, e.digest, e.scoring] for e in entrants],
+        "runs": [[e.row, e.seed, e.digest, e.scoring] for e in table_runs],
         "level": settings.level,
         "resamples": settings.resamples,
     }
@@ -138,26 +138,26 @@ def protocol(settings: TableSettings, entrants: Sequence[Entrant]) -> dict[str, 
         "hash": stable_hash(decides)[:12],
         **decides,
         "question": table["question"],
-        "budgets": {f"{e.row}, seed {e.seed}": e.budget for e in entrants},
+        "budgets": {f"{e.row}, seed {e.seed}": e.budget for e in table_runs},
         "rows": table["rows"],
-        "folders": {f"{e.row}, seed {e.seed}": e.task.folder.name for e in entrants},
+        "folders": {f"{e.row}, seed {e.seed}": e.task.folder.name for e in table_runs},
         "environment": environment.describe(),
     }
 
 
 def _read(
-    settings: TableSettings, entrants: Sequence[Entrant], errors: Mapping[str, str]
+    settings: TableSettings, table_runs: Sequence[TableRun], errors: Mapping[str, str]
 ) -> tuple[dict[str, list[RunScores]], dict[str, str]]:
     """Row -> its runs as far as they stand; and what is missing, with the reason."""
-    rows: dict[str, list[RunScores]] = {entrant.row: [] for entrant in entrants}
+    rows: dict[str, list[RunScores]] = {table_run.row: [] for table_run in table_runs}
     missing: dict[str, str] = {}
-    for entrant in entrants:
-        name = f"{entrant.row}, seed {entrant.seed}"
-        if not entrant.task.is_done():
-            missing[name] = errors.get(entrant.task.name, "it has not been run, or its pictures are gone.")
+    for table_run in table_runs:
+        name = f"{table_run.row}, seed {table_run.seed}"
+        if not table_run.task.is_done():
+            missing[name] = errors.get(table_run.task.name, "it has not been run, or its images are gone.")
             continue
         try:
-            rows[entrant.row].append(read_run(entrant.seed, entrant.task.folder, entrant.evaluation()))
+            rows[table_run.row].append(read_run(table_run.seed, table_run.task.folder, table_run.evaluation()))
         except UserError as error:
             missing[name] = str(error)
     return rows, missing
@@ -181,7 +181,7 @@ def _cells(
 def _write(
     settings: TableSettings,
     folder: Path,
-    entrants: Sequence[Entrant],
+    table_runs: Sequence[TableRun],
     rows: Mapping[str, Sequence[RunScores]],
     missing: Mapping[str, str],
 ) -> dict[str, dict[str, Cell]]:
@@ -196,7 +196,7 @@ def _write(
             "parameters": [_parameters(runs) for runs in rows.values()],
             "training": [_seconds(runs) for runs in rows.values()],
         },
-        notes=_notes(settings, entrants, rows, columns, cells, missing),
+        notes=_notes(settings, table_runs, rows, columns, cells, missing),
     )
     atomic_write(folder / "results.csv", _results(rows))
     atomic_write(folder / "summary.csv", _summary(rows, cells))
@@ -209,15 +209,15 @@ def _write(
 
 
 def _write_maps(path: Path, name: str, rows: Mapping[str, Sequence[RunScores]]) -> None:
-    """The picture of each row's first run, side by side."""
+    """The image of each row's first run, side by side."""
     found = {row: runs[0].folder / name for row, runs in rows.items() if runs and (runs[0].folder / name).is_file()}
     if found:
-        shown = [label(read_image(picture), row, "above", size=16) for row, picture in found.items()]
+        shown = [label(read_image(image), row, "above", size=16) for row, image in found.items()]
         save_png(path, grid(shown, columns=min(len(shown), 3), pad=16, border=16), {"rows": ", ".join(found)})
 
 
 def _results(rows: Mapping[str, Sequence[RunScores]]) -> str:
-    """One line per row, seed and picture."""
+    """One line per row, seed and image."""
     lines = [(row, run.seed, run.folder, line) for row, runs in rows.items() for run in runs for line in run.rows]
     scores = dict.fromkeys(key for *_, line in lines for key in line if key not in FACTS)
     columns = ["row", "seed", "run", *(f"picture_{f}" if f == "seed" else f for f in FACTS), *scores]
@@ -253,17 +253,17 @@ def _entry(cell: Cell) -> Entry:
 
 def _notes(
     settings: TableSettings,
-    entrants: Sequence[Entrant],
+    table_runs: Sequence[TableRun],
     rows: Mapping[str, Sequence[RunScores]],
     columns: Sequence[Column],
     cells: Mapping[str, Mapping[str, Cell]],
     missing: Mapping[str, str],
 ) -> list[str]:
-    of_pictures = [cells[column.title] for column in columns if column.chosen.per == "image"]
-    sizes = sorted({(cell.seeds, cell.images) for column in of_pictures for cell in column.values() if cell.seeds})
+    of_images = [cells[column.title] for column in columns if column.chosen.per == "image"]
+    sizes = sorted({(cell.seeds, cell.images) for column in of_images for cell in column.values() if cell.seeds})
     counts = ", ".join(f"{seeds} × {images}" for seeds, images in sizes)
     notes = [
-        f"Mean [{settings.level:.0%} bootstrap interval over seeds and pictures]; n = seeds × pictures: {counts}.",
+        f"Mean [{settings.level:.0%} bootstrap interval over seeds and images]; n = seeds × images: {counts}.",
         "Bold is the best of a column; ≈ marks what a paired test cannot tell from it (p ≥ 0.05).",
     ]
     notes += notes_on(columns, rows.values())
@@ -271,13 +271,13 @@ def _notes(
         notes.append(
             "Columns with “paper” are as published: the data, the backbone and the networks behind FID are the paper's."
         )
-    budgets = list(dict.fromkeys(entrant.budget for entrant in entrants))
+    budgets = list(dict.fromkeys(table_run.budget for table_run in table_runs))
     notes.append(
         f"Every row has the same budget: {budgets[0]}."
         if len(budgets) == 1
         else f"The rows have different budgets: {'; '.join(budgets)}."
     )
-    notes.append(f"Protocol `{protocol(settings, entrants)['hash']}` (protocol.json), scale “{settings.scale}”.")
+    notes.append(f"Protocol `{protocol(settings, table_runs)['hash']}` (protocol.json), scale “{settings.scale}”.")
     commits = sorted({found for runs in rows.values() for run in runs if (found := _commit(run.folder))})
     if len(commits) > 1:
         notes.append(f"The runs were made by different versions of the code: {', '.join(c[:10] for c in commits)}.")
