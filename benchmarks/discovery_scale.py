@@ -22,16 +22,20 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from partcraft_lit.config import compose
+from partcraft_lit.config.validation import build
 from partcraft_lit.core.randomness import numpy_generator, torch_generator
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import GroundTruth
 from partcraft_lit.parts.discovery import Discovery, discover
 from partcraft_lit.parts.quality import score_parts
+from partcraft_lit.parts.settings import PartsSettings
 
 #: Different vectors of noise; each place of each image takes one of them, by chance.
 _NOISE_ROWS = 4096
@@ -149,6 +153,11 @@ class Meter:
         _forget_peak()
 
 
+def _settings(**changes: Any) -> PartsSettings:
+    """Those of ``conf/parts``, changed."""
+    return build(PartsSettings, compose.load(compose.conf_dir() / "parts" / "default.yaml") | changes, "parts")
+
+
 def measure(number: int, given: argparse.Namespace, store: str | None) -> None:
     """Prints a row for each tier, and one for what was found."""
     logging.disable(logging.WARNING)
@@ -156,17 +165,15 @@ def measure(number: int, given: argparse.Namespace, store: str | None) -> None:
     import faiss  # so that it counts as a library
 
     faiss.omp_set_num_threads(given.threads)
-    discover(Planted(64, 8, 2, 2), PlantedFeatures(8, 2, 2), num_parts=2, num_codes=2, foreground_clusters=4)
+    discover(Planted(64, 8, 2, 2), PlantedFeatures(8, 2, 2), _settings(M=2, K=2, foreground_clusters=4), seed=0)
     source = Planted(number, given.grid, given.parts, given.codes)
     features = PlantedFeatures(given.dim, given.parts, given.codes)
     meter = Meter()
     found = discover(
         source,
         features,
-        num_parts=given.parts,
-        num_codes=given.codes,
-        max_patches=given.max_patches,
-        nredo=given.nredo,
+        _settings(M=given.parts, K=given.codes, max_patches=given.max_patches, nredo=given.nredo),
+        seed=0,
         progress=meter.progress,
         store=Store(store) if store else None,
     )

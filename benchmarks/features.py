@@ -14,11 +14,14 @@ from pathlib import Path
 
 import torch
 
+from partcraft_lit.config import compose
+from partcraft_lit.config.validation import build
 from partcraft_lit.core.types import PatchFeatures
 from partcraft_lit.parts.atlas import draw_atlas, draw_masks
+from partcraft_lit.parts.color import ColorFeatures
 from partcraft_lit.parts.discovery import Discovery, discover
 from partcraft_lit.parts.quality import PartQuality, score_parts
-from partcraft_lit.parts.raw import ColorFeatures
+from partcraft_lit.parts.settings import PartsSettings
 from partcraft_lit.world.creatures import Creatures
 from partcraft_lit.world.mini_features import MiniFeatures
 from partcraft_lit.world.zoo.looks import species_table
@@ -66,7 +69,8 @@ def main() -> None:
 def measure(source: Creatures, features: PatchFeatures, codes: int) -> tuple[Discovery, PartQuality, float]:
     """Discovery, its scores, and the seconds it took."""
     start = time.perf_counter()
-    found = discover(source, features, num_parts=5, num_codes=codes)
+    settings = build(PartsSettings, compose.load(compose.conf_dir() / "parts" / "default.yaml") | {"K": codes}, "parts")
+    found = discover(source, features, settings, seed=0)
     seconds = time.perf_counter() - start
     return found, score_parts(source, found.label_maps, found.codes), seconds
 

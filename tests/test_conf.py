@@ -164,15 +164,6 @@ def test_no_setting_is_parsed_and_read_by_nobody():
             assert read or by_group, f"{name}.{field.name}"
 
 
-def test_parts_name_the_arguments_of_discovery():
-    from partcraft_lit.parts.discovery import DiscoverySettings
-
-    values = config.plain(config.compose("train"))
-    parts = validate(values["parts"], PartsSettings, "parts")
-    defaults = DiscoverySettings(num_parts=parts.M, num_codes=parts.K)
-    assert DiscoverySettings(**parts.arguments()) == defaults  # the YAML says what discovery measured as best
-
-
 def test_files_hold_no_key_twice():
     class Loader(yaml.SafeLoader):
         pass

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from discovery import discover
 from miniatures import BREEDS, write_dogs, write_mat_list
 from partcraft_lit.config import compose as config
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import ABSENT, AnnotatedSource, PartToken
 from partcraft_lit.data.dogs import Dogs
-from partcraft_lit.parts.discovery import discover
-from partcraft_lit.parts.raw import ColorFeatures
+from partcraft_lit.parts.color import ColorFeatures
 from partcraft_lit.tokens.grammar import PartVocabulary, parse
 
 
@@ -67,9 +67,7 @@ def test_a_code_per_class_and_no_more(published: Path) -> None:
     The background is part 0 of every data set, found by rule: no number to look up by eye for each.
     """
     source = Dogs(published)
-    found = discover(
-        source, ColorFeatures(grid=8), num_parts=2, num_codes=2, codes="class", foreground_clusters=2, nredo=1, niter=5
-    )
+    found = discover(source, ColorFeatures(grid=8), M=2, K=2, codes="class", foreground_clusters=2, nredo=1, niter=5)
     names, codes = found.dictionary.names, found.dictionary.codes_per_part
     assert names[0] == "background" and codes[1:] == (3, 3)
     assert set(found.codes[:, 1:].unique().tolist()) <= {ABSENT, 0, 1, 2}

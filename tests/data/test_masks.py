@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from discovery import dataset_parts
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import ABSENT, TruthfulSource
 from partcraft_lit.data.folder import ImageFolder
-from partcraft_lit.parts.given import given_parts
-from partcraft_lit.parts.raw import ColorFeatures
+from partcraft_lit.parts.color import ColorFeatures
 
 LABELS = np.array([[0, 1, 1, 0], [2, 2, 0, 0]], dtype=np.uint8).repeat(8, 0).repeat(8, 1)  # 16 x 32
 
@@ -83,7 +83,7 @@ def test_without_masks_nothing_is_known_of_the_truth(images: Path) -> None:
 
 def test_masks_replace_discovery(images: Path, label_images: Path) -> None:
     source = ImageFolder(images, masks=label_images)
-    found = given_parts(source, ColorFeatures(grid=4), given="masks", num_codes=1)
+    found = dataset_parts(source, ColorFeatures(grid=4), source="masks", K=1)
     assert found.dictionary.names == ("background", "part1", "part2")
     assert torch.equal(found.label_maps[1], torch.from_numpy(LABELS))
     assert found.codes.tolist() == [[0, 0, 0]] * 2

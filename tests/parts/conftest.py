@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from discovery import discover
 from partcraft_lit.core.images import clamp_aspect, short_side_size
 from partcraft_lit.core.types import ABSENT, GroundTruth
-from partcraft_lit.parts.discovery import Discovery, discover
+from partcraft_lit.parts.discovery import Discovery
 
 #: Colours that no other part has, one per species.
 HEADS = ((230, 40, 40), (240, 200, 30), (250, 120, 20))
@@ -113,7 +114,7 @@ def meaningful() -> type[MeaningfulFeatures]:
 def found() -> Discovery:
     """Parts of 42 block creatures of three shapes; not to be changed."""
     source = BlockCreatures(42, sizes=((64, 64), (64, 96), (110, 64)))
-    return discover(source, MeaningfulFeatures(), num_parts=2, num_codes=3, names=("head", "body"))
+    return discover(source, MeaningfulFeatures(), M=2, K=3, names=("head", "body"))
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
+from discovery import discover
 from partcraft_lit.parts.atlas import draw_atlas, draw_masks, part_box
-from partcraft_lit.parts.discovery import discover
 
 
 def test_atlas_is_a_readable_picture(tmp_path, found, found_source):
@@ -27,7 +27,7 @@ def test_masks_are_a_readable_picture(tmp_path, found, found_source):
 
 def test_rare_parts_single_images_and_long_ones_are_drawn(tmp_path, creatures, meaningful):
     source = creatures(2, sizes=((300, 40), (40, 300)))
-    found = discover(source, meaningful(), num_parts=2, num_codes=9, codes="class", nredo=1)
+    found = discover(source, meaningful(), M=2, K=9, codes="class", nredo=1)
     assert draw_atlas(source, found, tmp_path / "atlas.png").stat().st_size > 1000
     assert draw_masks(source, found, tmp_path / "masks.png").stat().st_size > 1000
 

@@ -17,7 +17,7 @@ def dictionary(**changes) -> PartDictionary:
     axes = torch.eye(3)
     fields = {
         "names": ("background", "head", "wing"),
-        "segmenter": Segmenter(torch.zeros(3), axes, torch.tensor([False, True, True]), axes[1:], smallest_speck=2),
+        "segmenter": Segmenter(torch.zeros(3), axes, torch.tensor([False, True, True]), axes[1:], min_component_size=2),
         "code_centroids": (axes[:1], axes[1:], axes),
         "features_id": "test",
         "features_hash": "0" * 64,

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from discovery import discover
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.store.packs import packs, records
 from partcraft_lit.core.types import ABSENT
-from partcraft_lit.parts.discovery import discover, read_parts
+from partcraft_lit.parts.color import ColorFeatures
+from partcraft_lit.parts.discovery import read_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.parts.quality import score_parts
-from partcraft_lit.parts.raw import ColorFeatures
 
 
 def equal(first, second) -> bool:
@@ -36,7 +37,7 @@ def test_finds_the_parts_and_their_species(found, found_source):
 
 def test_works_on_colours_alone(creatures):
     source = creatures(60)
-    found = discover(source, ColorFeatures(), num_parts=2, num_codes=6)
+    found = discover(source, ColorFeatures(), M=2, K=6)
     quality = score_parts(source, found.label_maps, found.codes)
     assert quality.foreground_iou > 0.8
 
@@ -69,23 +70,23 @@ def test_no_code_of_the_dictionary_is_dead_and_code_0_is_the_commonest(found):
 
 def test_is_deterministic_for_a_seed(creatures, meaningful, found):
     source = creatures(42, sizes=((64, 64), (64, 96), (110, 64)))
-    again = discover(source, meaningful(), num_parts=2, num_codes=3, names=("head", "body"))
+    again = discover(source, meaningful(), M=2, K=3, names=("head", "body"))
     assert equal(found, again)
 
 
-def test_batch_size_and_spool_change_nothing(creatures):
+def test_batch_size_and_cache_change_nothing(creatures):
     source = creatures(20)
-    one = discover(source, ColorFeatures(), num_parts=2, num_codes=3, batch_size=32)
-    other = discover(source, ColorFeatures(), num_parts=2, num_codes=3, batch_size=3, spool_bytes=30_000)
+    one = discover(source, ColorFeatures(), M=2, K=3, batch_size=32)
+    other = discover(source, ColorFeatures(), M=2, K=3, batch_size=3, cache_bytes=30_000)
     assert equal(one, other)
 
 
-def test_spooled_features_are_not_computed_twice(creatures, meaningful):
+def test_cached_features_are_not_computed_twice(creatures, meaningful):
     features = meaningful()
-    discover(creatures(10), features, num_parts=2, num_codes=2)
+    discover(creatures(10), features, M=2, K=2)
     assert features.calls == 10
     features = meaningful()
-    discover(creatures(10), features, num_parts=2, num_codes=2, spool_bytes=0)
+    discover(creatures(10), features, M=2, K=2, cache_bytes=0)
     assert features.calls == 20
 
 
@@ -99,7 +100,7 @@ def test_the_predictor_agrees_with_discovery(found, found_source, meaningful):
 
 def test_a_sample_smaller_than_the_images_still_finds_the_parts(creatures, meaningful):
     source = creatures(120)
-    found = discover(source, meaningful(), num_parts=2, num_codes=3, max_patches=200, nredo=2)
+    found = discover(source, meaningful(), M=2, K=3, max_patches=200, nredo=2)
     assert found.report.num_patches == 120
     assert len(found.label_maps) == 120
     assert score_parts(source, found.label_maps, found.codes).mean_part_iou > 0.7
@@ -107,7 +108,7 @@ def test_a_sample_smaller_than_the_images_still_finds_the_parts(creatures, meani
 
 def test_class_codes_are_the_labels(creatures, meaningful):
     source = creatures(21)
-    found = discover(source, meaningful(), num_parts=2, num_codes=4, codes="class")
+    found = discover(source, meaningful(), M=2, K=4, codes="class")
     labels = torch.tensor([source.label(index) for index in range(21)])
     for part in (1, 2):
         shown = found.codes[:, part] != ABSENT
@@ -121,7 +122,7 @@ def test_class_codes_are_the_labels(creatures, meaningful):
 def test_a_class_that_nobody_shows_is_never_predicted(creatures, meaningful):
     source = creatures(12)
     source.class_names = (*source.class_names, "unseen")
-    found = discover(source, meaningful(), num_parts=2, num_codes=2, codes="class")
+    found = discover(source, meaningful(), M=2, K=2, codes="class")
     assert bool((found.dictionary.code_centroids[1][3] == 0).all())
     prediction = KMeansPartPredictor(found.dictionary, meaningful()).predict([source.image(0)])
     assert int(prediction.codes.max()) < 3
@@ -131,12 +132,12 @@ def test_labels_are_needed_for_class_codes(creatures, meaningful):
     source = creatures(6, labelled=False)
     features = meaningful()
     with pytest.raises(UserError, match=r"parts\.codes=class needs a class .* one folder per class"):
-        discover(source, features, num_parts=2, num_codes=2, codes="class")
+        discover(source, features, M=2, K=2, codes="class")
     assert features.calls == 0
 
 
 def test_fewer_images_than_codes_lowers_k_and_says_so(creatures, meaningful):
-    found = discover(creatures(8), meaningful(), num_parts=2, num_codes=50)
+    found = discover(creatures(8), meaningful(), M=2, K=50)
     assert max(found.dictionary.codes_per_part) <= 8
     assert "parts.K=50" in found.report.notes[0]
 
@@ -144,27 +145,27 @@ def test_fewer_images_than_codes_lowers_k_and_says_so(creatures, meaningful):
 def test_fewer_images_than_codes_stops_before_any_work(creatures, meaningful):
     source, features = creatures(8), meaningful()
     with pytest.raises(UserError, match=r"parts\.K=50 .* 8 images.* parts\.on_too_few=lower"):
-        discover(source, features, num_parts=2, num_codes=50, on_too_few="stop")
+        discover(source, features, M=2, K=50, on_too_few="stop")
     assert source.reads == features.calls == 0
 
 
 def test_more_parts_than_kinds_of_patches():
     source = _Squares(6)
-    found = discover(source, _TwoKinds(), num_parts=4, num_codes=1)
+    found = discover(source, _TwoKinds(), M=4, K=1)
     assert found.dictionary.num_parts == 1
     assert any("M is lowered" in note for note in found.report.notes)
     with pytest.raises(UserError, match=r"parts\.M=4, but 1 parts were found.*parts\.M=1"):
-        discover(source, _TwoKinds(), num_parts=4, num_codes=1, on_too_few="stop")
+        discover(source, _TwoKinds(), M=4, K=1, on_too_few="stop")
 
 
 def test_images_that_are_all_one_colour_are_refused():
     with pytest.raises(UserError, match="look the same"):
-        discover(_Squares(4, side=0), _TwoKinds(), num_parts=2, num_codes=1)
+        discover(_Squares(4, side=0), _TwoKinds(), M=2, K=1)
 
 
 def test_an_image_without_foreground_or_background_is_no_problem():
     source = _Squares(9, odd={7: 0, 8: 64})  # nothing in image 7, nothing else in image 8
-    found = discover(source, _TwoKinds(), num_parts=1, num_codes=2)
+    found = discover(source, _TwoKinds(), M=1, K=2)
     assert found.codes[7].tolist() == [0, ABSENT]
     assert found.codes[8].tolist() == [ABSENT, 0]
     assert bool(torch.isfinite(found.part_features).all())
@@ -176,40 +177,40 @@ def test_broken_features_are_named(creatures):
             return [grid * float("nan") for grid in super().__call__(images)]
 
     with pytest.raises(UserError, match="'two' hold NaN"):
-        discover(creatures(3), Broken(), num_parts=1, num_codes=1)
+        discover(creatures(3), Broken(), M=1, K=1)
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"num_parts": 0}, r"parts\.M=0 is too few: at least 1"),
-        ({"num_codes": 0}, r"parts\.K=0 is too few"),
-        ({"num_parts": 300}, "254 parts at most"),
-        ({"codes": "clas"}, r"parts\.codes='clas' is unknown. Did you mean 'class'\?"),
-        ({"on_too_few": "halt"}, r"parts\.on_too_few='halt' is unknown"),
-        ({"foreground_clusters": 1}, "at least 2"),
-        ({"foreground_clusters": "many"}, "'auto' or a number"),
-        ({"max_patches": 10}, "max_patches=10 is too few"),
-        ({"names": ("head",)}, r"parts\.names has 1 names for parts\.M=2"),
-        ({"names": ("head", "background")}, "'background' is taken twice"),
-        ({"names": ("head", "2nd")}, "'2nd' cannot name a part"),
+        ({"M": 0}, r"parts\.M=0: wanted a number from 1 to 254"),
+        ({"K": 0}, r"parts\.K=0: wanted a number of at least 1"),
+        ({"M": 300}, "from 1 to 254"),
+        ({"codes": "clas"}, r"parts\.codes='clas'.* Did you mean 'class'\?"),
+        ({"on_too_few": "halt"}, r"parts\.on_too_few='halt'"),
+        ({"foreground_clusters": 1}, r"parts\.foreground_clusters=1: wanted"),
+        ({"foreground_clusters": "many"}, "'?auto'?"),
+        ({"M": 2, "max_patches": 150}, "max_patches=150 is too few to find 2 parts"),
+        ({"names": ["head"]}, r"parts\.names has 1 names for parts\.M=2"),
+        ({"names": ["head", "background"]}, "'background' is taken twice"),
+        ({"names": ["head", "2nd"]}, "'2nd' cannot name a part"),
     ],
 )
 def test_settings_that_cannot_work(creatures, meaningful, settings, message):
     with pytest.raises(UserError, match=message):
-        discover(creatures(4), meaningful(), **({"num_parts": 2, "num_codes": 2} | settings))
+        discover(creatures(4), meaningful(), **({"M": 2, "K": 2} | settings))
 
 
 def test_no_images(creatures, meaningful):
     with pytest.raises(UserError, match="no images"):
-        discover(creatures(0), meaningful(), num_parts=2, num_codes=2)
+        discover(creatures(0), meaningful(), M=2, K=2)
 
 
 def test_the_store_answers_an_equal_question(tmp_path, creatures, meaningful):
     store = Store(tmp_path)
-    first = discover(creatures(15), meaningful(), num_parts=2, num_codes=3, store=store)
+    first = discover(creatures(15), meaningful(), M=2, K=3, store=store)
     source, features = creatures(15), meaningful()
-    second = discover(source, features, num_parts=2, num_codes=3, store=store, names=("head", "body"))
+    second = discover(source, features, M=2, K=3, store=store, names=("head", "body"))
     assert equal(first, second)
     assert second.dictionary.names == ("background", "head", "body")
     assert second.report.from_store
@@ -219,27 +220,27 @@ def test_the_store_answers_an_equal_question(tmp_path, creatures, meaningful):
 
 def test_the_store_remembers_class_codes(tmp_path, creatures, meaningful):
     store = Store(tmp_path)
-    first = discover(creatures(15), meaningful(), num_parts=2, num_codes=3, codes="class", store=store)
-    second = discover(creatures(15), meaningful(), num_parts=2, num_codes=3, codes="class", store=store)
+    first = discover(creatures(15), meaningful(), M=2, K=3, codes="class", store=store)
+    second = discover(creatures(15), meaningful(), M=2, K=3, codes="class", store=store)
     assert equal(first, second)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"num_codes": 2}, {"smallest_speck": 3}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"K": 2}, {"min_component_size": 3}])
 def test_the_store_does_not_answer_another_question(tmp_path, creatures, meaningful, change):
     store = Store(tmp_path)
-    discover(creatures(9), meaningful(), num_parts=2, num_codes=3, store=store)
-    other = discover(creatures(9), meaningful(), **({"num_parts": 2, "num_codes": 3, "store": store} | change))
+    discover(creatures(9), meaningful(), M=2, K=3, store=store)
+    other = discover(creatures(9), meaningful(), **({"M": 2, "K": 3, "store": store} | change))
     assert not other.report.from_store
 
 
 def test_damaged_store_entries_are_computed_again(tmp_path, creatures, meaningful):
     store = Store(tmp_path)
-    first = discover(creatures(9), meaningful(), num_parts=2, num_codes=3, store=store)
+    first = discover(creatures(9), meaningful(), M=2, K=3, store=store)
     damaged = sorted(tmp_path.rglob("*.pack"))
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-7])
     assert damaged
-    assert equal(first, discover(creatures(9), meaningful(), num_parts=2, num_codes=3, store=store))
+    assert equal(first, discover(creatures(9), meaningful(), M=2, K=3, store=store))
 
 
 def test_interrupted_and_started_again_gives_the_same(tmp_path, creatures, meaningful):
@@ -247,7 +248,7 @@ def test_interrupted_and_started_again_gives_the_same(tmp_path, creatures, meani
         if stage == "label images" and done >= 6:
             raise KeyboardInterrupt
 
-    arguments = {"num_parts": 2, "num_codes": 3, "batch_size": 4}
+    arguments = {"M": 2, "K": 3, "batch_size": 4}
     never_stopped = discover(creatures(14), meaningful(), **arguments)
     store = Store(tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -258,7 +259,7 @@ def test_interrupted_and_started_again_gives_the_same(tmp_path, creatures, meani
 
 def test_adding_images_reads_only_the_new_ones(tmp_path, creatures, meaningful):
     store = Store(tmp_path)
-    found = discover(creatures(12), meaningful(), num_parts=2, num_codes=3, store=store)
+    found = discover(creatures(12), meaningful(), M=2, K=3, store=store)
     features = meaningful()
     label_maps, codes, part_features = read_parts(creatures(15), features, found.dictionary, store=store)
     assert features.calls == 3
@@ -272,8 +273,8 @@ def test_progress_reaches_the_end_of_every_stage(creatures, meaningful):
     discover(
         creatures(10),
         meaningful(),
-        num_parts=2,
-        num_codes=2,
+        M=2,
+        K=2,
         batch_size=4,
         progress=lambda stage, done, total: last.update({stage: (done, total)}),
     )

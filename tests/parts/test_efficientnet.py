@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from discovery import discover
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.parts import efficientnet
-from partcraft_lit.parts.discovery import discover
+from partcraft_lit.parts.color import ColorFeatures
 from partcraft_lit.parts.efficientnet import EfficientNetFeatures, load_network
 from partcraft_lit.parts.efficientnet_network import STAGES, EfficientNetLite0
-from partcraft_lit.parts.raw import ColorFeatures
 
 SIZE = 64
 
@@ -93,14 +93,14 @@ class TestFeatures:
         assert int(step[1:-1].argmax()) + 1 in (2, 3, 4)  # of 8 columns; the image ends are edges themselves
 
     def test_parts_are_found_without_colour(self, features, creatures):
-        dictionary = discover(creatures(8), features, num_parts=2, num_codes=2, nredo=1).dictionary
-        assert bool((dictionary.segmenter.part_centroids[:, features.kind_dims :] == 0).all())
-        assert bool((dictionary.code_centroids[1][:, features.kind_dims :] != 0).any())
+        dictionary = discover(creatures(8), features, M=2, K=2, nredo=1).dictionary
+        assert bool((dictionary.segmenter.part_centroids[:, features.semantic_dims :] == 0).all())
+        assert bool((dictionary.code_centroids[1][:, features.semantic_dims :] != 0).any())
 
     def test_colour_can_be_left_out(self, features):
         plain = EfficientNetFeatures(size=SIZE, color=0)
         (image,) = images((64, 64))
-        assert plain.dim == plain.kind_dims == 304
+        assert plain.dim == plain.semantic_dims == 304
         assert torch.equal(plain([image])[0], features([image])[0][..., :304])
 
     def test_hash_knows_weights_and_settings(self, features, monkeypatch):

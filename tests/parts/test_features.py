@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import Dinov2Config, Dinov2Model
 
+from discovery import discover
 from partcraft_lit.core.errors import UserError
+from partcraft_lit.parts.color import ColorFeatures
 from partcraft_lit.parts.dinov2 import DinoV2Features
-from partcraft_lit.parts.raw import ColorFeatures
 
 
 def picture(height: int = 56, width: int = 56, seed: int = 0) -> torch.Tensor:
@@ -149,9 +150,8 @@ class TestDinoV2:
             DinoV2Features(str(tmp_path))
 
     def test_discovers(self, dinov2_folder, creatures):
-        from partcraft_lit.parts.discovery import discover
 
         features = DinoV2Features(str(dinov2_folder), size=112)
-        found = discover(creatures(8, sizes=((64, 64), (64, 90))), features, num_parts=2, num_codes=2, nredo=1)
+        found = discover(creatures(8, sizes=((64, 64), (64, 90))), features, M=2, K=2, nredo=1)
         assert found.dictionary.features_hash == features.hash
         assert bool(torch.isfinite(F.normalize(found.part_features, dim=-1)).all())

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from discovery import discover
 from partcraft_lit.core.types import ABSENT, GroundTruth
 from partcraft_lit.parts.quality import assign, confusion, normalised_mutual_information, pairwise_iou, score_parts
 
@@ -103,12 +104,11 @@ def test_nmi_by_hand():
 
 
 def test_colours_find_the_foreground_of_drawn_creatures_better_than_chance():
-    from partcraft_lit.parts.discovery import discover
-    from partcraft_lit.parts.raw import ColorFeatures
+    from partcraft_lit.parts.color import ColorFeatures
     from partcraft_lit.world.creatures import Creatures
 
     source = Creatures(species=4, images_per_species=8)
-    found = discover(source, ColorFeatures(), num_parts=5, num_codes=4, nredo=2)
+    found = discover(source, ColorFeatures(), M=5, K=4, nredo=2)
     quality = score_parts(source, found.label_maps, found.codes)
     elsewhere = found.label_maps[5:] + found.label_maps[:5]  # of other pictures: equal shares, wrong places
     chance = score_parts(source, elsewhere, found.codes)

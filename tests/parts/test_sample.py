@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import torch
 
+from discovery import discover
 from partcraft_lit.core.store import Store
-from partcraft_lit.parts.discovery import discover
 from partcraft_lit.parts.foreground import PatchPlaces
+from partcraft_lit.parts.on_disk import FeatureCache
 from partcraft_lit.parts.sample import Sample, sample_patches
-from partcraft_lit.parts.spool import FeatureSpool
 
 SIZES = ((64, 64), (64, 96), (128, 64))
 
 
 def drawn(source: Any, features: Any, max_patches: int, **others: Any) -> Sample:
     settings = {"seed": 0, "batch_size": 5, "progress": lambda *told: None} | others
-    with FeatureSpool(1 << 20) as spool:
-        return sample_patches(source, features, max_patches=max_patches, spool=spool, **settings)
+    with FeatureCache(1 << 20) as cache:
+        return sample_patches(source, features, max_patches=max_patches, cache=cache, **settings)
 
 
 def equal(one: Sample, other: Sample) -> bool:
@@ -81,7 +81,7 @@ def test_processes_that_discover_together_find_the_very_same_parts(creatures, me
     def work(rank: int) -> None:
         os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         together.wait(timeout=60)
-        found = discover(creatures(25), Uneven(), num_parts=2, num_codes=3, batch_size=4, store=Store(tmp_path))
+        found = discover(creatures(25), Uneven(), M=2, K=3, batch_size=4, store=Store(tmp_path))
         found_by.put([found.dictionary.hash, found.codes.tolist()])
 
     workers = [context.Process(target=work, args=(rank,)) for rank in range(2)]

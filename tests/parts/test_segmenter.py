@@ -46,7 +46,7 @@ def test_small_parts_go_to_the_next_nearest_part_or_to_the_background():
 
 def test_specks_take_the_label_around_them():
     grid = features([[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [2, 0, 0, 0]])
-    cleaned = segmenter(smallest_speck=2).label(grid).tolist()
+    cleaned = segmenter(min_component_size=2).label(grid).tolist()
     assert cleaned == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
 
 
@@ -54,7 +54,7 @@ def test_hash_follows_everything_that_decides_a_label_map():
     same, other = segmenter(), segmenter(min_cells=2)
     flipped = Segmenter(torch.zeros(3), torch.eye(3), torch.tensor([True, False, True]), torch.eye(3)[1:])
     assert same.hash == segmenter().hash
-    assert len({same.hash, other.hash, segmenter(smallest_speck=2).hash, flipped.hash}) == 4
+    assert len({same.hash, other.hash, segmenter(min_component_size=2).hash, flipped.hash}) == 4
 
 
 def test_pieces_by_hand():
@@ -95,7 +95,7 @@ def test_images_labelled_together_are_labelled_as_one_by_one():
     generator = torch.Generator().manual_seed(0)
     sizes = [(5, 6), (3, 9), (5, 6), (5, 6), (3, 9)]  # of two shapes, so that specks are absorbed in two groups
     grids = [features(torch.randint(0, 3, size, generator=generator).tolist()) for size in sizes]
-    labelling = segmenter(smallest_speck=3, min_cells=4)
+    labelling = segmenter(min_component_size=3, min_cells=4)
     together = labelling.label_all(grids)
     assert any(bool((labelling.label(grid) != segmenter().label(grid)).any()) for grid in grids)
     assert all(torch.equal(found, labelling.label(grid)) for found, grid in zip(together, grids, strict=True))

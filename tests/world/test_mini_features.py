@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from discovery import discover
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.parts.discovery import discover
 from partcraft_lit.world.mini_features import (
     MiniFeatures,
     MiniSettings,
@@ -44,7 +44,7 @@ def test_grids_follow_the_aspect(folder, stride, side):
         (side, side, features.dim),
     ]
     assert all(grid.dtype == torch.float32 and bool(torch.isfinite(grid).all()) for grid in grids)
-    kinds = grids[0][..., : features.kind_dims]
+    kinds = grids[0][..., : features.semantic_dims]
     assert_close(kinds.norm(dim=-1), torch.ones(side, side))
 
 
@@ -106,10 +106,10 @@ def test_hash_knows_weights_and_settings(folder, tmp_path):
 
 def test_discovery_finds_parts_by_kinds_alone(folder, creatures):
     features = MiniFeatures(folder, settings=MiniSettings(stride=4))
-    dictionary = discover(creatures(8), features, num_parts=2, num_codes=2, nredo=1).dictionary
-    assert bool((dictionary.segmenter.part_centroids[:, features.kind_dims :] == 0).all())
-    assert bool((dictionary.segmenter.foreground_centroids[:, features.kind_dims :] == 0).all())
-    assert bool((dictionary.code_centroids[1][:, features.kind_dims :] != 0).any())
+    dictionary = discover(creatures(8), features, M=2, K=2, nredo=1).dictionary
+    assert bool((dictionary.segmenter.part_centroids[:, features.semantic_dims :] == 0).all())
+    assert bool((dictionary.segmenter.foreground_centroids[:, features.semantic_dims :] == 0).all())
+    assert bool((dictionary.code_centroids[1][:, features.semantic_dims :] != 0).any())
 
 
 def test_missing_weights_are_said(tmp_path):

@@ -78,19 +78,11 @@ def check_choices(values: Mapping[str, Any]) -> None:
     """
     if "features" in values:
         config.choose(values["features"], values["parts"]["features"], "parts.features")
-        _check_names(values["parts"])
     for name in values["eval"]["pictures"] or () if "metrics" in values else ():
         config.choose(values["metrics"], str(name), "eval.pictures")
     loss = values.get("loss", {})
     if loss.get("attention", "none") != "none":
         config.choose(values["attention"], loss["attention"], "loss.attention")
-
-
-def _check_names(parts: Mapping[str, Any]) -> None:
-    """The number of names; what a name may be, discovery checks."""
-    names, number = parts["names"], parts["M"]
-    if isinstance(names, list) and names and len(names) != number:
-        raise UserError(f"parts.names has {len(names)} names for parts.M={number}: give one each, or none, [].")
 
 
 def make_source(values: Mapping[str, Any]) -> ImageSource:

@@ -13,7 +13,7 @@ from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.randomness import epoch_index, torch_generator
 from partcraft_lit.core.types import ABSENT, ExampleTransform, TrainingExample
 from partcraft_lit.data.latents import LatentCrop, LatentSource
-from partcraft_lit.parts.spool import LabelMaps
+from partcraft_lit.parts.on_disk import LabelMaps
 
 
 class TrainingSet(Dataset[TrainingExample]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.part_names import check_part_names
 from partcraft_lit.core.types import ABSENT
 from partcraft_lit.parts.kmeans import nearest
 from partcraft_lit.parts.segmenter import Segmenter
 
 FORMAT = 1
 JSON_NAME = "dictionary.json"
-_NAME = re.compile(r"[^\W\d][\w-]*")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class PartDictionary:
                 f"A dictionary of {self.segmenter.num_parts} parts has {self.segmenter.num_parts + 1} names and tables "
                 f"with the background, got {len(self.names)} names and {len(self.code_centroids)} tables."
             )
-        check_names(self.names[1:])
+        check_part_names(self.names[1:])
 
     @property
     def num_parts(self) -> int:
@@ -142,7 +141,10 @@ class PartDictionary:
             "num_codes": list(self.codes_per_part),
             "class_names": None if self.class_names is None else list(self.class_names),
             "features": {"id": self.features_id, "hash": self.features_hash, "dim": self.dim},
-            "segmenter": {"min_cells": self.segmenter.min_cells, "smallest_speck": self.segmenter.smallest_speck},
+            "segmenter": {
+                "min_cells": self.segmenter.min_cells,
+                "min_component_size": self.segmenter.min_component_size,
+            },
             "settings": dict(self.settings),
             "facts": dict(self.facts),
             "tensors_sha256": hashlib.sha256(content).hexdigest(),
@@ -217,24 +219,6 @@ class PartDictionary:
             raise UserError(f"The part dictionary {path} has lost its tensors, {error.filename}. {advice}") from error
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"The part dictionary {path} cannot be read: {error}. {advice}") from error
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Rejects names of foreground parts that a prompt could not use.
-
-    Raises:
-        UserError: for a name that is no word, is taken twice, or is "background".
-    """
-    for name in names:
-        if not _NAME.fullmatch(name):
-            raise UserError(
-                f"{name!r} cannot name a part: a name begins with a letter and goes on with letters, digits, '_' or "
-                "'-', so that <name:3> can be read in a prompt."
-            )
-    taken = ["background", *(name.lower() for name in names)]
-    double = sorted({name for name in taken if taken.count(name) > 1})
-    if double:
-        raise UserError(f"Names of parts must differ, also from 'background'; {double[0]!r} is taken twice.")
 
 
 def _tensors_name(sha256: str) -> str:

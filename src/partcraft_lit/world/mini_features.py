@@ -78,7 +78,7 @@ class MiniFeatures:
         self.device = torch.device(device)
         self.batch_size = batch_size
         self.network = network.eval().requires_grad_(False).to(self.device)
-        self.kind_dims = network.dim  # discovery finds parts by these alone
+        self.semantic_dims = network.dim  # discovery finds parts by these alone
         self.dim = network.dim + _APPEARANCE
         text = json.dumps([_FORMAT, asdict(self.settings)], sort_keys=True)
         self.hash = hashlib.sha256(content + text.encode()).hexdigest()

@@ -18,10 +18,10 @@ from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.store.cached import cached_file, cached_values
 from partcraft_lit.core.types import AnnotatedSource, ImageSource, PatchFeatures, TruthfulSource
 from partcraft_lit.parts.atlas import draw_atlas, draw_masks
+from partcraft_lit.parts.dataset_parts import dataset_parts
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import Discovery
 from partcraft_lit.parts.discovery import discover as find_parts
-from partcraft_lit.parts.given import given_parts
 from partcraft_lit.parts.keypoints import score_annotations
 from partcraft_lit.parts.quality import PartQuality, score_parts
 from partcraft_lit.parts.settings import PartsSettings
@@ -60,19 +60,9 @@ def discover_parts(
     """Finds the parts, or takes them from the store or the data set; says what it had to change."""
     if settings.source != "discover":
         with stages.stage("read parts") as counter:
-            return given_parts(
-                source,
-                features,
-                given=settings.source,
-                num_codes=settings.K,
-                names=settings.names,
-                seed=seed,
-                nredo=settings.nredo,
-                niter=settings.niter,
-                progress=counter.part,
-            )
+            return dataset_parts(source, features, settings, seed=seed, progress=counter.part)
     with stages.stage("discover parts") as counter:
-        discovery = find_parts(source, features, seed=seed, store=store, progress=counter.part, **settings.arguments())
+        discovery = find_parts(source, features, settings, seed=seed, store=store, progress=counter.part)
     report = discovery.report
     confidence = report.foreground.get("confidence", float("nan"))
     shown = ", ".join(f"{part['name']} {part['images']}" for part in report.parts[1:])

@@ -23,7 +23,8 @@ from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.types import ABSENT, Backbone
 from partcraft_lit.methods.method import Method
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.parts.joined import check_joinable, join
+from partcraft_lit.parts.merge import check_mergeable
+from partcraft_lit.parts.merge import merge as merge_dictionaries
 from partcraft_lit.tokens.captions import TEMPLATES
 
 #: Ordinary things; in the 27 templates they are the about 1,000 captions on which the model is to stay what it was.
@@ -93,7 +94,7 @@ def merge(
     captions = read_captions(settings)
     learned = [_read(run.folder) for run in runs]
     _check_same_model([run.folder for run in runs], learned)
-    dictionary = join([found.dictionary for found in learned])
+    dictionary = merge_dictionaries([found.dictionary for found in learned])
     with stages.stage("load"):
         backbone = load_backbone()
     with stages.stage("merge"), torch.no_grad():
@@ -186,7 +187,7 @@ def _check_same_model(folders: Sequence[Path], learned: Sequence[_Learned]) -> N
                 f"{str(first.get('hash'))[:12]}, {folder.name} on {found.frozen.get('backbone')} with "
                 f"{str(found.frozen.get('hash'))[:12]}. Only runs on one model can be merged."
             )
-    check_joinable([found.dictionary for found in learned])
+    check_mergeable([found.dictionary for found in learned])
 
 
 def _method(run: Trained, found: _Learned, backbone: Backbone) -> Method:

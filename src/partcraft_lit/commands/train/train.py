@@ -56,8 +56,8 @@ from partcraft_lit.evaluation.truth import truth_of
 from partcraft_lit.metrics.composition import Targets, composition_targets, reconstruction_targets
 from partcraft_lit.metrics.features import ImageFeatures
 from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.parts.dataset_parts import check_dataset_parts
 from partcraft_lit.parts.discovery import Discovery
-from partcraft_lit.parts.given import check_given
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 
 #: Images whose attention is shown over the course of training.
@@ -105,7 +105,7 @@ def train(
     stages = Stages()
     settings.method.check(settings, source.class_noun)
     if settings.parts.source != "discover":
-        check_given(source, settings.parts.source, settings.parts.M, settings.parts.names)
+        check_dataset_parts(source, settings.parts)
     if settings.prior.weight:
         prior_prompt(settings.prior, source.class_noun)
     notes = write_rejected(source, folder, stages)

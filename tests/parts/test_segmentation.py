@@ -8,22 +8,23 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from discovery import discover
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import ABSENT
-from partcraft_lit.parts import spool
-from partcraft_lit.parts.discovery import discover, read_parts
+from partcraft_lit.parts import on_disk
+from partcraft_lit.parts.discovery import read_parts
 from partcraft_lit.parts.kmeans import assign, cosine_kmeans, spread
+from partcraft_lit.parts.on_disk import FeatureCache, LabelMaps, MappedRows
 from partcraft_lit.parts.quality import score_parts
-from partcraft_lit.parts.spool import FeatureSpool, LabelMaps, RowSpool
 
 MAPS = [torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[7]]), torch.tensor([[8], [9]])]
 
 
 def test_small_sets_are_what_fitting_all_in_memory_gives(creatures, meaningful):
     source, features = creatures(30), meaningful()
-    found = discover(source, features, num_parts=2, num_codes=3)
+    found = discover(source, features, M=2, K=3)
     segmenter = found.dictionary.segmenter
     grids = features([source.image(index) for index in range(30)])
     label_maps = [segmenter.label(grid) for grid in grids]
@@ -42,7 +43,7 @@ def test_small_sets_are_what_fitting_all_in_memory_gives(creatures, meaningful):
 
 def test_more_images_than_the_bound_are_all_read(tmp_path, creatures, meaningful):
     source, store = creatures(210), Store(tmp_path)
-    found = discover(source, meaningful(), num_parts=2, num_codes=3, max_patches=200, nredo=2, store=store)
+    found = discover(source, meaningful(), M=2, K=3, max_patches=200, nredo=2, store=store)
     assert found.part_features.dtype == torch.float16
     quality = score_parts(source, found.label_maps, found.codes)
     assert quality.mean_nmi == pytest.approx(1.0)
@@ -51,16 +52,16 @@ def test_more_images_than_the_bound_are_all_read(tmp_path, creatures, meaningful
     _, codes, part_features = read_parts(source, meaningful(), found.dictionary, store=store)
     assert torch.equal(codes, found.codes)
     assert torch.equal(part_features, found.part_features)
-    again = discover(source, meaningful(), num_parts=2, num_codes=3, max_patches=200, nredo=2, store=store)
+    again = discover(source, meaningful(), M=2, K=3, max_patches=200, nredo=2, store=store)
     assert torch.equal(again.codes, found.codes)
     assert again.report.parts == found.report.parts
 
 
 def test_class_codes_come_in_pieces(monkeypatch, creatures, meaningful):
-    whole = discover(creatures(21), meaningful(), num_parts=2, num_codes=3, codes="class")
-    monkeypatch.setattr("partcraft_lit.parts.labelling.VECTORS", 4)
-    monkeypatch.setattr("partcraft_lit.parts.labelling.IMAGES", 4)
-    pieces = discover(creatures(21), meaningful(), num_parts=2, num_codes=3, codes="class")
+    whole = discover(creatures(21), meaningful(), M=2, K=3, codes="class")
+    monkeypatch.setattr("partcraft_lit.parts.segmentation.VECTORS", 4)
+    monkeypatch.setattr("partcraft_lit.parts.segmentation.IMAGES", 4)
+    pieces = discover(creatures(21), meaningful(), M=2, K=3, codes="class")
     assert torch.equal(whole.codes, pieces.codes)
     assert whole.report.parts == pieces.report.parts
     for first, second in zip(whole.dictionary.code_centroids, pieces.dictionary.code_centroids, strict=True):
@@ -107,8 +108,8 @@ def test_label_maps_are_a_sequence(label_maps):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_rows_and_features_come_back(dtype):
     x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
-    rows = RowSpool((5, 2, 3), dtype)
-    with FeatureSpool(1 << 20) as features:
+    rows = MappedRows((5, 2, 3), dtype)
+    with FeatureCache(1 << 20) as features:
         for index in (3, 1, 0, 4, 2):
             rows.put(index, x[index].float())
             features.put(index, x[index])
@@ -125,16 +126,16 @@ def test_a_full_disk_says_what_is_wanted(monkeypatch):
     def full(*arguments: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(spool.os, "posix_fallocate", full, raising=False)
+    monkeypatch.setattr(on_disk.os, "posix_fallocate", full, raising=False)
     with pytest.raises(UserError, match=r"need 0\.40 GB more .*No space left.*TMPDIR"):
-        RowSpool((10_000, 10, 1000), torch.float32)
+        MappedRows((10_000, 10, 1000), torch.float32)
 
 
 def test_a_disk_that_takes_only_a_piece_of_what_is_written_loses_nothing(monkeypatch):
-    real = spool.os.pwrite
-    monkeypatch.setattr(spool.os, "pwrite", lambda file, data, offset: real(file, data[:5], offset))
+    real = on_disk.os.pwrite
+    monkeypatch.setattr(on_disk.os, "pwrite", lambda file, data, offset: real(file, data[:5], offset))
     maps, x = LabelMaps(3), torch.randn(4, 7)
-    with FeatureSpool(1 << 20) as features:
+    with FeatureCache(1 << 20) as features:
         for index, label_map in enumerate(MAPS):
             maps.put(index, label_map)
             features.put(index, x + index)

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from discovery import dataset_parts, parts_settings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import ABSENT, GroundTruth
-from partcraft_lit.parts.given import check_given, given_parts
+from partcraft_lit.parts.color import ColorFeatures
+from partcraft_lit.parts.dataset_parts import check_dataset_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
-from partcraft_lit.parts.raw import ColorFeatures
 
 
 class Squares:
@@ -55,7 +56,7 @@ def features() -> ColorFeatures:
 
 def test_masks_are_the_label_maps_and_their_looks_the_dictionary(features):
     source = Squares()
-    found = given_parts(source, features, given="masks", num_codes=1)
+    found = dataset_parts(source, features, source="masks", K=1)
     assert found.dictionary.names == ("background", "red", "blue")
     assert found.dictionary.codes_per_part == (1, 1, 1)
     for index in range(4):
@@ -74,14 +75,14 @@ def test_variants_of_a_part_are_clustered(features):
                 image[:2, 8:24, 4:20] = image[:2, 8:24, 4:20].flip(0)
             return image
 
-    found = given_parts(Changing(), features, given="masks", num_codes=2, names=("one", "two"))
+    found = dataset_parts(Changing(), features, source="masks", K=2, names=("one", "two"))
     codes = found.codes[:, 1].tolist()
     assert codes[0] == codes[1] != codes[2] == codes[3]
     assert found.dictionary.names == ("background", "one", "two")
 
 
 def test_classes_are_concepts_that_fill_their_images(features):
-    found = given_parts(Squares(), features, given="classes", num_codes=3)
+    found = dataset_parts(Squares(), features, source="classes", K=3)
     assert found.dictionary.names == ("background", "cat", "dog")
     assert found.codes.tolist() == [[ABSENT, 0, ABSENT], [ABSENT, ABSENT, 0]] * 2
     assert [m.tolist() for m in found.label_maps[:2]] == [[[1]], [[2]]]
@@ -89,11 +90,11 @@ def test_classes_are_concepts_that_fill_their_images(features):
 
 def test_messages():
     source = Squares()
-    check_given(source, "masks", 2, ())
+    check_dataset_parts(source, parts_settings(M=2, source="masks"))
     with pytest.raises(UserError, match=r"parts\.M=5, but parts\.source=masks gives 2: red, blue\. Set parts\.M=2"):
-        check_given(source, "masks", 5, ())
+        check_dataset_parts(source, parts_settings(M=5, source="masks"))
     with pytest.raises(UserError, match=r"parts\.names has 1 names for parts\.M=2"):
-        check_given(source, "masks", 2, ("one",))
+        check_dataset_parts(source, parts_settings(M=2, source="masks", names=["one"]))
 
     class Small(Squares):
         def truth(self, index: int) -> GroundTruth:
@@ -101,7 +102,7 @@ def test_messages():
             return replace(truth, label_map=truth.label_map[::2, ::2]) if index == 3 else truth
 
     with pytest.raises(UserError, match=r"The mask of 3\.png is 24 x 16 pixels, its image 48 x 32: make the mask as"):
-        check_given(Small(), "masks", 2, ())
+        check_dataset_parts(Small(), parts_settings(M=2, source="masks"))
 
     class Unknown(Squares):
         def truth(self, index: int) -> GroundTruth:
@@ -109,7 +110,7 @@ def test_messages():
             return replace(truth, label_map=truth.label_map * 2)
 
     with pytest.raises(UserError, match=r"The mask of 0\.png has the value 4, and no part has it"):
-        check_given(Unknown(), "masks", 2, ())
+        check_dataset_parts(Unknown(), parts_settings(M=2, source="masks"))
 
     class Plain:
         class_names = ()
@@ -118,6 +119,6 @@ def test_messages():
             return 1
 
     with pytest.raises(UserError, match=r"needs a data set with masks, and this one has none"):
-        check_given(Plain(), "masks", 2, ())
+        check_dataset_parts(Plain(), parts_settings(M=2, source="masks"))
     with pytest.raises(UserError, match=r"this data set has no classes: put the images of each concept into a folder"):
-        check_given(Plain(), "classes", 2, ())
+        check_dataset_parts(Plain(), parts_settings(M=2, source="classes"))

@@ -1,4 +1,4 @@
-"""What a pass over all images leaves behind, on disk: memory does not grow with the number of images."""
+"""Results of a pass over all images in temporary files: memory does not grow with the number of images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from partcraft_lit.core.errors import UserError
 
 
-class FeatureSpool:
-    """A temporary file of tensors by index. What does not fit is forgotten and has to be computed again.
+class FeatureCache:
+    """Tensors by index in a temporary file. What exceeds the budget is dropped and has to be computed again.
 
     Args:
         budget_bytes: most bytes written; 0 keeps nothing.
@@ -89,7 +89,7 @@ class LabelMaps(Sequence[Tensor]):
     def put(self, index: int, label_map: Tensor) -> None:
         assert self._file is not None
         data = _bytes_of(label_map.to(torch.uint8))
-        with _room_wanted(len(data)):
+        with _disk_space_or_error(len(data)):
             write_at(self._file.fileno(), data, self._end)
         self._starts[index], self._end = self._end, self._end + len(data)
         self._sizes[index] = torch.tensor(label_map.shape)
@@ -121,10 +121,8 @@ class LabelMaps(Sequence[Tensor]):
         return {**self.__dict__, "_file": None, "_block": block}
 
 
-class RowSpool:
-    """A tensor of one row per image in a temporary file.
-
-    ``rows`` is an ordinary tensor whose memory the system takes from that file and may give back at any time.
+class MappedRows:
+    """A memory-mapped tensor of one row per image, in a temporary file.
 
     Args:
         shape: of all of it, images first.
@@ -137,8 +135,8 @@ class RowSpool:
     def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
         self._row_bytes = dtype.itemsize * torch.Size(shape[1:]).numel()
         size = shape[0] * self._row_bytes
-        self._file = tempfile.TemporaryFile(prefix="partcraft-rows-")  # noqa: SIM115 lives as long as the spool
-        with _room_wanted(size):
+        self._file = tempfile.TemporaryFile(prefix="partcraft-rows-")  # noqa: SIM115 lives as long as the object
+        with _disk_space_or_error(size):
             # Room is taken now: a mapped file that cannot grow later ends the process without a message.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file.fileno(), 0, size)
@@ -148,19 +146,19 @@ class RowSpool:
         self.rows = torch.frombuffer(self._mapped, dtype=dtype).view(*shape)
 
     def put(self, index: int, row: Tensor) -> None:
-        """Written to the file, past the mapping, so that it is not counted as this process's memory."""
-        with _room_wanted(self._row_bytes):
+        """Writes past the mapping, so that the row does not count as this process's memory."""
+        with _disk_space_or_error(self._row_bytes):
             write_at(self._file.fileno(), _bytes_of(row.to(self.rows.dtype)), index * self._row_bytes)
 
     def release(self) -> None:
-        """Gives the memory behind ``rows`` back; the numbers stay in the file."""
+        """Frees the resident pages of ``rows``; the values stay in the file."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager
-def _room_wanted(size: int) -> Iterator[None]:
-    """Turns a full disk into an error that says what to do."""
+def _disk_space_or_error(size: int) -> Iterator[None]:
+    """Raises a UserError where the disk is full."""
     try:
         yield
     except OSError as error:
@@ -171,7 +169,7 @@ def _room_wanted(size: int) -> Iterator[None]:
 
 
 def write_at(file: int, data: memoryview, offset: int) -> None:
-    """Writes all of it: on a disk that is nearly full the system writes a piece first, and says so only then.
+    """Writes all of it: on a nearly full disk the system writes a piece first and reports the error only then.
 
     Raises:
         OSError: if the disk is full.

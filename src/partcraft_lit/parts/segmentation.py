@@ -13,9 +13,9 @@ from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.types import ABSENT, ImageSource, PatchFeatures
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.kmeans import nearest
+from partcraft_lit.parts.on_disk import FeatureCache, LabelMaps, MappedRows
 from partcraft_lit.parts.predictor import present_parts
 from partcraft_lit.parts.segmenter import Segmenter
-from partcraft_lit.parts.spool import FeatureSpool, LabelMaps, RowSpool
 
 #: (stage, done, of how many)
 Progress = Callable[[str, int, int], None]
@@ -25,7 +25,7 @@ VECTORS = 65_536
 IMAGES = 4096
 
 
-class LabelledImages:
+class SegmentedImages:
     """Parts of N images.
 
     In memory are 16 bytes per image and one per part; the rest is in temporary files, which go with this object.
@@ -43,7 +43,7 @@ class LabelledImages:
     """
 
     def __init__(self, number: int, num_labels: int, dim: int, dtype: torch.dtype) -> None:
-        self._rows = RowSpool((number, num_labels, dim), dtype)
+        self._rows = MappedRows((number, num_labels, dim), dtype)
         self.label_maps = LabelMaps(number)
         self.part_features = self._rows.rows
         self.present = torch.zeros(number, num_labels, dtype=torch.bool)
@@ -76,7 +76,7 @@ class LabelledImages:
         return described
 
 
-def label_images(
+def segment_images(
     source: ImageSource,
     features: PatchFeatures,
     segmenter: Segmenter,
@@ -85,20 +85,20 @@ def label_images(
     dtype: torch.dtype,
     store: Store | None,
     progress: Progress,
-    spool: FeatureSpool,
-) -> LabelledImages:
-    """Labels all images of ``source``; what the store knows, or the spool holds, is not computed again."""
+    cache: FeatureCache,
+) -> SegmentedImages:
+    """Labels all images of ``source``; what the store knows, or the cache holds, is not computed again."""
 
     def compute(indices: list[int]) -> Iterable[dict[str, Tensor]]:
-        spooled = {index: grid for index in indices if (grid := spool.get(index)) is not None}
-        others = [index for index in indices if index not in spooled]
+        cached = {index: grid for index in indices if (grid := cache.get(index)) is not None}
+        others = [index for index in indices if index not in cached]
         computed = {index: grid for index, _, grid in with_features(source, features, others, batch_size)}
-        grids = [spooled[index] if index in spooled else computed[index] for index in indices]
+        grids = [cached[index] if index in cached else computed[index] for index in indices]
         for grid, label_map in zip(grids, segmenter.label_all(grids), strict=True):
             yield {"label_map": label_map, "part_features": segmenter.describe(grid, label_map)}
 
     number = len(source)
-    found = LabelledImages(number, segmenter.num_parts + 1, segmenter.part_centroids.shape[1], dtype)
+    found = SegmentedImages(number, segmenter.num_parts + 1, segmenter.part_centroids.shape[1], dtype)
     if store is None:
         for start in range(0, number, batch_size):
             batch = list(range(start, min(start + batch_size, number)))

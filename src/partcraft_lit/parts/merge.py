@@ -1,4 +1,4 @@
-"""Dictionaries of several runs as one: their parts one after the other."""
+"""Merges the part dictionaries of several runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.segmenter import Segmenter
 
 
-def check_joinable(dictionaries: Sequence[PartDictionary]) -> None:
-    """Looks whether prompts and features could tell the parts of all dictionaries apart.
+def check_mergeable(dictionaries: Sequence[PartDictionary]) -> None:
+    """Checks that names and features of all dictionaries are compatible.
 
     Raises:
         UserError: if a name is taken twice, or the features differ.
@@ -36,15 +36,15 @@ def check_joinable(dictionaries: Sequence[PartDictionary]) -> None:
             )
 
 
-def join(dictionaries: Sequence[PartDictionary]) -> PartDictionary:
-    """One dictionary with the parts of all, in their order; the background's codes are those of the first.
+def merge(dictionaries: Sequence[PartDictionary]) -> PartDictionary:
+    """A dictionary with the parts of all, in their order; the background's codes are those of the first.
 
     A patch belongs to the part, or to one of the backgrounds, that it looks most like.
 
     Raises:
-        UserError: as ``check_joinable``.
+        UserError: as ``check_mergeable``.
     """
-    check_joinable(dictionaries)
+    check_mergeable(dictionaries)
     first = dictionaries[0]
     tables = [table for dictionary in dictionaries for table in dictionary.code_centroids[1:]]
     grounds = [dictionary.code_centroids[0] for dictionary in dictionaries]

@@ -1,9 +1,8 @@
-"""Parts that a data set brings along, as masks or as one concept per class of images: nothing is discovered then."""
+"""Parts annotated in the data set, as masks or as one concept per image class, in place of discovery."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,69 +10,60 @@ from torch.nn import functional as F
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import clamp_aspect
+from partcraft_lit.core.part_names import check_part_names
 from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.types import ABSENT, ImageSource, PatchFeatures, TruthfulSource
-from partcraft_lit.parts.dictionary import PartDictionary, check_names
+from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import Discovery, DiscoveryReport
 from partcraft_lit.parts.kmeans import cosine_kmeans
-from partcraft_lit.parts.labelling import describe_parts
+from partcraft_lit.parts.segmentation import describe_parts
 from partcraft_lit.parts.segmenter import Segmenter
-
-#: Where parts come from, if not from discovery: "masks", one for each part of each image, or the "classes" of images,
-#: each of which shows one concept.
-GivenParts = Literal["masks", "classes"]
+from partcraft_lit.parts.settings import PartsSettings
 
 
-def check_given(source: ImageSource, given: GivenParts, num_parts: int, names: Sequence[str]) -> None:
-    """Looks whether a data set has what is asked of it, without a network.
+def check_dataset_parts(source: ImageSource, settings: PartsSettings) -> None:
+    """Checks that the data set has the parts of ``settings.source``, without loading a network.
 
     Raises:
         UserError: if it has no masks or classes, another number of them, or a mask of another size than its image.
     """
-    known = _known_names(source, given)
-    if len(known) != num_parts:
+    known = _part_names(source, settings.source)
+    if len(known) != settings.M:
         raise UserError(
-            f"parts.M={num_parts}, but parts.source={given} gives {len(known)}: {', '.join(known)}. Set "
+            f"parts.M={settings.M}, but parts.source={settings.source} gives {len(known)}: {', '.join(known)}. Set "
             f"parts.M={len(known)}."
         )
-    if names and len(names) != num_parts:
-        raise UserError(f"parts.names has {len(names)} names for parts.M={num_parts} parts; give one each, or none.")
-    check_names(names or known)
+    check_part_names(settings.names or known)
     for index in range(len(source)):
-        _check_image(source, given, index)
+        _check_image(source, settings.source, index)
 
 
-def given_parts(
+def dataset_parts(
     source: ImageSource,
     features: PatchFeatures,
+    settings: PartsSettings,
     *,
-    given: GivenParts,
-    num_codes: int,
-    names: Sequence[str] = (),
-    seed: int = 0,
-    nredo: int = 5,
-    niter: int = 30,
+    seed: int,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Discovery:
-    """Parts as the data set knows them, with a dictionary that reads further images by what those parts look like.
+    """The data set's parts, with a dictionary that segments further images by nearest mean feature.
 
     Args:
         source: the images; masks are those of a :class:`partcraft_lit.core.types.TruthfulSource`.
         features: describes their patches.
-        given: where the parts come from.
-        num_codes: K; the variants of a part are clustered as in discovery. A class has one code.
-        names: of the parts; those of the data set if empty.
-        seed, nredo, niter: of the k-means of codes.
-        progress: told how far it is.
+        settings: with ``source`` "masks" or "classes". Codes are clustered as in discovery; names are those of the data
+            set if none are set.
+        seed: of the k-means of codes.
+        progress: called with stage, done and total.
 
     Returns:
-        A discovery whose label maps are the masks, as fine as they are.
+        A discovery whose label maps are the masks, in their resolution.
 
     Raises:
-        UserError: as ``check_given``.
+        UserError: as ``check_dataset_parts``.
     """
-    known = _known_names(source, given)
-    check_given(source, given, len(known), names)
+    check_dataset_parts(source, settings)
+    given, known = settings.source, _part_names(source, settings.source)
     label_maps, described = [], []
     for index in range(len(source)):
         label_maps.append(_label_map(source, given, index))
@@ -86,11 +76,11 @@ def given_parts(
     tables = []
     for part in range(len(known) + 1):
         rows = present[:, part]
-        table, labels = _codes(part_features[rows, part], num_codes, nredo, niter, derive_seed(seed, "given", part))
+        table, labels = _codes(part_features[rows, part], settings, derive_seed(seed, "given", part))
         tables.append(table)
         codes[rows, part] = labels
     dictionary = PartDictionary(
-        names=("background", *(names or known)),
+        names=("background", *(settings.names or known)),
         segmenter=_segmenter(part_features, present),
         code_centroids=tuple(tables),
         features_id=features.id,
@@ -104,7 +94,7 @@ def given_parts(
     return Discovery(dictionary, label_maps, codes, part_features, report)
 
 
-def _known_names(source: ImageSource, given: GivenParts) -> tuple[str, ...]:
+def _part_names(source: ImageSource, given: str) -> tuple[str, ...]:
     if given == "classes":
         if len(source.class_names) < 1 or any(source.label(index) is None for index in range(len(source))):
             raise UserError(
@@ -120,7 +110,7 @@ def _known_names(source: ImageSource, given: GivenParts) -> tuple[str, ...]:
     return tuple(source.part_names)
 
 
-def _check_image(source: ImageSource, given: GivenParts, index: int) -> None:
+def _check_image(source: ImageSource, given: str, index: int) -> None:
     if given == "masks":
         mask, image = source.truth(index).label_map, source.image(index)  # type: ignore[attr-defined]
         if mask.shape != image.shape[1:]:
@@ -132,7 +122,7 @@ def _check_image(source: ImageSource, given: GivenParts, index: int) -> None:
             raise UserError(f"The mask of {source.name(index)} has the value {int(mask.max())}, and no part has it.")
 
 
-def _label_map(source: ImageSource, given: GivenParts, index: int) -> Tensor:
+def _label_map(source: ImageSource, given: str, index: int) -> Tensor:
     """(height, width) uint8, of what ``clamp_aspect`` leaves of the image; one cell where all of it is one concept."""
     if given == "classes":
         return torch.full((1, 1), int(source.label(index) or 0) + 1, dtype=torch.uint8)
@@ -147,11 +137,11 @@ def _describe(grid: Tensor, label_map: Tensor, num_labels: int) -> Tensor:
     return (member.T @ directions) / member.sum(dim=0).clamp_min(1)[:, None]
 
 
-def _codes(vectors: Tensor, num_codes: int, nredo: int, niter: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Table (K', D) and the code of each row; a part that no patch shows has the one code of a row of zeros."""
-    if num_codes == 1 or not bool((vectors.norm(dim=1) > 0.5).any()):
+def _codes(vectors: Tensor, settings: PartsSettings, seed: int) -> tuple[Tensor, Tensor]:
+    """Centroids (K', D) and the code of each row; a part that no patch shows has one code, a row of zeros."""
+    if settings.K == 1 or not bool((vectors.norm(dim=1) > 0.5).any()):
         return F.normalize(vectors.sum(dim=0, keepdim=True), dim=1), torch.zeros(len(vectors), dtype=torch.long)
-    return cosine_kmeans(vectors, num_codes, nredo=nredo, niter=niter, seed=seed)
+    return cosine_kmeans(vectors, settings.K, nredo=settings.nredo, niter=settings.niter, seed=seed)
 
 
 def _segmenter(part_features: Tensor, present: Tensor) -> Segmenter:
