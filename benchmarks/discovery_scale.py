@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from partcraft_lit.config import compose
-from partcraft_lit.config.validation import build
+from partcraft_lit.config.validation import validate
 from partcraft_lit.core.randomness import numpy_generator, torch_generator
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import GroundTruth
@@ -155,7 +155,7 @@ class Meter:
 
 def _settings(**changes: Any) -> PartsSettings:
     """Those of ``conf/parts``, changed."""
-    return build(PartsSettings, compose.load(compose.conf_dir() / "parts" / "default.yaml") | changes, "parts")
+    return validate(compose.load(compose.conf_dir() / "parts" / "default.yaml") | changes, PartsSettings, "parts")
 
 
 def measure(number: int, given: argparse.Namespace, store: str | None) -> None:

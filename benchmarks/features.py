@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from partcraft_lit.config import compose
-from partcraft_lit.config.validation import build
+from partcraft_lit.config.validation import validate
 from partcraft_lit.core.types import PatchFeatures
 from partcraft_lit.parts.atlas import draw_atlas, draw_masks
 from partcraft_lit.parts.color import ColorFeatures
@@ -69,7 +69,9 @@ def main() -> None:
 def measure(source: Creatures, features: PatchFeatures, codes: int) -> tuple[Discovery, PartQuality, float]:
     """Discovery, its scores, and the seconds it took."""
     start = time.perf_counter()
-    settings = build(PartsSettings, compose.load(compose.conf_dir() / "parts" / "default.yaml") | {"K": codes}, "parts")
+    settings = validate(
+        compose.load(compose.conf_dir() / "parts" / "default.yaml") | {"K": codes}, PartsSettings, "parts"
+    )
     found = discover(source, features, settings, seed=0)
     seconds = time.perf_counter() - start
     return found, score_parts(source, found.label_maps, found.codes), seconds

@@ -20,10 +20,9 @@ from partcraft_lit.commands import train
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
-from partcraft_lit.config.validation import join, validate
+from partcraft_lit.config.validation import join
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.losses.attention import entropy_attention_loss
-from partcraft_lit.parts.settings import PartsSettings
 
 CONF = config.conf_dir()
 #: What has to be given by hand.
@@ -201,7 +200,7 @@ def test_mistakes_in_keys_and_options(overrides, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["parts.M=0"], r"parts\.M=0: wanted a whole number of at least 1"),
+        (["parts.M=0"], r"parts\.M=0: wanted a whole number from 1 to 254"),
         (["parts.K=many"], r"parts\.K='many': wanted a whole number"),
         (["data.flip='yes'"], r"data\.flip='yes': wanted true or false"),
         (["loss.attention=entropie"], r"loss\.attention=entropie: Did you mean 'entropy'\?"),

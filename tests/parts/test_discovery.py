@@ -183,8 +183,8 @@ def test_broken_features_are_named(creatures):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"M": 0}, r"parts\.M=0: wanted a number from 1 to 254"),
-        ({"K": 0}, r"parts\.K=0: wanted a number of at least 1"),
+        ({"M": 0}, r"parts\.M=0: wanted a whole number from 1 to 254"),
+        ({"K": 0}, r"parts\.K=0: wanted a whole number of at least 1"),
         ({"M": 300}, "from 1 to 254"),
         ({"codes": "clas"}, r"parts\.codes='clas'.* Did you mean 'class'\?"),
         ({"on_too_few": "halt"}, r"parts\.on_too_few='halt'"),

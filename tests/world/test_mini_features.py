@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from discovery import discover
 from partcraft_lit.core.errors import UserError
+from partcraft_lit.world.creatures import Creatures
 from partcraft_lit.world.mini_features import (
     MiniFeatures,
     MiniSettings,
@@ -104,9 +105,9 @@ def test_hash_knows_weights_and_settings(folder, tmp_path):
     assert MiniFeatures(folder, batch_size=3).hash in hashes
 
 
-def test_discovery_finds_parts_by_kinds_alone(folder, creatures):
+def test_discovery_finds_parts_by_semantic_channels_alone(folder):
     features = MiniFeatures(folder, settings=MiniSettings(stride=4))
-    dictionary = discover(creatures(8), features, M=2, K=2, nredo=1).dictionary
+    dictionary = discover(Creatures(species=2, images_per_species=4), features, M=2, K=2, nredo=1).dictionary
     assert bool((dictionary.segmenter.part_centroids[:, features.semantic_dims :] == 0).all())
     assert bool((dictionary.segmenter.foreground_centroids[:, features.semantic_dims :] == 0).all())
     assert bool((dictionary.code_centroids[1][:, features.semantic_dims :] != 0).any())
