@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from partcraft_lit.backbones.lora import add_lora
-from partcraft_lit.backbones.published import SD1
+from partcraft_lit.backbones.model_configs import SD1
 
 
 def count(work: Callable[[], Any]) -> float:

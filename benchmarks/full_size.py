@@ -31,7 +31,7 @@ from torch import nn
 from partcraft_lit.backbones.attention import cross_attention_sides
 from partcraft_lit.backbones.latent_diffusion import LatentDiffusion, Precision, choose_attention_layers
 from partcraft_lit.backbones.lora import add_lora
-from partcraft_lit.backbones.published import SD1, SDXL_BASE
+from partcraft_lit.backbones.model_configs import SD1, SDXL_BASE
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion
 from partcraft_lit.backbones.stable_diffusion_xl import StableDiffusionXL

@@ -68,7 +68,7 @@ def make_backbone(name: str, dtype: torch.dtype) -> StableDiffusion:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from partcraft_lit.backbones.published import SD1
+    from partcraft_lit.backbones.model_configs import SD1
 
     networks = {
         "unet": _random(lambda: UNet2DConditionModel.from_config(SD1["unet"]), dtype, seed=1),
@@ -152,7 +152,7 @@ class Clock:
 class Tokens(nn.Module):
     """The part of a method that a step needs."""
 
-    watches_words = False
+    captures_noun_attention = False
 
     def __init__(self, mapper: TokenMapper) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from partcraft_lit.backbones.attention import AttentionCapture
 from partcraft_lit.backbones.sampling import sample
 from partcraft_lit.backbones.settings import SampleSettings
-from partcraft_lit.backbones.trainable import trainable_groups
+from partcraft_lit.backbones.trainable_weights import trainable_groups
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Backbone, LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
 from partcraft_lit.losses.diffusion import (
@@ -25,7 +25,7 @@ from partcraft_lit.losses.diffusion import (
     min_snr_weight,
     signal_to_noise_ratio,
 )
-from partcraft_lit.losses.region import prompted_region, region_of_batch
+from partcraft_lit.losses.region import combine_regions, prompted_region
 from partcraft_lit.methods.method import Method
 from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.tokens.weights import weigh
@@ -104,15 +104,15 @@ class PersonalizationModule(LightningModule):
             batch.latents, batch.noise, batch.timesteps, scheduler.alphas_cumprod, scheduler.config.prediction_type
         )
         capture = self._capture
-        with capture.armed(self._watched_positions(batch)) if capture else nullcontext():
+        with capture.armed(self._captured_positions(batch)) if capture else nullcontext():
             model_pred = self.backbone.denoise(noisy_latents, batch.timesteps, conditioning)
         maps, words = self._maps(capture, batch)
         return StepOutput(batch, model_pred, target, maps, words)
 
-    def _watched_positions(self, batch: TrainingBatch) -> Tensor:
+    def _captured_positions(self, batch: TrainingBatch) -> Tensor:
         """(B, T) places of part tokens; (B, 2 T) with the places behind them, for methods that watch these too."""
         positions = batch.tokens.part_positions
-        if not self.method.watches_words:
+        if not self.method.captures_noun_attention:
             return positions
         return torch.cat([positions, torch.where(positions < 0, positions, positions + 1)], dim=1)
 
@@ -122,7 +122,7 @@ class PersonalizationModule(LightningModule):
             return None, None
         maps = capture.maps()
         capture.clear()  # the maps live on in the graph; the capture must not keep them beyond the step
-        if not self.method.watches_words:
+        if not self.method.captures_noun_attention:
             return maps, None
         tokens = batch.tokens.part_positions.shape[1]
         return maps[:, :tokens], maps[:, tokens:]
@@ -134,7 +134,7 @@ class PersonalizationModule(LightningModule):
         prompted = prompted_region(batch.label_map, batch.tokens.part_ids, *batch.latents.shape[-2:])
         if batch.prior is not None:
             prompted = torch.where(batch.prior[:, None, None], 1.0, prompted)  # no part is in their prompts
-        return region_of_batch(prompted, batch.loss_region)
+        return combine_regions(prompted, batch.loss_region)
 
     def part_vectors(self, batch: TrainingBatch) -> Tensor:
         return self.method.part_vectors(batch.tokens)

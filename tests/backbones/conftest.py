@@ -12,10 +12,10 @@ import torch
 @pytest.fixture(scope="session")
 def sd15_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The settings that a single SD1.x file is read with."""
-    from partcraft_lit.backbones.published import SD1, write_settings
+    from partcraft_lit.backbones.model_configs import SD1, write_configs
 
     folder = tmp_path_factory.mktemp("sd15_settings")
-    write_settings(SD1, folder)
+    write_configs(SD1, folder)
     return folder
 
 
@@ -33,7 +33,7 @@ def sdxl_unet():
     """SDXL's UNet on the meta device; copy it before changing it."""
     from diffusers import UNet2DConditionModel
 
-    from partcraft_lit.backbones.published import SDXL_BASE
+    from partcraft_lit.backbones.model_configs import SDXL_BASE
 
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(SDXL_BASE["unet"])

@@ -9,7 +9,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.testing import assert_close
 
-from partcraft_lit.backbones.families import family_of
 from partcraft_lit.backbones.lora import add_lora, lora_layers, lora_targets, remove_lora
 from partcraft_lit.backbones.lora_files import (
     from_diffusers,
@@ -19,7 +18,8 @@ from partcraft_lit.backbones.lora_files import (
     to_diffusers,
     to_kohya,
 )
-from partcraft_lit.backbones.published import SDXL_BASE
+from partcraft_lit.backbones.model_configs import SDXL_BASE
+from partcraft_lit.backbones.model_families import family_of
 
 
 @pytest.fixture(scope="module")

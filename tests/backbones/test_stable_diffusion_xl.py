@@ -55,15 +55,15 @@ def test_text_equals_the_pipeline_s(tiny_backbone_xl, pipeline):
     assert torch.equal(conditioning.encoder_hidden_states, expected)
     assert torch.equal(conditioning.pooled_prompt_embeds, pooled)
     assert conditioning.encoder_hidden_states.shape == (3, 77, 32 + 48)
-    absent = tiny_backbone_xl.encode_no_prompt()
+    absent = tiny_backbone_xl.encode_unconditional()
     assert torch.equal(absent.encoder_hidden_states, no_prompt[:1]) and not no_prompt.any()
     assert torch.equal(absent.pooled_prompt_embeds, no_pooled[:1])
 
 
 def test_a_model_may_take_the_empty_prompt_for_none(make_components_xl):
-    backbone = StableDiffusionXL(name="xl", **make_components_xl(), zero_no_prompt=False)
+    backbone = StableDiffusionXL(name="xl", **make_components_xl(), force_zeros_for_empty_prompt=False)
     empty = backbone.encode_prompts(plain_tokens(backbone.tokenizers, [""]), None)
-    absent = backbone.encode_no_prompt()
+    absent = backbone.encode_unconditional()
     assert torch.equal(absent.encoder_hidden_states, empty.encoder_hidden_states)
     assert torch.equal(absent.pooled_prompt_embeds, empty.pooled_prompt_embeds)
     assert absent.encoder_hidden_states.any()
@@ -238,7 +238,7 @@ def test_settings_of_sdxl_are_those_of_the_published_model(sdxl_unet):
     """Parameter counts of the published networks."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    from partcraft_lit.backbones.published import SDXL_BASE
+    from partcraft_lit.backbones.model_configs import SDXL_BASE
 
     with torch.device("meta"):
         text = CLIPTextModelWithProjection(CLIPTextConfig(**SDXL_BASE["text_encoder_2"]))

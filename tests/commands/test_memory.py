@@ -133,7 +133,7 @@ def test_checkpointing_runs_blocks_again_and_gives_the_same_gradients(each_fresh
     generator = torch.Generator().manual_seed(0)
     width = sum(backbone.token_widths)
     latents, text = torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 77, width, generator=generator)
-    empty = backbone.encode_no_prompt()
+    empty = backbone.encode_unconditional()
     grads, counts = [], []
     for hardware in (NONE, dataclasses.replace(NONE, gradient_checkpointing=True)):
         apply_memory_options(hardware, backbone)

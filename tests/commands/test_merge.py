@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from partcraft_lit.backbones.trainable import cross_kv
+from partcraft_lit.backbones.trainable_weights import cross_kv
 from partcraft_lit.commands.train import runs
 from partcraft_lit.commands.train.assembly import load_trained
 from partcraft_lit.commands.train.settings import TrainSettings

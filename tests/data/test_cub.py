@@ -12,7 +12,7 @@ from miniatures import CUB_PARTS, CUB_SPECIES, write_cub
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.core.types import AnnotatedSource, TruthfulSource
+from partcraft_lit.core.types import AnnotatedSource, GroundTruthSource
 from partcraft_lit.data.cub import Cub
 
 
@@ -56,7 +56,7 @@ def test_classes_are_chosen_by_name_and_counted_anew(published: Path) -> None:
 
 def test_boxes_and_keypoints_are_those_of_the_tables(published: Path) -> None:
     source = Cub(published, "test")
-    assert isinstance(source, AnnotatedSource) and not isinstance(source, TruthfulSource)
+    assert isinstance(source, AnnotatedSource) and not isinstance(source, GroundTruthSource)
     assert source.keypoint_names == list(CUB_PARTS)
     annotation = source.annotation(1)
     key = next(

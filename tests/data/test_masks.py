@@ -14,7 +14,7 @@ from discovery import dataset_parts
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.core.types import ABSENT, TruthfulSource
+from partcraft_lit.core.types import ABSENT, GroundTruthSource
 from partcraft_lit.data.folder import ImageFolder
 from partcraft_lit.parts.color import ColorFeatures
 
@@ -46,7 +46,7 @@ def label_images(images: Path) -> Path:
 
 def test_label_images(images: Path, label_images: Path) -> None:
     source = ImageFolder(images, masks=label_images)
-    assert isinstance(source, TruthfulSource) and source.part_names == ["part1", "part2"]
+    assert isinstance(source, GroundTruthSource) and source.part_names == ["part1", "part2"]
     assert [source.name(index) for index in range(2)] == ["b.png", "sub/a.png"]
     assert torch.equal(source.mask(1), torch.from_numpy(LABELS))
     (label_images / "parts.txt").write_text("head\ntail\n\n")
@@ -76,7 +76,7 @@ def test_an_image_per_part(images: Path, mode: str) -> None:
 
 def test_without_masks_nothing_is_known_of_the_truth(images: Path) -> None:
     source = ImageFolder(images)
-    assert not isinstance(source, TruthfulSource) and source.mask(0) is None
+    assert not isinstance(source, GroundTruthSource) and source.mask(0) is None
     with pytest.raises(UserError, match="has no masks"):
         source.truth(0)
 

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from partcraft_lit.losses.attention import (
     entropy_attention_loss,
-    labels_at_centres,
     part_attention_maps,
+    resize_labels,
 )
 
 NUM_PARTS = 3
@@ -323,14 +323,14 @@ def test_part_maps_and_who_is_prompted():
 def test_labels_are_resized_to_the_nearest_centre(old, new):
     labels = torch.randint(0, 9, (2, *old), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     expected = functional.interpolate(labels[:, None].float(), new, mode="nearest-exact")[:, 0]
-    resized = labels_at_centres(labels, *new)
+    resized = resize_labels(labels, *new)
     assert resized.dtype == torch.uint8
     assert torch.equal(resized.float(), expected)
 
 
 def test_resizing_by_whole_numbers_and_back_changes_nothing():
     labels = make_case()[2]
-    assert torch.equal(labels_at_centres(labels_at_centres(labels, 18, 30), 6, 6), labels)
+    assert torch.equal(resize_labels(resize_labels(labels, 18, 30), 6, 6), labels)
 
 
 def test_maps_and_masks_of_unlike_sizes_meet_at_the_maps():

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from partcraft_lit.losses.diffusion import diffusion_loss
-from partcraft_lit.losses.region import prompted_region, region_of_batch
+from partcraft_lit.losses.region import combine_regions, prompted_region
 
 LABELS = torch.tensor([[[0, 1], [2, 2]], [[1, 1], [0, 255]]], dtype=torch.uint8)
 
@@ -28,9 +28,9 @@ def test_no_token_is_an_empty_region_and_all_parts_are_every_place_that_is_one()
 
 def test_two_regions_are_both():
     one, other = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.5, 0.0, 1.0])
-    assert torch.equal(region_of_batch(one, other), torch.tensor([0.5, 0.0, 0.0]))
-    assert region_of_batch(None, other) is other and region_of_batch(one, None) is one
-    assert region_of_batch(None, None) is None
+    assert torch.equal(combine_regions(one, other), torch.tensor([0.5, 0.0, 0.0]))
+    assert combine_regions(None, other) is other and combine_regions(one, None) is one
+    assert combine_regions(None, None) is None
 
 
 def test_the_loss_in_a_region_by_hand():

@@ -17,7 +17,7 @@ from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.core.types import ABSENT, Backbone, TrainingBatch, TrainingExample
 from partcraft_lit.data.datamodule import Collate
-from partcraft_lit.methods.method import Pieces
+from partcraft_lit.methods.method import MethodContext
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.tokens.grammar import PartVocabulary
 
@@ -113,8 +113,8 @@ def build_on_fresh_backbone(settings_of, fresh_backbone) -> Callable[..., Person
     def module(*overrides: str, vocabulary: PartVocabulary | None = None) -> PersonalizationModule:
         settings = settings_of(*overrides)
         vocabulary = vocabulary or PartVocabulary(NAMES, CODES)
-        pieces = Pieces(vocabulary, fresh_backbone, "bird", settings.mapper, settings.lora, settings.seed)
-        method = settings.method.build(pieces)
+        context = MethodContext(vocabulary, fresh_backbone, "bird", settings.mapper, settings.lora, settings.seed)
+        method = settings.method.build(context)
         method.prepare(fresh_backbone)
         return PersonalizationModule(
             fresh_backbone,

@@ -8,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from partcraft_lit.backbones.published import SD1, write_settings
-from partcraft_lit.backbones.trainable import cross_kv, train_backbone, trainable_groups
+from partcraft_lit.backbones.model_configs import SD1, write_configs
+from partcraft_lit.backbones.trainable_weights import cross_kv, set_trainable, trainable_groups
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.randomness import torch_generator
@@ -47,11 +47,11 @@ class Shape:
 
 def test_the_count_on_sd15(tmp_path):
     """2 * 768 * (320 * 5 + 640 * 5 + 1280 * 6) weights, 76.7 MB in float32: the 75 MB that the paper stores."""
-    write_settings(SD1, tmp_path)
+    write_configs(SD1, tmp_path)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(json.loads((tmp_path / "unet" / "config.json").read_text()))
     backbone = Shape(unet)
-    train_backbone(backbone, "cross_kv", False, rank=4, alpha=None, scope="cross", seed=0)
+    set_trainable(backbone, "cross_kv", False, rank=4, alpha=None, scope="cross", seed=0)
     groups = trainable_groups(backbone)
     assert sum(p.numel() for p in groups["unet"]) == 1536 * 12480 == 19_169_280
     assert len(cross_kv(backbone.unet)) == 32

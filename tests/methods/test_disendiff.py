@@ -63,9 +63,9 @@ def test_the_term_is_that_of_the_slow_definition_on_maps_of_tokens_and_their_nou
             scheduler = backbone.noise_scheduler
             noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
             backbone.denoise(noisy, batch.timesteps, backbone.encode_prompts(batch.tokens, pair.part_vectors(batch)))
-        torch.testing.assert_close(step.word_maps, capture.maps(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(step.noun_attention_maps, capture.maps(), rtol=1e-4, atol=1e-6)
     (term,) = pair.method.loss_terms()
-    tokens, nouns = step.attention_maps.double().numpy(), step.word_maps.double().numpy()
+    tokens, nouns = step.attention_maps.double().numpy(), step.noun_attention_maps.double().numpy()
     expected = [slow_term(tokens[row, :count], nouns[row, :count]) for row, count in enumerate((2, 1, 0))]
     torch.testing.assert_close(term(step).double(), torch.tensor(expected, dtype=torch.double), rtol=1e-4, atol=1e-5)
 
@@ -74,7 +74,7 @@ def test_a_batch_without_tokens_costs_nothing(pair):
     maps, used = torch.zeros(2, 0, 8, 8), torch.zeros(2, 0, dtype=torch.bool)
     (term,) = pair.method.loss_terms()
     batch = SimpleNamespace(tokens=SimpleNamespace(part_ids=used.long()))
-    assert term(SimpleNamespace(attention_maps=maps, word_maps=maps, batch=batch)).tolist() == [0.0, 0.0]
+    assert term(SimpleNamespace(attention_maps=maps, noun_attention_maps=maps, batch=batch)).tolist() == [0.0, 0.0]
 
 
 def test_it_trains_what_custom_diffusion_trains_and_the_term_falls(build, batch_of):

@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.tokens.mapper import TokenMapper, mean_norm, mean_norms
+from partcraft_lit.tokens.mapper import TokenMapper, mean_norm
 
 PART_IDS = torch.tensor([[0, 2, 2, -1], [1, -1, -1, -1]])
 CODE_IDS = torch.tensor([[4, 0, 3, -1], [1, -1, -1, -1]])
@@ -195,4 +195,3 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_mean_norm():
     table = torch.tensor([[3.0, 4.0], [0.0, 1.0]], requires_grad=True)
     assert mean_norm(table) == 3.0
-    assert mean_norms([table, 2 * table]) == (3.0, 6.0)

@@ -11,7 +11,7 @@ import torch
 
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.types import ABSENT, PartToken
-from partcraft_lit.tokens.captions import CaptionBuilder, union_of
+from partcraft_lit.tokens.captions import CaptionBuilder, sample_union
 from partcraft_lit.tokens.grammar import PartVocabulary, parse
 
 VOCABULARY = PartVocabulary(["background", "cat", "dog", "hat"], [1, 2, 1, 3])
@@ -42,11 +42,11 @@ def test_exactly_the_sets_that_union_sampling_means():
     seen: Counter = Counter()
     for share in (0.0, 0.2, 0.34, 0.6, 0.67, 0.99):  # two of each third
         for order in permutations((0.1, 0.2, 0.3, 0.4)):
-            seen[tuple(token.part for token in union_of(tokens, share, order))] += 1
+            seen[tuple(token.part for token in sample_union(tokens, share, order))] += 1
     assert seen.keys() == {subset for k in (1, 2, 3) for subset in combinations((1, 2, 3), k)}
     by_size = {k: {count for subset, count in seen.items() if len(subset) == k} for k in (1, 2, 3)}
     assert by_size == {1: {16}, 2: {16}, 3: {48}}
-    assert union_of([], 0.5, ()) == []
+    assert sample_union([], 0.5, ()) == []
 
 
 def test_the_number_of_named_parts_is_uniform():

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from partcraft_lit.backbones.attend import AttendProcessor, attend, is_explicit
+from partcraft_lit.backbones.cpu_attention import CpuAttnProcessor, attention, uses_explicit_attention
 
 
 def cross_attention_sides(unet: Any, latent_size: int) -> dict[str, int]:
@@ -134,17 +134,17 @@ class AttentionCapture:
             self._maps[name] = _token_columns(probabilities, self._positions)
 
 
-class _CapturingProcessor(AttendProcessor):
+class _CapturingProcessor(CpuAttnProcessor):
     """Attention that shows a capture its probabilities, or where it forms none, what they are made from."""
 
     def __init__(self, capture: AttentionCapture, name: str) -> None:
         self.capture = capture
         self.name = name
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        if not is_explicit(query, key, mask):
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if not uses_explicit_attention(query, key, mask):
             self.capture._record(self.name, query, key, mask)
-            return attend(query, key, value, mask)
+            return attention(query, key, value, mask)
         # Formed once, and also while nothing is recorded: the recomputation of gradient checkpointing has to agree.
         probabilities = _probabilities(query, key)
         self.capture._record_columns(self.name, probabilities)

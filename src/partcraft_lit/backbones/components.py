@@ -71,7 +71,7 @@ class Components:
         unet, vae: diffusers' networks.
         text_encoders, tokenizers: of transformers, in the order of the layout.
         scheduler: of diffusers.
-        zero_no_prompt: whether the model was published to take zeros for no prompt at all.
+        force_zeros_for_empty_prompt: whether the model was published to take zeros for no prompt at all.
     """
 
     unet: Any
@@ -79,7 +79,7 @@ class Components:
     text_encoders: tuple[Any, ...]
     tokenizers: tuple[Any, ...]
     scheduler: Any
-    zero_no_prompt: bool
+    force_zeros_for_empty_prompt: bool
 
 
 def check_tokenizers(location: str, components: Components) -> Components:
@@ -95,7 +95,7 @@ def check_tokenizers(location: str, components: Components) -> Components:
 
 
 @contextmanager
-def explained(location: str, revision: str | None = None, variant: str | None = None) -> Iterator[None]:
+def explain_load_errors(location: str, revision: str | None = None, variant: str | None = None) -> Iterator[None]:
     """Turns what the hub's libraries raise into what a person can do about it."""
     try:
         with warnings.catch_warnings():
@@ -109,11 +109,16 @@ def explained(location: str, revision: str | None = None, variant: str | None = 
 
 
 def in_float32(
-    unet: Any, vae: Any, text_encoders: Sequence[Any], tokenizers: Sequence[Any], scheduler: Any, zero_no_prompt: bool
+    unet: Any,
+    vae: Any,
+    text_encoders: Sequence[Any],
+    tokenizers: Sequence[Any],
+    scheduler: Any,
+    force_zeros_for_empty_prompt: bool,
 ) -> Components:
     """Half precision files come up to float32: the two libraries differ in what they do without being told."""
     encoders = tuple(encoder.float() for encoder in text_encoders)
-    return Components(unet.float(), vae.float(), encoders, tuple(tokenizers), scheduler, zero_no_prompt)
+    return Components(unet.float(), vae.float(), encoders, tuple(tokenizers), scheduler, force_zeros_for_empty_prompt)
 
 
 def _load_error_message(location: str, revision: str | None, variant: str | None, error: Exception) -> str:

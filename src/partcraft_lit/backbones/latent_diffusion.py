@@ -14,9 +14,9 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from partcraft_lit.backbones.attend import AttendProcessor
 from partcraft_lit.backbones.attention import cross_attention_sides
-from partcraft_lit.backbones.convolve import shorten_convolutions
+from partcraft_lit.backbones.cpu_attention import CpuAttnProcessor
+from partcraft_lit.backbones.im2col import use_im2col_convolutions
 from partcraft_lit.backbones.text import plain_tokens
 from partcraft_lit.backbones.weights import weights_hash
 from partcraft_lit.core.errors import UserError
@@ -98,8 +98,8 @@ class LatentDiffusion(nn.Module, ABC):
         self._shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
         self.hash = weights_hash([unet, vae, *text_encoders], self._scale, self._shift)
         self.unet = _cast(unet, dtype)
-        self.unet.set_attn_processor(AttendProcessor())  # type: ignore[operator]
-        shorten_convolutions(self.unet)
+        self.unet.set_attn_processor(CpuAttnProcessor())  # type: ignore[operator]
+        use_im2col_convolutions(self.unet)
         self.vae = _cast(vae, vae_dtype)
         encoders = nn.ModuleList([_cast(encoder, dtype) for encoder in text_encoders])
         self.text_encoders = cast(Sequence[nn.Module], encoders)
@@ -107,7 +107,7 @@ class LatentDiffusion(nn.Module, ABC):
         self.token_widths = tuple(int(encoder.config.hidden_size) for encoder in text_encoders)
         # Latents are not bounded, so they are never clipped, whatever a scheduler's default says.
         self.noise_scheduler = DDPMScheduler.from_config(scheduler.config, clip_sample=False)
-        self._vae_rests = False
+        self._vae_offloaded = False
         self._vae_file: MappedWeights | None = None
         self.requires_grad_(False).eval()
 
@@ -144,14 +144,14 @@ class LatentDiffusion(nn.Module, ABC):
             raise ValueError(
                 f"Sides of pixel_values must be multiples of {self.vae_scale_factor}, got {tuple(pixel_values.shape)}."
             )
-        with torch.no_grad(), self._vae_at_work(pixel_values) as pixels:
+        with torch.no_grad(), self._vae_on_device(pixel_values) as pixels:
             posterior = self.vae.encode(pixels).latent_dist  # type: ignore[operator]
         mean, std = (value.to(pixel_values.device).float() for value in (posterior.mean, posterior.std))
         return (mean - self._shift) * self._scale, std * self._scale
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) latents in the UNet's scale -> (B, 3, h * f, w * f), about -1...1, float32, not clamped."""
-        with self._vae_at_work(latents.float() / self._scale + self._shift) as unscaled:
+        with self._vae_on_device(latents.float() / self._scale + self._shift) as unscaled:
             decoded = cast(Tensor, self.vae.decode(unscaled).sample)  # type: ignore[operator]
         return decoded.to(latents.device).float()
 
@@ -172,7 +172,7 @@ class LatentDiffusion(nn.Module, ABC):
             ValueError: if there are part tokens and no vectors, or their shapes differ.
         """
 
-    def encode_no_prompt(self) -> Conditioning:
+    def encode_unconditional(self) -> Conditioning:
         """One row: what stands for the absence of a prompt in classifier-free guidance."""
         return self.encode_prompts(plain_tokens(self.tokenizers, [""]).to(self.device), None)
 
@@ -219,14 +219,14 @@ class LatentDiffusion(nn.Module, ABC):
         Args:
             folder: for that file, which nobody sees; see ``MappedWeights``.
         """
-        self._vae_rests = True
+        self._vae_offloaded = True
         self.vae.to("cpu")
         if self.device.type == "cpu" and self._vae_file is None:
             self._vae_file = MappedWeights(self.vae, folder)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """What moves the module, and with it the one that holds it, leaves a resting VAE where it is."""
-        if not self._vae_rests:
+        if not self._vae_offloaded:
             return super()._apply(fn, recurse)
         vae = self._modules.pop("vae")
         try:
@@ -235,16 +235,16 @@ class LatentDiffusion(nn.Module, ABC):
             self._modules["vae"] = vae
 
     @contextmanager
-    def _vae_at_work(self, values: Tensor) -> Iterator[Tensor]:
+    def _vae_on_device(self, values: Tensor) -> Iterator[Tensor]:
         """Hands out the values as the VAE wants them, which a moment is outside autocast and where it can work."""
-        if self._vae_rests:
+        if self._vae_offloaded:
             self.vae.to(self.device)
         weight = next(self.vae.parameters())
         try:
             with torch.autocast(weight.device.type, enabled=False):
-                yield values.to(weight.device if self._vae_rests else values.device, weight.dtype)
+                yield values.to(weight.device if self._vae_offloaded else values.device, weight.dtype)
         finally:
-            if self._vae_rests:
+            if self._vae_offloaded:
                 self.vae.to("cpu")
             if self._vae_file is not None:
                 self._vae_file.release()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,12 +20,12 @@ _ADAPTER = "default"
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """What an adapter adds to one linear layer.
+    """LoRA factors of one linear layer.
 
     Attributes:
         down: (rank, inputs), float32 on the CPU.
         up: (outputs, rank), likewise.
-        scale: by which their product is multiplied: alpha over rank.
+        scale: alpha over rank.
     """
 
     down: Tensor
@@ -38,11 +37,11 @@ class LoraLayer:
         return len(self.down)
 
     def delta(self) -> Tensor:
-        """(outputs, inputs): what is added to the layer's weight."""
+        """(outputs, inputs) weight delta, float64."""
         return self.scale * (self.up.double() @ self.down.double())
 
     def folded(self) -> LoraLayer:
-        """The same change with the scale inside ``up``: then alpha is the rank, and no reader can get it wrong."""
+        """The same delta with the scale folded into ``up``, so alpha equals the rank: tools disagree on any other."""
         return LoraLayer(self.down, self.up * self.scale)
 
 
@@ -66,7 +65,7 @@ def add_lora(
         The parameters that train.
 
     Raises:
-        UserError: if the rank, alpha or the scope is not possible.
+        UserError: for a rank, alpha or scope out of range.
         ValueError: if the UNet already has an adapter.
 
     Source: PartCraft; the initialisation is diffusers' ``LoRALinearLayer`` of its release.
@@ -92,24 +91,19 @@ def add_lora(
 
 
 def lora_targets(unet: nn.Module, scope: str) -> list[str]:
-    """Full names of the projections that an adapter of this scope changes."""
+    """Module names of the projections that an adapter of this scope targets."""
     pattern = re.compile(rf"(^|.*\.)({'|'.join(_SCOPES[scope])})\.({'|'.join(map(re.escape, _PROJECTIONS))})$")
     return [name for name, _ in unet.named_modules() if pattern.match(name)]
 
 
 def remove_lora(unet: Any) -> None:
-    """Takes the adapter out; the UNet is then as it was before ``add_lora``."""
+    """Undoes ``add_lora``; without an adapter it does nothing."""
     if _lora_parameters(unet):
         unet.unload_lora()
 
 
-def lora_state_dict(unet: nn.Module) -> dict[str, Tensor]:
-    """What the adapter learned, on the CPU, under peft's names without the adapter's: ``....to_q.lora_A.weight``."""
-    return {_plain(name): parameter.detach().cpu().clone() for name, parameter in _lora_parameters(unet).items()}
-
-
 def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
-    """What the adapter of a network changes: name of each layer -> its change."""
+    """LoRA factors of a network's adapter, by layer name."""
     layers = {}
     for name, part in module.named_modules():
         if _ADAPTER in getattr(part, "lora_A", {}):
@@ -118,33 +112,9 @@ def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
     return layers
 
 
-def load_lora_state_dict(unet: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Puts back what ``lora_state_dict`` gave; the UNet must have an adapter of the same rank and scope.
-
-    Raises:
-        UserError: if names or shapes differ; nothing is changed then.
-    """
-    parameters = {_plain(name): parameter for name, parameter in _lora_parameters(unet).items()}
-    missing, unexpected = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
-    if missing or unexpected:
-        raise UserError(
-            f"The LoRA weights do not fit this UNet: {len(missing)} missing{_first(missing)}, {len(unexpected)} "
-            f"unexpected{_first(unexpected)}. Use the backbone and the lora.scope they were trained with."
-        )
-    for name, parameter in parameters.items():
-        if state[name].shape != parameter.shape:
-            raise UserError(
-                f"The LoRA weight {name} has the shape {tuple(state[name].shape)}, this UNet wants "
-                f"{tuple(parameter.shape)}. Use the backbone and the lora.rank they were trained with."
-            )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state[name])
-
-
 def _check_settings(rank: int, alpha: float | None, scope: str) -> None:
     if rank < 1:
-        raise UserError(f"lora.rank={rank}: it must be at least 1. Without LoRA, leave the adapter out altogether.")
+        raise UserError(f"lora.rank={rank}: it must be at least 1; method.unet=none trains without LoRA.")
     if alpha is not None and alpha <= 0:
         raise UserError(f"lora.alpha={alpha}: it must be positive; null means equal to lora.rank.")
     if scope not in _SCOPES:
@@ -159,7 +129,3 @@ def _lora_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
 
 def _plain(name: str) -> str:
     return name.replace(f".{_ADAPTER}.", ".")
-
-
-def _first(names: list[str]) -> str:
-    return f" (first {names[0]})" if names else ""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from partcraft_lit.backbones.families import Family
 from partcraft_lit.backbones.lora import LoraLayer
+from partcraft_lit.backbones.model_families import Family
 
 #: Networks by diffusers' names -> name of a layer -> its change.
 Adapters = Mapping[str, Mapping[str, LoraLayer]]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from partcraft_lit.backbones.families import family_of
+from partcraft_lit.backbones.model_families import family_of
 from partcraft_lit.backbones.sampling import make_scheduler
 from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.types import Backbone
 
 
-def plain_pipeline(backbone: Backbone, scheduler: str) -> Any:
+def diffusers_pipeline(backbone: Backbone, scheduler: str) -> Any:
     """A StableDiffusionPipeline, or the one of the model's family.
 
     UNet and VAE are shared with the backbone, which must have no adapter then, and whose UNet gets diffusers' own
@@ -38,14 +38,14 @@ def plain_pipeline(backbone: Backbone, scheduler: str) -> Any:
     if len(backbone.text_encoders) == 1:
         components |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     else:
-        zeros = bool(getattr(backbone, "zero_no_prompt", True))
+        zeros = bool(getattr(backbone, "force_zeros_for_empty_prompt", True))
         components |= {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
     pipeline = kind(**components)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def mend_pooling(pipeline: Any) -> None:
+def fix_eos_pooling(pipeline: Any) -> None:
     """Lets the text encoders read their pooled embedding at the end of the text, also behind added tokens.
 
     The published configurations of SD and SDXL name no true end of the text (``eos_token_id`` is 2), and transformers

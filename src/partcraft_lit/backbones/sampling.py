@@ -155,7 +155,7 @@ def _encode(backbone: Backbone, tokens: TokenizedPrompts, part_vectors: Tensor |
 
 
 def _encode_negative(backbone: Backbone, tokens: TokenizedPrompts | None, vectors: Tensor | None) -> Conditioning:
-    return backbone.encode_no_prompt() if tokens is None else _encode(backbone, tokens, vectors)
+    return backbone.encode_unconditional() if tokens is None else _encode(backbone, tokens, vectors)
 
 
 def _rows(conditioning: Conditioning, rows: Tensor) -> Conditioning:

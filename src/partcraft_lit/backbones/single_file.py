@@ -15,10 +15,10 @@ from partcraft_lit.backbones.components import (
     Components,
     Layout,
     check_tokenizers,
-    explained,
+    explain_load_errors,
     in_float32,
 )
-from partcraft_lit.backbones.published import SD1, SDXL_BASE, write_settings
+from partcraft_lit.backbones.model_configs import SD1, SDXL_BASE, write_configs
 from partcraft_lit.core.errors import UserError
 
 #: Hub repositories whose tokenizer is that of every SD 1.x, 2.x and SDXL model, with the sub-folder.
@@ -64,27 +64,27 @@ def load_single_file(path: Path, layout: Layout, config: Path | None) -> Compone
         return _convert(path, layout, checkpoint, config, tokenizers)
     _check_is_published(path, layout, checkpoint)
     with tempfile.TemporaryDirectory() as folder:
-        write_settings(SDXL_BASE if layout is SDXL else SD1, Path(folder))
+        write_configs(SDXL_BASE if layout is SDXL else SD1, Path(folder))
         return _convert(path, layout, checkpoint, Path(folder), tokenizers)
 
 
 def _tokenizers(path: Path, layout: Layout, config: Path | None) -> list[Any]:
     """The first tokenizer from wherever it is found; a second is its own, or the first with other padding."""
-    first = first_tokenizer(path, config)
+    first = load_tokenizer(path, config)
     if len(layout.tokenizers) == 1:
         return [first]
     folder = (config or path.parent) / layout.tokenizers[1]
     if any((folder / file).is_file() for file in TOKENIZER_FILES):
         from transformers import CLIPTokenizer
 
-        with explained(str(folder)):
+        with explain_load_errors(str(folder)):
             return [first, CLIPTokenizer.from_pretrained(str(folder))]
     second = copy.deepcopy(first)
     second.pad_token = "!"
     return [first, second]
 
 
-def first_tokenizer(path: Path, config: Path | None) -> Any:
+def load_tokenizer(path: Path, config: Path | None) -> Any:
     """A checkpoint holds no tokenizer: it comes from the settings' folder, from beside the file, or from the hub.
 
     Raises:
@@ -99,7 +99,7 @@ def first_tokenizer(path: Path, config: Path | None) -> Any:
         folders = [config / "tokenizer", config, *folders]
     for folder in folders:
         if any((folder / file).is_file() for file in TOKENIZER_FILES):
-            with explained(str(folder)):
+            with explain_load_errors(str(folder)):
                 return CLIPTokenizer.from_pretrained(str(folder))
     for repository, subfolder in _TOKENIZER_REPOSITORIES:
         try:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from partcraft_lit.backbones.components import SD, Components
 from partcraft_lit.backbones.latent_diffusion import LatentDiffusion, Precision, check_hash
-from partcraft_lit.backbones.sources import load_components, packaged_weights
+from partcraft_lit.backbones.loading import load_components, packaged_weights
 from partcraft_lit.backbones.text import encode_text
 from partcraft_lit.core.types import Conditioning, TokenizedPrompts
 

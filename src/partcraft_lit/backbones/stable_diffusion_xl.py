@@ -11,7 +11,7 @@ from torch import Tensor
 
 from partcraft_lit.backbones.components import SDXL
 from partcraft_lit.backbones.latent_diffusion import LatentDiffusion, Precision, check_hash
-from partcraft_lit.backbones.sources import load_components
+from partcraft_lit.backbones.loading import load_components
 from partcraft_lit.backbones.text import encode_text
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Conditioning, TokenizedPrompts
@@ -25,8 +25,8 @@ class StableDiffusionXL(LatentDiffusion):
         text_encoder_2: transformers' CLIPTextModelWithProjection; its projection of the end of the text is the pooled
             embedding.
         tokenizer, tokenizer_2: they agree on the ids of a text and may differ in padding.
-        zero_no_prompt: whether zeros stand for the absence of a prompt in guidance, as for the published base model
-            (``force_zeros_for_empty_prompt`` in its model_index.json); else the empty prompt.
+        force_zeros_for_empty_prompt: as in model_index.json: the unconditional embedding of guidance is zeros, as for
+            the published base model, else that of the empty prompt.
         others: see ``LatentDiffusion``.
 
     Raises:
@@ -43,12 +43,12 @@ class StableDiffusionXL(LatentDiffusion):
         text_encoder_2: Any,
         tokenizer: Any,
         tokenizer_2: Any,
-        zero_no_prompt: bool = True,
+        force_zeros_for_empty_prompt: bool = True,
         **others: Any,
     ) -> None:
         _check_widths(others["unet"], text_encoder, text_encoder_2)
         super().__init__(text_encoders=[text_encoder, text_encoder_2], tokenizers=[tokenizer, tokenizer_2], **others)
-        self.zero_no_prompt = zero_no_prompt
+        self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
 
     def encode_prompts(
         self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
@@ -68,10 +68,10 @@ class StableDiffusionXL(LatentDiffusion):
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         return Conditioning(hidden, outputs[1].text_embeds, self._time_ids(crops, len(hidden), hidden.device))
 
-    def encode_no_prompt(self) -> Conditioning:
+    def encode_unconditional(self) -> Conditioning:
         """Zeros or the empty prompt, as the model was published."""
-        empty = super().encode_no_prompt()
-        if not self.zero_no_prompt or empty.pooled_prompt_embeds is None:
+        empty = super().encode_unconditional()
+        if not self.force_zeros_for_empty_prompt or empty.pooled_prompt_embeds is None:
             return empty
         return Conditioning(
             torch.zeros_like(empty.encoder_hidden_states), torch.zeros_like(empty.pooled_prompt_embeds), empty.time_ids
@@ -134,7 +134,7 @@ def load_sdxl(
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
         scheduler=components.scheduler,
-        zero_no_prompt=components.zero_no_prompt,
+        force_zeros_for_empty_prompt=components.force_zeros_for_empty_prompt,
         resolution=resolution,
         attention_size=attention_size,
         dtype=dtype,

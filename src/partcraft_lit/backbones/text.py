@@ -101,7 +101,7 @@ def encode_text(
 
 
 def _choose_attention(text_encoder: nn.Module) -> None:
-    """On a CPU in bfloat16 the fused kernel's backward pass is the slower one, as in ``attend``; 77 keys are few."""
+    """On a CPU in bfloat16 the fused kernel's backward pass is the slower one, as in ``attention``; 77 keys are few."""
     weight = next(text_encoder.parameters())
     short = weight.device.type == "cpu" and torch.bfloat16 in (weight.dtype, _autocast_dtype("cpu"))
     wanted = "eager" if short else "sdpa"

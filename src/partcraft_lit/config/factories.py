@@ -108,7 +108,7 @@ def check_words(values: Mapping[str, Any], settings: RecipeSettings, class_noun:
     Raises:
         UserError: for instance for a noun of several tokens.
     """
-    from partcraft_lit.backbones.sources import packaged_weights, tokenizers_without_networks
+    from partcraft_lit.backbones.loading import packaged_weights, tokenizers_without_networks
 
     settings.method.check(settings, class_noun)
     node = values["backbone"]

@@ -157,15 +157,15 @@ class StepOutput:
         target: (B, C, h, w) noise or velocity.
         attention_maps: (B, T, s, s) attention probability of every place for each part token (order of
             ``batch.tokens``), mean over heads and captured layers, float32; None if nothing asked for capture.
-        word_maps: (B, T, s, s) the same of the word behind each part token ("<head:3> head"), for methods that read
-            it; else None.
+        noun_attention_maps: (B, T, s, s) the same for the noun after each part token ("<head:3> head"); None unless the
+            method captures them.
     """
 
     batch: TrainingBatch
     model_pred: Tensor
     target: Tensor
     attention_maps: Tensor | None = None
-    word_maps: Tensor | None = None
+    noun_attention_maps: Tensor | None = None
 
 
 @dataclass
@@ -226,7 +226,7 @@ class ImageSource(Protocol):
 
 
 @runtime_checkable
-class TruthfulSource(Protocol):
+class GroundTruthSource(Protocol):
     """An image source that knows the truth."""
 
     part_names: Sequence[str]
@@ -325,7 +325,7 @@ class Backbone(Protocol):
         ``TrainingBatch``."""
         ...
 
-    def encode_no_prompt(self) -> Conditioning:
+    def encode_unconditional(self) -> Conditioning:
         """One row: what stands for no prompt in classifier-free guidance."""
         ...
 

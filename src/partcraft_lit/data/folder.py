@@ -40,7 +40,7 @@ class ImageFolder(ImageFiles):
         per_class: the first so many images of each class by path, or of the folder where there are no classes; None for
             all.
         masks: folder with masks of the parts, see `MaskFiles`; it may lie inside ``dir``. With it the source knows
-            ``part_names`` and the truth, and is a `TruthfulSource`.
+            ``part_names`` and the truth, and is a `GroundTruthSource`.
         store: where verdicts are remembered, as a store or its folder; None checks everything at each start.
 
     Raises:

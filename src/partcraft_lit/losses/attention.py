@@ -43,7 +43,7 @@ def part_attention_maps(attention_maps: Tensor, part_ids: Tensor, num_parts: int
     return maps, belongs.any(dim=1)
 
 
-def parts_and_masks(
+def maps_and_masks(
     attention_maps: Tensor, part_ids: Tensor, label_map: Tensor, num_parts: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What attention losses compare; call it outside autocast.
@@ -68,12 +68,12 @@ def parts_and_masks(
         )
     maps = attention_maps if attention_maps.dtype == torch.float64 else attention_maps.float()
     maps, prompted = part_attention_maps(maps, part_ids, num_parts)
-    labels = labels_at_centres(label_map, *maps.shape[-2:])
+    labels = resize_labels(label_map, *maps.shape[-2:])
     parts = torch.arange(num_parts + 1, device=labels.device)
     return maps, prompted, labels[:, None] == parts[:, None, None]
 
 
-def labels_at_centres(label_map: Tensor, height: int, width: int) -> Tensor:
+def resize_labels(label_map: Tensor, height: int, width: int) -> Tensor:
     """(B, H, W) labels -> (B, height, width): each cell takes the label under its centre."""
     rows = _centres(label_map.shape[-2], height, label_map.device)
     columns = _centres(label_map.shape[-1], width, label_map.device)
@@ -118,7 +118,7 @@ def entropy_attention_loss(
     """
     _check_options(normalizer, unprompted)
     with torch.autocast(attention_maps.device.type, enabled=False):
-        maps, prompted, inside = parts_and_masks(attention_maps, part_ids, label_map, num_parts)
+        maps, prompted, inside = maps_and_masks(attention_maps, part_ids, label_map, num_parts)
         share, rest = _shares(maps, normalizer, eps)
         nats = -torch.where(inside, _log(share), _log(rest))
         if unprompted == "released":

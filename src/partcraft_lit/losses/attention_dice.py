@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from partcraft_lit.losses.attention import parts_and_masks
+from partcraft_lit.losses.attention import maps_and_masks
 
 
 def dice_attention_loss(
@@ -39,7 +39,7 @@ def dice_attention_loss(
     (arXiv 2509.21953). Differs: the maps are shares among part tokens, so that the loss compares with the entropy loss.
     """
     with torch.autocast(attention_maps.device.type, enabled=False):
-        maps, prompted, inside = parts_and_masks(attention_maps, part_ids, label_map, num_parts)
+        maps, prompted, inside = maps_and_masks(attention_maps, part_ids, label_map, num_parts)
         scored = prompted & inside.any(dim=3).any(dim=2)
         places = (inside & prompted[:, :, None, None]).any(dim=1, keepdim=True)  # (B, 1, h, w)
         share = maps / maps.sum(dim=1, keepdim=True).clamp_min(eps) * places

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from partcraft_lit.losses.attention import parts_and_masks
+from partcraft_lit.losses.attention import maps_and_masks
 
 #: The 3 x 3 Gaussian: "paper" is a standard deviation of 0.5; "released" is the code's exp(-(d / 2 sigma)^2), which is
 #: one of 0.71; "none" smooths nothing.
@@ -138,7 +138,7 @@ def iou_attention_loss(
     Source: the pieces are those of DisenDiff (arXiv 2403.18551). Differs: masks instead of class nouns.
     """
     with torch.autocast(attention_maps.device.type, enabled=False):
-        maps, prompted, inside = parts_and_masks(attention_maps, part_ids, label_map, num_parts)
+        maps, prompted, inside = maps_and_masks(attention_maps, part_ids, label_map, num_parts)
         scored = prompted & inside.any(dim=3).any(dim=2)
         missed = 1.0 - soft_iou(inside.to(maps.dtype), smooth_maps(min_max(maps), kernel), smooth)
         loss = missed.masked_fill(~scored, 0.0).sum(dim=1) / scored.sum(dim=1).clamp_min(1)

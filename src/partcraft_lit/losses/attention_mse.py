@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from partcraft_lit.losses.attention import parts_and_masks
+from partcraft_lit.losses.attention import maps_and_masks
 
 
 def mse_attention_loss(
@@ -32,7 +32,7 @@ def mse_attention_loss(
     which gradients flow. Differs: the paper has masks for every token; a part that no place shows is left out here.
     """
     with torch.autocast(attention_maps.device.type, enabled=False):
-        maps, prompted, inside = parts_and_masks(attention_maps, part_ids, label_map, num_parts)
+        maps, prompted, inside = maps_and_masks(attention_maps, part_ids, label_map, num_parts)
         relative = maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(eps)
         errors = (inside.to(maps.dtype) - relative).square().mean(dim=(2, 3))  # (B, M + 1)
         scored = prompted & inside.any(dim=3).any(dim=2)

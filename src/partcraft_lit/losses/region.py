@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from partcraft_lit.losses.attention import labels_at_centres
+from partcraft_lit.losses.attention import resize_labels
 
 
 def prompted_region(label_map: Tensor, part_ids: Tensor, height: int, width: int) -> Tensor:
@@ -21,12 +21,12 @@ def prompted_region(label_map: Tensor, part_ids: Tensor, height: int, width: int
 
     Source: union sampling of Break-a-Scene (arXiv 2305.16311). Differs: no.
     """
-    labels = labels_at_centres(label_map, height, width).long()
+    labels = resize_labels(label_map, height, width).long()
     prompted = (labels[:, None] == part_ids[:, :, None, None]).any(dim=1)
     return prompted.to(torch.float32)
 
 
-def region_of_batch(region: Tensor | None, other: Tensor | None) -> Tensor | None:
+def combine_regions(region: Tensor | None, other: Tensor | None) -> Tensor | None:
     """Both regions at once; None is everywhere."""
     if region is None or other is None:
         return other if region is None else region

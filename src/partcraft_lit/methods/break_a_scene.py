@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.methods.method import Pieces, RunSettings
+from partcraft_lit.methods.method import MethodContext, RunSettings
 from partcraft_lit.methods.part_tokens import PartTokensRecipe
 from partcraft_lit.tokens.captions import CaptionBuilder, Subset
 
@@ -39,5 +39,5 @@ class BreakAScene(PartTokensRecipe):
             )
         super().check(settings, class_noun)
 
-    def make_captions(self, pieces: Pieces) -> CaptionBuilder:
-        return replace(super().make_captions(pieces), subset=self.subset)
+    def make_captions(self, context: MethodContext) -> CaptionBuilder:
+        return replace(super().make_captions(context), subset=self.subset)

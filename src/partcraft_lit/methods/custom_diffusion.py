@@ -8,7 +8,7 @@ from partcraft_lit.backbones.settings import LoraSettings
 from partcraft_lit.backbones.start_token import detach_start_token
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Backbone
-from partcraft_lit.methods.method import Pieces, RunSettings
+from partcraft_lit.methods.method import MethodContext, RunSettings
 from partcraft_lit.methods.part_tokens import PartTokensRecipe, Preparation
 from partcraft_lit.tokens.captions import CaptionBuilder
 
@@ -42,8 +42,8 @@ class CustomDiffusion(PartTokensRecipe):
             )
         super().check(settings, class_noun)
 
-    def make_captions(self, pieces: Pieces) -> CaptionBuilder:
-        builder = super().make_captions(pieces)
+    def make_captions(self, context: MethodContext) -> CaptionBuilder:
+        builder = super().make_captions(context)
         return replace(builder, nouns=self.nouns or builder.nouns)
 
     def preparation(self, lora: LoraSettings, seed: int) -> Preparation:

@@ -13,7 +13,7 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import LossTerm, StepOutput
 from partcraft_lit.losses.attention_iou import Kernel, bind_loss, separate_loss
 from partcraft_lit.methods.custom_diffusion import CustomDiffusion
-from partcraft_lit.methods.method import Method, Pieces, RunSettings
+from partcraft_lit.methods.method import Method, MethodContext, RunSettings
 from partcraft_lit.methods.part_tokens import PartTokens
 
 
@@ -35,24 +35,24 @@ class DisentangledAttention:
 
     def __call__(self, step: StepOutput) -> Tensor:
         """(B,) float32; 0 for a caption without tokens."""
-        if step.attention_maps is None or step.word_maps is None:
+        if step.attention_maps is None or step.noun_attention_maps is None:
             raise RuntimeError(f"The loss term {self.name!r} needs the attention of part tokens and of their nouns.")
         used = step.batch.tokens.part_ids >= 0
         with torch.autocast(used.device.type, enabled=False):
-            bound = bind_loss(step.attention_maps, step.word_maps, self.kernel, self.smooth)
+            bound = bind_loss(step.attention_maps, step.noun_attention_maps, self.kernel, self.smooth)
             bound = bound.masked_fill(~used, 0.0).sum(dim=1)
             if self.bind == "mean":
                 bound = bound / used.sum(dim=1).clamp_min(1)
-            return bound + separate_loss(step.word_maps, used, self.kernel, self.smooth)
+            return bound + separate_loss(step.noun_attention_maps, used, self.kernel, self.smooth)
 
 
 class NounTokens(PartTokens):
     """Part tokens, of which each is watched together with the noun behind it."""
 
-    watches_words = True
+    captures_noun_attention = True
 
-    def __init__(self, term: DisentangledAttention, **pieces: Any) -> None:
-        super().__init__(**pieces)
+    def __init__(self, term: DisentangledAttention, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._term = term
 
     def loss_terms(self) -> Sequence[LossTerm]:
@@ -108,23 +108,23 @@ class DisenDiff(CustomDiffusion):
         super().check_words(tokenizers, class_noun)
         self._check_nouns(self.names, tokenizers)
 
-    def build(self, pieces: Pieces) -> Method:
+    def build(self, context: MethodContext) -> Method:
         first = 0 if self.captions.background else 1
-        self._check_nouns(pieces.vocabulary.names[first:], pieces.backbone.tokenizers)
+        self._check_nouns(context.vocabulary.names[first:], context.backbone.tokenizers)
         return NounTokens(
             DisentangledAttention(self.weight, self.kernel, self.smooth, self.bind),
-            vocabulary=pieces.vocabulary,
-            mapper=self.make_mapper(pieces),
-            caption_builder=self.make_captions(pieces),
-            tokenizers=pieces.backbone.tokenizers,
-            prepare=self.preparation(pieces.lora, pieces.seed),
+            vocabulary=context.vocabulary,
+            mapper=self.make_mapper(context),
+            caption_builder=self.make_captions(context),
+            tokenizers=context.backbone.tokenizers,
+            prepare=self.preparation(context.lora, context.seed),
         )
 
     def _check_nouns(self, nouns: Sequence[str], tokenizers: Sequence[Any]) -> None:
         for noun in nouns:
-            pieces = tokenizers[0](noun, add_special_tokens=False).input_ids
-            if len(pieces) != 1:
+            ids = tokenizers[0](noun, add_special_tokens=False).input_ids
+            if len(ids) != 1:
                 raise UserError(
-                    f"The noun {noun!r} is {len(pieces)} tokens to this model, and DisenDiff reads the attention of "
+                    f"The noun {noun!r} is {len(ids)} tokens to this model, and DisenDiff reads the attention of "
                     "one: take a common, single word for this part in parts.names."
                 )

@@ -21,7 +21,7 @@ from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.parts.settings import PartsSettings
 from partcraft_lit.tokens.captions import TEMPLATES, CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
-from partcraft_lit.tokens.mapper import TokenMapper, mean_norms
+from partcraft_lit.tokens.mapper import TokenMapper, mean_norm
 from partcraft_lit.tokens.settings import CaptionSettings, MapperSettings
 
 #: In place of one class noun: each token is followed by the name of its own part.
@@ -35,8 +35,8 @@ class Method(Protocol):
     """
 
     vocabulary: PartVocabulary
-    #: Whether the word behind each part token is watched too: ``StepOutput.word_maps``.
-    watches_words: bool
+    #: Whether the word behind each part token is watched too: ``StepOutput.noun_attention_maps``.
+    captures_noun_attention: bool
 
     @property
     def make_caption(self) -> Callable[[Tensor, torch.Generator], str]:
@@ -79,7 +79,7 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
-class Pieces:
+class MethodContext:
     """What a recipe builds a method from.
 
     Attributes:
@@ -106,7 +106,7 @@ class Pieces:
             widths=self.backbone.token_widths,
             layers=settings.layers,
             position=settings.position,
-            norm_match=mean_norms(self.embeddings()) if settings.norm_match else None,
+            norm_match=tuple(map(mean_norm, self.embeddings())) if settings.norm_match else None,
             hidden=settings.hidden,
             init_std=settings.init_std,
             seed=self.seed,
@@ -128,12 +128,7 @@ class Pieces:
 
     def embeddings(self) -> list[Tensor]:
         """The embedding table of each text encoder, (words, width)."""
-        return embedding_tables(self.backbone)
-
-
-def embedding_tables(backbone: Backbone) -> list[Tensor]:
-    """The embedding table of each text encoder, (words, width)."""
-    return [encoder.get_input_embeddings().weight for encoder in backbone.text_encoders]  # type: ignore[operator]
+        return [encoder.get_input_embeddings().weight for encoder in self.backbone.text_encoders]  # type: ignore[operator]
 
 
 class RunSettings(Protocol):
@@ -176,4 +171,4 @@ class Recipe(Protocol):
         """
         ...
 
-    def build(self, pieces: Pieces) -> Method: ...
+    def build(self, context: MethodContext) -> Method: ...

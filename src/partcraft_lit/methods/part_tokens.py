@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from partcraft_lit.backbones.settings import LoraSettings
-from partcraft_lit.backbones.trainable import UnetTraining, train_backbone
+from partcraft_lit.backbones.trainable_weights import UnetTraining, set_trainable
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Backbone, ExampleTransform, LossTerm, TokenizedPrompts
-from partcraft_lit.methods.method import EACH, Method, Pieces, RunSettings
+from partcraft_lit.methods.method import EACH, Method, MethodContext, RunSettings
 from partcraft_lit.methods.optim import PhaseSettings
 from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
@@ -41,7 +41,7 @@ class PartTokens(nn.Module):
         ValueError: if the pieces were made for different dictionaries.
     """
 
-    watches_words = False
+    captures_noun_attention = False
 
     def __init__(
         self,
@@ -178,37 +178,37 @@ class PartTokensRecipe:
                 )
         return words
 
-    def build(self, pieces: Pieces) -> Method:
+    def build(self, context: MethodContext) -> Method:
         return PartTokens(
-            vocabulary=pieces.vocabulary,
-            mapper=self.make_mapper(pieces),
-            caption_builder=self.make_captions(pieces),
-            tokenizers=pieces.backbone.tokenizers,
-            prepare=self.preparation(pieces.lora, pieces.seed),
+            vocabulary=context.vocabulary,
+            mapper=self.make_mapper(context),
+            caption_builder=self.make_captions(context),
+            tokenizers=context.backbone.tokenizers,
+            prepare=self.preparation(context.lora, context.seed),
         )
 
-    def make_captions(self, pieces: Pieces) -> CaptionBuilder:
-        return pieces.make_captions(self.captions)
+    def make_captions(self, context: MethodContext) -> CaptionBuilder:
+        return context.make_captions(self.captions)
 
-    def make_mapper(self, pieces: Pieces) -> TokenMapper:
+    def make_mapper(self, context: MethodContext) -> TokenMapper:
         """The mapper, at its first words, frozen if the tokens are not trained.
 
         Raises:
             UserError: if a word is several tokens, or none, to the backbone's tokenizer.
         """
-        mapper = pieces.make_mapper()
+        mapper = context.make_mapper()
         # Without a noun the module is for a trained run, whose vectors come from its checkpoint: see ``check``.
-        known = pieces.class_noun or "auto" not in self.tokens.init
-        words = self.words(pieces.class_noun) if known else ()
+        known = context.class_noun or "auto" not in self.tokens.init
+        words = self.words(context.class_noun) if known else ()
         if words:
-            vectors = [word_vector(word, pieces.backbone.tokenizers, pieces.embeddings()) for word in words]
+            vectors = [word_vector(word, context.backbone.tokenizers, context.embeddings()) for word in words]
             with torch.no_grad():
                 mapper.codes[1:] = torch.stack(vectors)[:, None].to(mapper.codes)  # one for all, or one per part
         return mapper.requires_grad_(self.tokens.trained)
 
     def preparation(self, lora: LoraSettings, seed: int) -> Preparation:
         def prepare(backbone: Backbone) -> None:
-            train_backbone(
+            set_trainable(
                 backbone, self.unet, self.text_encoder, rank=lora.rank, alpha=lora.alpha, scope=lora.scope, seed=seed
             )
 

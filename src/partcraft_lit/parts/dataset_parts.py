@@ -12,7 +12,7 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import clamp_aspect
 from partcraft_lit.core.part_names import check_part_names
 from partcraft_lit.core.randomness import derive_seed
-from partcraft_lit.core.types import ABSENT, ImageSource, PatchFeatures, TruthfulSource
+from partcraft_lit.core.types import ABSENT, GroundTruthSource, ImageSource, PatchFeatures
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import Discovery, DiscoveryReport
 from partcraft_lit.parts.kmeans import cosine_kmeans
@@ -49,7 +49,7 @@ def dataset_parts(
     """The data set's parts, with a dictionary that segments further images by nearest mean feature.
 
     Args:
-        source: the images; masks are those of a :class:`partcraft_lit.core.types.TruthfulSource`.
+        source: the images; masks are those of a :class:`partcraft_lit.core.types.GroundTruthSource`.
         features: describes their patches.
         settings: with ``source`` "masks" or "classes". Codes are clustered as in discovery; names are those of the data
             set if none are set.
@@ -102,7 +102,7 @@ def _part_names(source: ImageSource, given: str) -> tuple[str, ...]:
                 "the images of each concept into a folder of its own, named by its noun, such as cat/ and dog/."
             )
         return tuple(source.class_names)
-    if not isinstance(source, TruthfulSource):
+    if not isinstance(source, GroundTruthSource):
         raise UserError(
             "parts.source=masks needs a data set with masks, and this one has none: take one that has, or "
             "parts.source=discover."

@@ -15,7 +15,7 @@ from partcraft_lit.core.visualization import resize_labels
 
 
 class Truthful(Protocol):
-    """What this module needs of a :class:`~partcraft_lit.core.types.TruthfulSource`."""
+    """What this module needs of a :class:`~partcraft_lit.core.types.GroundTruthSource`."""
 
     part_names: Sequence[str]
 

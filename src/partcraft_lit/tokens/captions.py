@@ -124,7 +124,7 @@ class CaptionBuilder:
 
         tokens = self._tokens(codes)
         if self.subset == "union":
-            tokens = union_of(tokens, share, keep)
+            tokens = sample_union(tokens, share, keep)
         if self.shuffle:
             tokens.sort(key=lambda token: order[token.part])
         if tokens:
@@ -161,7 +161,7 @@ class CaptionBuilder:
         return f"{word} {self.vocabulary.names[token.part]}" if self.nouns else word
 
 
-def union_of(tokens: list[PartToken], share: float, keep: Sequence[float]) -> list[PartToken]:
+def sample_union(tokens: list[PartToken], share: float, keep: Sequence[float]) -> list[PartToken]:
     """k of N tokens, in their order, with k uniform in 1...N and all sets of k alike.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -128,11 +128,6 @@ class TokenMapper(nn.Module):
 def mean_norm(embeddings: Tensor) -> float:
     """Mean length of the rows of an embedding table (rows, width); what ``norm_match`` usually is."""
     return float(embeddings.detach().float().norm(dim=-1).mean())
-
-
-def mean_norms(tables: Iterable[Tensor]) -> tuple[float, ...]:
-    """``mean_norm`` of the embedding table of each text encoder."""
-    return tuple(mean_norm(table) for table in tables)
 
 
 def _norms(norm_match: float | Sequence[float] | None, encoders: int) -> tuple[float, ...] | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.core.types import ABSENT, TruthfulSource
+from partcraft_lit.core.types import ABSENT, GroundTruthSource
 from partcraft_lit.world.creatures import Creatures
 from partcraft_lit.world.zoo.looks import species_table
 
@@ -17,7 +17,7 @@ def creatures() -> Creatures:
 
 
 def test_it_is_a_source_with_labels_and_truth(creatures):
-    assert isinstance(creatures, TruthfulSource)
+    assert isinstance(creatures, GroundTruthSource)
     assert len(creatures) == 120
     assert creatures.class_noun == "bird"
     assert [creatures.label(index) for index in (0, 19, 20, 119)] == [0, 0, 1, 5]

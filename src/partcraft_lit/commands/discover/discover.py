@@ -16,7 +16,7 @@ from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.store.cached import cached_file, cached_values
-from partcraft_lit.core.types import AnnotatedSource, ImageSource, PatchFeatures, TruthfulSource
+from partcraft_lit.core.types import AnnotatedSource, GroundTruthSource, ImageSource, PatchFeatures
 from partcraft_lit.parts.atlas import draw_atlas, draw_masks
 from partcraft_lit.parts.dataset_parts import dataset_parts
 from partcraft_lit.parts.dictionary import PartDictionary
@@ -82,7 +82,7 @@ def write_discovery(
     """
     facts = discovery.report.as_dict()
     about = [_VERSION, discovery.dictionary.hash, list(discovery.dictionary.names), stable_hash(*_facts_of(source))]
-    if isinstance(source, TruthfulSource):
+    if isinstance(source, GroundTruthSource):
         truthful = source
         facts["quality"] = cached_values(
             store, "quality", about, lambda: score_parts(truthful, discovery.label_maps, discovery.codes).as_dict()

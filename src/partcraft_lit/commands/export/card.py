@@ -101,7 +101,7 @@ def _diffusers(bundle: Bundle, resolution: int) -> str:
         where = f'"{bundle.origin.model}"'
     extra = ""
     if bundle.origin.model_is_packaged:
-        extra, where = "from partcraft_lit.backbones.sources import packaged_weights\n", 'packaged_weights("mini")'
+        extra, where = "from partcraft_lit.backbones.loading import packaged_weights\n", 'packaged_weights("mini")'
     safety = "" if two else ", safety_checker=None"
     lines = [
         "from glob import glob",

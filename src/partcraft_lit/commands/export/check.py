@@ -15,7 +15,7 @@ from torch import Tensor
 
 from partcraft_lit.backbones.lora import LoraLayer
 from partcraft_lit.backbones.lora_files import UNET, encoder_names, from_diffusers, from_kohya
-from partcraft_lit.backbones.pipelines import mend_pooling, pipeline_seed, plain_pipeline
+from partcraft_lit.backbones.pipelines import diffusers_pipeline, fix_eos_pooling, pipeline_seed
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.commands.export.bundle import LORA_NAME, Bundle
 from partcraft_lit.core.types import Backbone, Conditioning, PartToken
@@ -87,11 +87,11 @@ def check_target(target: str, folder: Path, bundle: Bundle, expected: Expected, 
         expected: what the trained model gives.
         backbone: without its adapter.
     """
-    pipeline = plain_pipeline(backbone, bundle.settings.sample.scheduler)
+    pipeline = diffusers_pipeline(backbone, bundle.settings.sample.scheduler)
     load = _load_diffusers if target == "diffusers" else _load_webui
     with _without_advice():
         layers, words = load(folder, bundle, pipeline, backbone)
-    mend_pooling(pipeline)
+    fix_eos_pooling(pipeline)
     try:
         text = max(
             _text_error(pipeline, renamed_prompt(prompt, expected.vocabulary, words), wanted)

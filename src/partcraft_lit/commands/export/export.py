@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from partcraft_lit.backbones.families import family_of
 from partcraft_lit.backbones.lora import LoraLayer, lora_layers, remove_lora
+from partcraft_lit.backbones.lora_extraction import extract_lora_layers
 from partcraft_lit.backbones.lora_files import UNET, encoder_names, to_diffusers, to_kohya
-from partcraft_lit.backbones.low_rank import low_rank_layers
+from partcraft_lit.backbones.model_families import family_of
 from partcraft_lit.backbones.sampling import make_scheduler
-from partcraft_lit.backbones.trainable import cross_kv
+from partcraft_lit.backbones.trainable_weights import cross_kv
 from partcraft_lit.commands.export.bundle import LORA_NAME, Bundle, Origin
 from partcraft_lit.commands.export.card import write_card
 from partcraft_lit.commands.export.check import Expected, Found, check_target
@@ -127,7 +127,7 @@ def _shown_codes(dictionary: PartDictionary) -> list[list[bool]]:
 def _changed_projections(unet: Any, untrained: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
     """Keys and values of cross-attention that were trained as they are, as in Custom Diffusion."""
     trained = {name: weight.detach().cpu() for name, weight in cross_kv(unet) if weight.requires_grad}
-    return low_rank_layers({name: untrained[name] for name in trained}, trained) if trained else {}
+    return extract_lora_layers({name: untrained[name] for name in trained}, trained) if trained else {}
 
 
 def _check_adapters(module: PersonalizationModule) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partcraft_lit.backbones.closed_form import merge_models
-from partcraft_lit.backbones.trainable import cross_kv
+from partcraft_lit.backbones.concept_merging import merge_models
+from partcraft_lit.backbones.trainable_weights import cross_kv
 from partcraft_lit.callbacks.checkpoint import manifest_of, manifest_path, newest_good
 from partcraft_lit.commands.merge.settings import MergeSettings
 from partcraft_lit.commands.train.assembly import build_method, build_module, vocabulary_of

@@ -11,7 +11,7 @@ from partcraft_lit.commands.train.memory import apply_memory_options
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Backbone
-from partcraft_lit.methods.method import Method, Pieces, Recipe
+from partcraft_lit.methods.method import Method, MethodContext, Recipe
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.tokens.grammar import PartVocabulary
@@ -58,7 +58,7 @@ def assemble(
 def build_method(settings: TrainSettings, vocabulary: PartVocabulary, backbone: Backbone, class_noun: str) -> Method:
     """What the recipe of the settings makes of the dictionary; the backbone is only looked at."""
     recipe: Recipe = settings.method
-    return recipe.build(Pieces(vocabulary, backbone, class_noun, settings.mapper, settings.lora, settings.seed))
+    return recipe.build(MethodContext(vocabulary, backbone, class_noun, settings.mapper, settings.lora, settings.seed))
 
 
 def load_trained(

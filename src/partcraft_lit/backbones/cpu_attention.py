@@ -11,11 +11,11 @@ from torch import Tensor
 #: With at most so many keys, and bfloat16 on a CPU, explicit probabilities are faster than torch's fused kernel, whose
 #: backward pass works in float32 blocks: two to five times at 77 keys, less at 256, the other way round from 1024 on
 #: (``benchmarks/README.md``). On a GPU the fused kernels are always taken.
-FEW_KEYS = 512
+MAX_EXPLICIT_KEYS = 512
 
 
-class AttendProcessor:
-    """``AttnProcessor2_0`` of diffusers with ``attend`` inside; equal to it, to the bit, wherever that is fused."""
+class CpuAttnProcessor:
+    """``AttnProcessor2_0`` of diffusers with ``attention`` inside; equal to it, to the bit, wherever that is fused."""
 
     def __call__(
         self,
@@ -53,7 +53,7 @@ class AttendProcessor:
         if attn.norm_k is not None:
             key = attn.norm_k(key)
 
-        hidden_states = self._attend(query, key, value, attention_mask)
+        hidden_states = self._attention(query, key, value, attention_mask)
 
         hidden_states = hidden_states.transpose(1, 2).flatten(2).to(query.dtype)  # (B, h * w, C)
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
@@ -63,12 +63,12 @@ class AttendProcessor:
             hidden_states = hidden_states + residual
         return hidden_states / attn.rescale_output_factor
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """What a processor that reads attention overrides."""
-        return attend(query, key, value, mask)
+        return attention(query, key, value, mask)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Softmax attention, by whichever way is faster where the tensors are.
 
     Args:
@@ -79,14 +79,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     Returns:
         (B, heads, places, width).
     """
-    if not is_explicit(query, key, mask):
+    if not uses_explicit_attention(query, key, mask):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # Autocast would turn the scores into float32, which takes longer than the rest; the softmax adds up in it anyway.
     with torch.autocast(query.device.type, enabled=False):
         return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(dim=-1) @ value
 
 
-def is_explicit(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
-    """Whether ``attend`` forms all probabilities; arguments as there."""
-    is_short = query.dtype == key.dtype == torch.bfloat16 and key.shape[2] <= FEW_KEYS
+def uses_explicit_attention(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+    """Whether ``attention`` forms all probabilities; arguments as there."""
+    is_short = query.dtype == key.dtype == torch.bfloat16 and key.shape[2] <= MAX_EXPLICIT_KEYS
     return query.device.type == "cpu" and is_short and mask is None

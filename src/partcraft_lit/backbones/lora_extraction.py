@@ -14,7 +14,7 @@ from partcraft_lit.backbones.lora import LoraLayer
 _TOLERANCE = 1e-5
 
 
-def low_rank_layers(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
+def extract_lora_layers(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
     """The changes of linear layers as products of two thin matrices.
 
     All have one rank, that of the layer which needs most, filled up with zeros: readers of LoRA files differ in what

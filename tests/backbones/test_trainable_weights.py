@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from partcraft_lit.backbones.text import plain_tokens
-from partcraft_lit.backbones.trainable import cross_kv, train_backbone, trainable_groups
+from partcraft_lit.backbones.trainable_weights import cross_kv, set_trainable, trainable_groups
 
 LORA = {"rank": 2, "alpha": None, "scope": "cross", "seed": 0}
 
@@ -17,27 +17,27 @@ def trainable(network) -> set[str]:
 
 
 def test_an_adapter_and_nothing_else(fresh_backbone):
-    train_backbone(fresh_backbone, "lora", False, **LORA)
+    set_trainable(fresh_backbone, "lora", False, **LORA)
     assert list(trainable_groups(fresh_backbone)) == ["lora"]
     assert all(".lora_" in name for name in trainable(fresh_backbone.unet))
 
 
 def test_nothing(fresh_backbone):
     fresh_backbone.unet.requires_grad_(True)
-    train_backbone(fresh_backbone, "none", False, **LORA)
+    set_trainable(fresh_backbone, "none", False, **LORA)
     assert trainable_groups(fresh_backbone) == {}
     assert not any(p.requires_grad for p in fresh_backbone.parameters())
 
 
 def test_all_of_the_unet(fresh_backbone):
-    train_backbone(fresh_backbone, "full", False, **LORA)
+    set_trainable(fresh_backbone, "full", False, **LORA)
     groups = trainable_groups(fresh_backbone)
     assert list(groups) == ["unet"] and len(groups["unet"]) == len(list(fresh_backbone.unet.parameters()))
     assert fresh_backbone.dtype == torch.float32
 
 
 def test_words_keep_their_vectors_when_the_text_encoder_trains(fresh_backbone):
-    train_backbone(fresh_backbone, "none", True, **LORA)
+    set_trainable(fresh_backbone, "none", True, **LORA)
     encoder = fresh_backbone.text_encoders[0]
     names = {name for name, _ in encoder.named_parameters()}
     (table,) = names - trainable(encoder)
@@ -55,11 +55,11 @@ def test_keys_and_values_of_sd15(sd15_unet):
     count = sum(p.numel() for _, p in cross_kv(unet))
     assert count == 2 * 768 * (5 * 320 + 5 * 640 + 6 * 1280) == 19_169_280
     backbone = SimpleNamespace(unet=unet, vae=torch.nn.Identity(), text_encoders=())
-    train_backbone(backbone, "cross_kv", False, **LORA)
+    set_trainable(backbone, "cross_kv", False, **LORA)
     assert sum(p.numel() for p in trainable_groups(backbone)["unet"]) == count
     assert all(".attn2." in name for name in trainable(unet))
 
 
 def test_an_unknown_kind_is_refused(fresh_backbone):
     with pytest.raises(ValueError, match="unet='lara': known are 'lora', 'full', 'cross_kv' and 'none'"):
-        train_backbone(fresh_backbone, "lara", False, **LORA)
+        set_trainable(fresh_backbone, "lara", False, **LORA)

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 #: torch's kernel sorts a convolution's weights anew at every call, which costs more than the convolution itself where
 #: there are many weights and few places: at 8 x 8 it takes two to five times as long as a matrix product, at 16 x 16
 #: both take the same (``benchmarks/README.md``). Weights that are fewer stay in the cache.
-MANY_WEIGHTS = 1 << 20
-FEW_PLACES = 64
+MIN_WEIGHTS = 1 << 20
+MAX_POSITIONS = 64
 
 
-class FewPlacesConv2d(nn.Conv2d):
+class Im2colConv2d(nn.Conv2d):
     """``nn.Conv2d``, as a product of its weights and the unfolded input where that is the faster way."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         height, width = (self._places(input, axis) for axis in (0, 1))
-        if input.device.type != "cpu" or len(input) * height * width > FEW_PLACES:
+        if input.device.type != "cpu" or len(input) * height * width > MAX_POSITIONS:
             return super()._conv_forward(input, weight, bias)
         columns = F.unfold(input, self.kernel_size, self.dilation, cast(tuple[int, int], self.padding), self.stride)
         rows = columns.transpose(1, 2).flatten(0, 1)  # (B * h * w, C * k * k)
@@ -34,17 +34,17 @@ class FewPlacesConv2d(nn.Conv2d):
         return (input.shape[2 + axis] + 2 * padding - reach) // self.stride[axis] + 1
 
 
-def shorten_convolutions(network: nn.Module) -> None:
+def use_im2col_convolutions(network: nn.Module) -> None:
     """Lets a network's convolutions of many weights choose the faster way; names and weights stay as they are."""
     for module in network.modules():
         if type(module) is nn.Conv2d and _is_suitable(module):
-            module.__class__ = FewPlacesConv2d  # the same weights: nothing is built anew
+            module.__class__ = Im2colConv2d  # the same weights: nothing is built anew
 
 
 def _is_suitable(convolution: nn.Conv2d) -> bool:
     """1 x 1 convolutions are matrix products already."""
     return (
-        convolution.weight.numel() >= MANY_WEIGHTS
+        convolution.weight.numel() >= MIN_WEIGHTS
         and math.prod(convolution.kernel_size) > 1
         and convolution.groups == 1
         and convolution.padding_mode == "zeros"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from partcraft_lit.backbones import components, sources
+from partcraft_lit.backbones import components, loading
 from partcraft_lit.backbones import single_file as single_file_module
 from partcraft_lit.backbones.stable_diffusion import load_mini, load_sd15
 from partcraft_lit.backbones.stable_diffusion_xl import load_sdxl
@@ -61,7 +61,7 @@ def test_a_tokenizer_of_old_files_only_is_read(folder, tiny_tokenizer, tiny_word
 def test_an_incomplete_folder_says_what_is_missing_before_reading_weights(folder, monkeypatch):
     shutil.rmtree(folder / "vae")
     (folder / "scheduler" / "scheduler_config.json").unlink()
-    monkeypatch.setattr(sources, "_load_pretrained", lambda *args: pytest.fail("read weights"))
+    monkeypatch.setattr(loading, "_load_pretrained", lambda *args: pytest.fail("read weights"))
     wanted = r"vae/config\.json, scheduler/scheduler_config\.json missing; it holds .*unet.*hf download"
     with pytest.raises(UserError, match=wanted):
         load_sd15(folder)
@@ -140,7 +140,7 @@ def test_other_refusals_of_the_hub(monkeypatch, said, wanted):
 
 def test_packaged_weights_that_are_missing():
     with pytest.raises(UserError, match=r"backbone 'nosuch' are missing: .*weights/nosuch.*partcraft pretrain"):
-        sources.packaged_weights("nosuch")
+        loading.packaged_weights("nosuch")
 
 
 # --- a single file ---
@@ -290,7 +290,7 @@ def test_a_single_file_that_is_no_stable_diffusion(tmp_path, tiny_sd_folder):
 
 def test_a_tokenizer_can_come_from_beside_the_file(single_file, tiny_sd_folder, tiny_tokenizer):
     shutil.copytree(tiny_sd_folder / "tokenizer", single_file.parent / "tokenizer")
-    tokenizer = single_file_module.first_tokenizer(single_file, None)
+    tokenizer = single_file_module.load_tokenizer(single_file, None)
     assert tokenizer("a striped bird").input_ids == tiny_tokenizer("a striped bird").input_ids
 
 
@@ -315,7 +315,7 @@ def test_a_tokenizer_can_come_from_the_hub_s_cache(single_file, tiny_tokenizer, 
         return f"{tiny_tokenizer.name_or_path}/{name}"
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
-    tokenizer = single_file_module.first_tokenizer(single_file, None)
+    tokenizer = single_file_module.load_tokenizer(single_file, None)
     assert tokenizer("a striped bird").input_ids == tiny_tokenizer("a striped bird").input_ids
     assert asked[0] == ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer")
 
@@ -348,9 +348,9 @@ def test_tokenizers_alone_come_from_a_folder_a_file_or_the_hub(
     text = "a striped bird"
     for network in ("unet", "vae", "text_encoder"):
         shutil.rmtree(folder / network)  # nothing of these is needed
-    (alone,) = sources.tokenizers_without_networks(folder)
+    (alone,) = loading.tokenizers_without_networks(folder)
     assert alone(text).input_ids == tiny_tokenizer(text).input_ids
-    (alone,) = sources.tokenizers_without_networks(single_file, config=tiny_sd_folder)
+    (alone,) = loading.tokenizers_without_networks(single_file, config=tiny_sd_folder)
     assert alone(text).input_ids == tiny_tokenizer(text).input_ids
 
     import transformers
@@ -362,9 +362,9 @@ def test_tokenizers_alone_come_from_a_folder_a_file_or_the_hub(
         return real(str(folder), subfolder=subfolder)
 
     monkeypatch.setattr(transformers.CLIPTokenizer, "from_pretrained", of_hub)
-    (alone,) = sources.tokenizers_without_networks("owner/model", revision="abc")
+    (alone,) = loading.tokenizers_without_networks("owner/model", revision="abc")
     assert alone(text).input_ids == tiny_tokenizer(text).input_ids
-    assert sources.tokenizers_without_networks("owner/model@v1") and asked == [
+    assert loading.tokenizers_without_networks("owner/model@v1") and asked == [
         ("owner/model", "tokenizer", "abc"),
         ("owner/model", "tokenizer", "v1"),
     ]
@@ -372,13 +372,13 @@ def test_tokenizers_alone_come_from_a_folder_a_file_or_the_hub(
 
 def test_where_there_is_no_tokenizer_loading_the_model_will_say_why(folder, single_file, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert sources.tokenizers_without_networks("owner/nothing-like-this") == []
-    assert sources.tokenizers_without_networks("./nowhere") == []
+    assert loading.tokenizers_without_networks("owner/nothing-like-this") == []
+    assert loading.tokenizers_without_networks("./nowhere") == []
     for file in (folder / "tokenizer").iterdir():
         file.unlink()  # transformers makes a tokenizer of two tokens out of nothing
-    assert sources.tokenizers_without_networks(folder) == []
+    assert loading.tokenizers_without_networks(folder) == []
     with pytest.raises(UserError, match="holds no tokenizer"):
-        sources.tokenizers_without_networks(single_file)
+        loading.tokenizers_without_networks(single_file)
 
 
 # --- mirrors, revisions, hashes ---
@@ -389,16 +389,16 @@ def hub(monkeypatch, tiny_sd_folder):
     """A hub with one model, ``copies/good``; what else it says to whom is up to the test. Counts who is asked for."""
     asked = []
     answers = {}
-    real = sources._load_pretrained
+    real = loading._load_pretrained
 
     def load(location, layout, revision, variant, vae=None):
         asked.append((location, revision))
-        with sources.explained(location, revision, variant):
+        with loading.explain_load_errors(location, revision, variant):
             if location in answers:
                 raise answers[location]
             return real(str(tiny_sd_folder), layout, None, variant, vae)
 
-    monkeypatch.setattr(sources, "_load_pretrained", load)
+    monkeypatch.setattr(loading, "_load_pretrained", load)
     monkeypatch.setattr(components, "_offline", lambda: False)
     return asked, answers
 
@@ -492,7 +492,7 @@ def test_a_folder_gives_the_sdxl_that_was_saved(tiny_sdxl_folder, tiny_backbone_
     backbone = load_sdxl(tiny_sdxl_folder, resolution=32)
     assert backbone.hash == tiny_backbone_xl.hash
     assert [tokenizer.pad_token for tokenizer in backbone.tokenizers] == ["<|endoftext|>", "!"]
-    assert not backbone.encode_no_prompt().encoder_hidden_states.any()
+    assert not backbone.encode_unconditional().encoder_hidden_states.any()
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
 
 
@@ -500,9 +500,9 @@ def test_what_stands_for_no_prompt_is_read_from_the_model(tiny_sdxl_folder, tmp_
     other = shutil.copytree(tiny_sdxl_folder, tmp_path / "other")
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps({**index, "force_zeros_for_empty_prompt": False}))
-    assert load_sdxl(other, resolution=32).encode_no_prompt().encoder_hidden_states.any()
+    assert load_sdxl(other, resolution=32).encode_unconditional().encoder_hidden_states.any()
     (other / "model_index.json").unlink()
-    assert not load_sdxl(other, resolution=32).encode_no_prompt().encoder_hidden_states.any()
+    assert not load_sdxl(other, resolution=32).encode_unconditional().encoder_hidden_states.any()
 
 
 def test_a_folder_of_the_other_kind_names_the_backbone_for_it(tiny_sd_folder, tiny_sdxl_folder):

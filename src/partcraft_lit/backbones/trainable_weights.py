@@ -17,7 +17,7 @@ _NOTHING = re.compile(r"(?!)")
 _CROSS_KV = re.compile(r"(^|\.)attn2\.to_[kv]\.weight$")
 
 
-def train_backbone(
+def set_trainable(
     backbone: Backbone,
     unet: UnetTraining,
     text_encoder: bool,

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from partcraft_lit.backbones.closed_form import merge_models, merge_projections
+from partcraft_lit.backbones.concept_merging import merge_models
 from partcraft_lit.core.errors import UserError
 
 OUT, WIDTH = 5, 8
@@ -15,6 +15,12 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def merge_one(weight: Tensor, targets: Tensor, concepts: Tensor, captions: Tensor) -> Tensor:
+    """One model that maps its concepts to the targets, as a projection of its own."""
+    trained = torch.linalg.lstsq(concepts.double(), targets.double()).solution.T
+    return merge_models({"w": weight}, [{"w": trained}], [concepts], captions)["w"]
+
+
 def test_the_concepts_are_mapped_as_learned_to_numerical_precision():
     weight, targets, concepts, captions = (
         rand(OUT, WIDTH),
@@ -22,9 +28,9 @@ def test_the_concepts_are_mapped_as_learned_to_numerical_precision():
         rand(3, WIDTH, seed=2),
         rand(40, WIDTH),
     )
-    merged = merge_projections(weight, targets, concepts, captions)
+    merged = merge_one(weight, targets, concepts, captions)
     assert_close(merged @ concepts.T, targets.T, rtol=1e-10, atol=1e-10)
-    half = merge_projections(weight.float(), targets.float(), concepts.float(), captions.float())
+    half = merge_one(weight.float(), targets.float(), concepts.float(), captions.float())
     assert half.dtype == torch.float32
     assert_close(half @ concepts.float().T, targets.float().T, rtol=1e-4, atol=1e-5)
 
@@ -43,25 +49,25 @@ def test_it_is_the_solution_of_the_constrained_least_squares():
     rows = [
         torch.linalg.solve(system, torch.cat([2 * metric @ weight[row], targets[:, row]]))[:WIDTH] for row in range(OUT)
     ]
-    merged = merge_projections(weight, targets, concepts, captions)
+    merged = merge_one(weight, targets, concepts, captions)
     assert_close(merged, torch.stack(rows), rtol=1e-4, atol=1e-4)  # but for the ridge
 
 
 def test_by_hand_in_two_dimensions():
     # Ordinary texts lie along x only, so all of the change goes along y: W = [1 ?] with W (1, 1) = 3.
     captions = torch.tensor([[1.0, 0.0]] * 10)
-    merged = merge_projections(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0]]), torch.tensor([[1.0, 1.0]]), captions)
+    merged = merge_one(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0]]), torch.tensor([[1.0, 1.0]]), captions)
     assert_close(merged, torch.tensor([[1.0, 2.0]]), rtol=0, atol=1e-4)
 
 
 def test_nothing_changes_where_nothing_was_learned():
     weight, concepts = rand(OUT, WIDTH), rand(3, WIDTH, seed=2)
-    assert_close(merge_projections(weight, concepts @ weight.T, concepts, rand(20, WIDTH)), weight)
+    assert_close(merge_one(weight, concepts @ weight.T, concepts, rand(20, WIDTH)), weight)
 
 
 def test_fewer_captions_than_dimensions_still_keep_the_condition():
     weight, targets, concepts = rand(OUT, WIDTH), rand(3, OUT, seed=1), rand(3, WIDTH, seed=2)
-    merged = merge_projections(weight, targets, concepts, rand(4, WIDTH, seed=3))
+    merged = merge_one(weight, targets, concepts, rand(4, WIDTH, seed=3))
     assert_close(merged @ concepts.T, targets.T, rtol=1e-7, atol=1e-7)
 
 
@@ -75,7 +81,7 @@ def test_two_models():
     for name in names:
         for model, states in zip(trained, concepts, strict=True):
             assert_close(states @ merged[name].T, states @ model[name].T, rtol=1e-9, atol=1e-9)
-    alone = merge_projections(
+    alone = merge_one(
         originals[names[0]],
         torch.cat([states @ model[names[0]].T for model, states in zip(trained, concepts, strict=True)]),
         torch.cat(concepts),
@@ -86,9 +92,9 @@ def test_two_models():
 
 def test_messages():
     weight, concepts = rand(OUT, WIDTH), rand(2, WIDTH, seed=2)
-    with pytest.raises(UserError, match="two of them say the same"):
-        merge_projections(weight, rand(2, OUT), concepts[:1].expand(2, -1), rand(20, WIDTH))
-    with pytest.raises(ValueError, match=r"must have the shapes .*, got \(\(3, 5\), \(2, 8\), \(20, 8\)\)"):
-        merge_projections(weight, rand(3, OUT), concepts, rand(20, WIDTH))
+    with pytest.raises(UserError, match="two concepts have the same text"):
+        merge_models({"a": weight}, [{"a": weight}], [concepts[:1].expand(2, -1)], rand(20, WIDTH))
+    with pytest.raises(ValueError, match=r"must be \(n, 8\), got \(2, 8\) and \(20, 7\)"):
+        merge_models({"a": weight}, [{"a": weight}], [concepts], rand(20, 7))
     with pytest.raises(UserError, match=r"Model 2 of 2 lacks 1 projections, for instance 'a'"):
         merge_models({"a": weight}, [{"a": weight}, {}], [concepts, concepts], rand(20, WIDTH))

@@ -16,11 +16,11 @@ from partcraft_lit.backbones.components import (
     Components,
     Layout,
     check_tokenizers,
-    explained,
+    explain_load_errors,
     how_to_get,
     in_float32,
 )
-from partcraft_lit.backbones.single_file import first_tokenizer, load_single_file
+from partcraft_lit.backbones.single_file import load_single_file, load_tokenizer
 from partcraft_lit.core.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def tokenizers_without_networks(
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return [first_tokenizer(path, None if config is None else Path(config).expanduser())]
+        return [load_tokenizer(path, None if config is None else Path(config).expanduser())]
     if path.is_dir():
         found = [_tokenizer(str(path), name, None) for name in SDXL.tokenizers if (path / name).is_dir()]
     else:
@@ -113,7 +113,7 @@ def _tokenizer(location: str, subfolder: str, revision: str | None) -> Any | Non
     from transformers import CLIPTokenizer
 
     try:
-        with explained(location, revision):
+        with explain_load_errors(location, revision):
             return CLIPTokenizer.from_pretrained(location, subfolder=subfolder, revision=revision)
     except UserError:
         return None
@@ -147,12 +147,14 @@ def _load_pretrained(
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     chosen: dict[str, Any] = {"revision": revision}
-    with explained(location, revision, variant):
+    with explain_load_errors(location, revision, variant):
         scheduler = DDPMScheduler.from_pretrained(location, subfolder="scheduler", **chosen)
         tokenizers = [
             transformers.CLIPTokenizer.from_pretrained(location, subfolder=part, **chosen) for part in layout.tokenizers
         ]
-        zero_no_prompt = _zero_no_prompt(location, revision) if len(tokenizers) > 1 else False
+        force_zeros_for_empty_prompt = (
+            _force_zeros_for_empty_prompt(location, revision) if len(tokenizers) > 1 else False
+        )
         text_encoders = [
             getattr(transformers, kind).from_pretrained(location, subfolder=part, variant=variant, **chosen)
             for part, kind in layout.text_encoders.items()
@@ -162,7 +164,7 @@ def _load_pretrained(
         else:
             autoencoder = load_vae(vae)
         unet = UNet2DConditionModel.from_pretrained(location, subfolder="unet", variant=variant, **chosen)
-    components = in_float32(unet, autoencoder, text_encoders, tokenizers, scheduler, zero_no_prompt)
+    components = in_float32(unet, autoencoder, text_encoders, tokenizers, scheduler, force_zeros_for_empty_prompt)
     return check_tokenizers(location, components)
 
 
@@ -179,7 +181,7 @@ def load_vae(source: str | Path) -> Any:
         raise UserError(f"backbone.vae={source}: {_missing_path_message(path)}")
     location = str(path) if path.is_dir() else str(source)
     inside = "vae" if (path / "vae" / "config.json").is_file() else None
-    with explained(location):
+    with explain_load_errors(location):
         return AutoencoderKL.from_pretrained(location, subfolder=inside)
 
 
@@ -187,7 +189,7 @@ def _with_vae(components: Components, vae: str | Path) -> Components:
     return replace(components, vae=load_vae(vae).float())
 
 
-def _zero_no_prompt(location: str, revision: str | None) -> bool:
+def _force_zeros_for_empty_prompt(location: str, revision: str | None) -> bool:
     """What model_index.json says; a folder without one is taken for the published base model, which says yes."""
     from diffusers import DiffusionPipeline
 

@@ -100,7 +100,7 @@ SDXL_BASE: dict[str, dict[str, Any]] = {
 }
 
 
-def write_settings(settings: dict[str, dict[str, Any]], folder: Path) -> None:
+def write_configs(settings: dict[str, dict[str, Any]], folder: Path) -> None:
     """Writes each part's settings where diffusers and transformers look for them."""
     for part, content in settings.items():
         target = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
