@@ -6,9 +6,9 @@ from pathlib import Path
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.store import Store
+from partcraft_lit.data.concept_prompts import ConceptSet, read_concepts
 from partcraft_lit.data.image_files import ImageFiles
 from partcraft_lit.data.published import check_listed, choose_classes, existing_folder
-from partcraft_lit.metrics.alignment import ConceptSet, read_concepts
 
 _IMAGE = "image.jpg"
 

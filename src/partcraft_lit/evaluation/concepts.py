@@ -14,9 +14,9 @@ from torch import Tensor
 from partcraft_lit.core.images import read_image
 from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.types import ImageSource
+from partcraft_lit.data.concept_prompts import COMBINED, ConceptSet
 from partcraft_lit.evaluation.image_scores import Row
 from partcraft_lit.evaluation.sampling import draw_missing
-from partcraft_lit.metrics.alignment import COMBINED, ConceptSet
 from partcraft_lit.metrics.clip import ClipEncoder, ClipScore
 from partcraft_lit.metrics.features import ImageFeatures, unit
 from partcraft_lit.module import PersonalizationModule

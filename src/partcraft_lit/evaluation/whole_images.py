@@ -12,8 +12,8 @@ from torch import Tensor
 
 from partcraft_lit.core.images import read_image
 from partcraft_lit.core.types import ImageSource
+from partcraft_lit.data.concept_prompts import plain_text
 from partcraft_lit.evaluation.truth import true_hybrids
-from partcraft_lit.metrics.alignment import plain_text
 from partcraft_lit.metrics.clip import ClipEncoder, ClipScore, ClipTextSimilarity
 from partcraft_lit.metrics.composition import Targets
 from partcraft_lit.metrics.features import ImageFeatures, PixelFeatures, unit
