@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from partcraft_lit.core.types import PartToken, TokenizedPrompts
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from partcraft_lit.backbones.latent_diffusion import LatentDiffusion
     from partcraft_lit.backbones.stable_diffusion import StableDiffusion
     from partcraft_lit.backbones.stable_diffusion_xl import StableDiffusionXL
+
+TwoProcesses = Callable[[Callable[[int], Any]], list[Any]]
 
 #: Words that the tiny tokenizer knows as one token; any other text falls apart into bytes, as in CLIP.
 TINY_WORDS = (
@@ -327,3 +332,26 @@ def _token_row(
             ids.extend(tokenizer(piece, add_special_tokens=False).input_ids)
     ids.append(tokenizer.eos_token_id)
     return ids + [tokenizer.pad_token_id] * (length - len(ids)), places
+
+
+@pytest.fixture
+def two_processes(tmp_path: Path) -> TwoProcesses:
+    """``two_processes(work)`` runs ``work(rank)`` in two processes of one gloo group; what each returned, by rank."""
+
+    def run(work: Callable[[int], Any]) -> list[Any]:
+        mp.start_processes(_rank, args=(work, tmp_path), nprocs=2, start_method="fork")
+        return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+    return run
+
+
+def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:
+    torch.set_num_threads(1)  # a forked child hangs in a pool of threads that only its parent has
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    try:
+        torch.save(work(rank), folder / f"{rank}.pt")
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        dist.destroy_process_group()

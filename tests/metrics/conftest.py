@@ -1,19 +1,13 @@
-"""A stand-in network for features, and two processes that score together."""
+"""A stand-in network for features."""
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
-
-TwoProcesses = Callable[[Callable[[int], Any]], list[Any]]
 
 
 class TinyFeatures:
@@ -46,29 +40,6 @@ def pictures() -> Callable[..., Tensor]:
         return (scale * torch.rand(count, 3, 6, 5, generator=generator)).to(torch.uint8)
 
     return make
-
-
-@pytest.fixture
-def two_processes(tmp_path: Path) -> TwoProcesses:
-    """``two_processes(work)`` runs ``work(rank)`` in two processes of one gloo group; what each returned, by rank."""
-
-    def run(work: Callable[[int], Any]) -> list[Any]:
-        mp.start_processes(_rank, args=(work, tmp_path), nprocs=2, start_method="fork")
-        return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
-
-    return run
-
-
-def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:
-    torch.set_num_threads(1)  # a forked child hangs in a pool of threads that only its parent has
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    try:
-        torch.save(work(rank), folder / f"{rank}.pt")
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

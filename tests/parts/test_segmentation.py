@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -120,6 +122,16 @@ def test_rows_and_features_come_back(dtype):
     assert torch.equal(kept, x)
     del rows
     assert torch.equal(kept, x)  # the memory lives as long as the tensor
+
+
+def test_temporary_files_are_closed_with_their_objects(recwarn):
+    warnings.simplefilter("always", ResourceWarning)
+    held = [LabelMaps(1), LabelMaps.in_memory(MAPS), MappedRows((2, 3), torch.float32)]
+    files = [held[0]._file, held[2]._file]
+    del held
+    gc.collect()
+    assert [file.closed for file in files] == [True, True]
+    assert not [str(warning.message) for warning in recwarn]
 
 
 def test_a_full_disk_says_what_is_wanted(monkeypatch):

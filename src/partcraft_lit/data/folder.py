@@ -173,7 +173,8 @@ def _classes(root: Path, paths: Sequence[str], labels: str) -> tuple[list[str], 
 def _nothing_found(root: Path, found: Sequence[str]) -> str:
     formats = "JPEG, PNG, WebP, TIFF, BMP, GIF or another format that Pillow reads"
     if not found:
-        hidden = any(os.scandir(root))
+        with os.scandir(root) as entries:
+            hidden = any(entries)
         what = "holds no visible files" if hidden else "is empty"
         return f"dataset.dir: the folder {root} {what}. Put images into it: {formats}."
     endings = Counter(_extension(path) or "without an ending" for path in found).most_common(5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -68,7 +69,7 @@ class LabelMaps(Sequence[Tensor]):
     """
 
     def __init__(self, number: int) -> None:
-        self._file: BinaryIO | None = cast(BinaryIO, tempfile.TemporaryFile(prefix="partcraft-maps-"))  # noqa: SIM115
+        self._file: BinaryIO | None = _temporary_file(self, "partcraft-maps-")
         self._block: Tensor | None = None
         self._end = 0
         self._starts = torch.zeros(number, dtype=torch.long)
@@ -79,6 +80,7 @@ class LabelMaps(Sequence[Tensor]):
         """The same as one block in memory, for maps that are there already."""
         kept = list(label_maps)
         maps = cls(0)
+        cast(BinaryIO, maps._file).close()
         maps._file = None
         maps._sizes = torch.tensor([label_map.shape for label_map in kept], dtype=torch.int32).view(-1, 2)
         lengths = maps._sizes.long().prod(dim=1)
@@ -135,7 +137,7 @@ class MappedRows:
     def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
         self._row_bytes = dtype.itemsize * torch.Size(shape[1:]).numel()
         size = shape[0] * self._row_bytes
-        self._file = tempfile.TemporaryFile(prefix="partcraft-rows-")  # noqa: SIM115 lives as long as the object
+        self._file = _temporary_file(self, "partcraft-rows-")
         with _disk_space_or_error(size):
             # Room is taken now: a mapped file that cannot grow later ends the process without a message.
             if hasattr(os, "posix_fallocate"):
@@ -154,6 +156,13 @@ class MappedRows:
         """Frees the resident pages of ``rows``; the values stay in the file."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _temporary_file(owner: object, prefix: str) -> BinaryIO:
+    """A file that is closed when its owner is collected, without Python's warning of an unclosed file."""
+    file = cast(BinaryIO, tempfile.TemporaryFile(prefix=prefix))  # noqa: SIM115
+    weakref.finalize(owner, file.close)
+    return file
 
 
 @contextmanager
