@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 
 import pytest
 
@@ -51,6 +52,12 @@ def test_rendering_is_the_inverse_of_parsing(named):
     assert prompt == f"a photo of a {written}, flying"
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.00001, 1.23456789, 3.9999999999999996])
+def test_a_weight_is_written_so_that_it_is_read_again(weight):
+    pieces = [PartToken(1, 17, weight)]
+    assert parse(render(pieces, BIRD), BIRD) == pieces
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
@@ -88,12 +95,36 @@ def test_a_mistake_is_named_with_the_nearest_valid_token(prompt, message):
 
 
 @pytest.mark.parametrize(
+    "prompt", ["a" * 10_000, "1" * 10_000 + ">", "." * 10_000, "\0" * 10_000, "a" * 10_000 + ":", "<" + "x" * 10_000]
+)
+def test_a_long_word_takes_linear_time(prompt):
+    start = time.process_time()
+    assert parse(prompt, BIRD) == [prompt]
+    assert time.process_time() - start < 0.5  # 4 s in quadratic time
+
+
+@pytest.mark.parametrize("prompt", [f"<{'x' * 10_000}:1>", f"<head:{'1' * 10_000}>", f"<head:1>*{'1' * 10_000}"])
+def test_a_message_quotes_the_beginning_of_a_long_mistake(prompt):
+    with pytest.raises(UserError) as caught:
+        parse(prompt, BIRD)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("prompt", "place"), [("a \ud800 b", 3), ("\udfff", 1), ("<he\udc80ad:1>", 4)])
+def test_a_lone_surrogate_is_refused_and_its_message_can_be_printed(prompt, place):
+    with pytest.raises(UserError, match=rf"Character {place} of the prompt is .*the text was not UTF-8") as caught:
+        parse(prompt, BIRD)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
     ("names", "num_codes", "error", "message"),
     [
         (["head", "background"], [1, 1], UserError, "Part 0 must be called 'background'"),
         ([], [], UserError, "Part 0 must be called 'background'"),
         (["background", "head", "Head"], [1, 1, 1], UserError, "'head' and 'Head' are the same in a prompt"),
         (["background", "3"], [1, 1], UserError, "'3' cannot be written in a prompt"),
+        (["background", "he\ud800ad"], [1, 1], UserError, "cannot be written in a prompt"),
         (["background", "a:b"], [1, 1], UserError, "'a:b' cannot be written in a prompt"),
         (["background", " head"], [1, 1], UserError, "cannot be written in a prompt"),
         (["background", ""], [1, 1], UserError, "cannot be written in a prompt"),

@@ -13,16 +13,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from partcraft_lit.core.errors import UserError, nearest_names
 from partcraft_lit.core.types import BACKGROUND, PartToken
 
 BACKGROUND_NAME = "background"
+#: Characters of a prompt that a message quotes.
+_SHOWN = 60
 #: No part can be asked for more strongly.
 MAX_WEIGHT = 4.0
 
 _BRACKETS = re.compile(r"<([^<>]*)>(?:\*([-+]?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)))?")
-_UNOPENED = re.compile(r"[^\s<>:]+\s*:\s*[0-9]+\s*>")
-_NAME = re.compile(r"[^\s<>:\x00-\x1f]+(?: [^\s<>:\x00-\x1f]+)*")
+#: The lookbehind admits starts of words alone, which keeps the search linear in the length of the prompt.
+_UNOPENED = re.compile(r"(?<![^\s<>:])[^\s<>:]+\s*:\s*[0-9]+\s*>")
+_NAME = re.compile(r"[^\s<>:\x00-\x1f\ud800-\udfff]+(?: [^\s<>:\x00-\x1f\ud800-\udfff]+)*")
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _INDEX = re.compile(r"[0-9]{1,9}")  # the bound keeps int() cheap and far above any real count
 
 
@@ -104,7 +110,7 @@ class PartVocabulary:
         found = self._index_of.get(name.casefold())
         if found is None:
             raise UserError(
-                f"There is no part called {name!r}. {nearest_names(name.casefold(), self.names)}"
+                f"There is no part called {_excerpt(name)}. {nearest_names(name.casefold()[:_SHOWN], self.names)}"
                 f"Parts are {self._listing()}."
             )
         return found
@@ -143,6 +149,11 @@ def parse(prompt: str, vocabulary: PartVocabulary, where: str = "the prompt") ->
         UserError: for an unknown part or code (with the nearest valid ones), a token that is malformed, and a bracket
             that opens or closes a token without its partner.
     """
+    if lone := _LONE_SURROGATE.search(prompt):
+        raise UserError(
+            f"Character {lone.start() + 1} of {where} is {lone.group(0)!r}, half of a surrogate pair: the text was not "
+            "UTF-8. Save or type it as UTF-8."
+        )
     pieces: list[str | PartToken] = []
     end = 0
     for match in _BRACKETS.finditer(prompt):
@@ -151,8 +162,8 @@ def parse(prompt: str, vocabulary: PartVocabulary, where: str = "the prompt") ->
         end = match.end()
         if prompt[end : end + 1] == "*":
             raise UserError(
-                f"{prompt[match.start() : end + 8]!r} in {where}: behind '*' stands the part's weight, a number from 0 "
-                f"to {MAX_WEIGHT:g}, as in {match.group(0) + '*1.3'!r}."
+                f"{_excerpt(prompt[match.start() : end + 8])} in {where}: behind '*' stands the part's weight, from "
+                f"0 to {MAX_WEIGHT:g}, as in {match.group(0) + '*1.3'!r}."
             )
     return pieces + _text(prompt[end:], vocabulary)
 
@@ -164,10 +175,15 @@ def render(pieces: Iterable[str | PartToken], vocabulary: PartVocabulary | None 
         if isinstance(piece, str):
             return piece
         part = piece.part if vocabulary is None else vocabulary.names[piece.part]
-        weight = "" if piece.weight == 1.0 else f"*{piece.weight:g}"
+        weight = "" if piece.weight == 1.0 else f"*{np.format_float_positional(piece.weight, trim='-')}"
         return f"<{part}:{piece.code}>{weight}"
 
     return "".join(written(piece) for piece in pieces)
+
+
+def _excerpt(text: str) -> str:
+    """The text in quotes, cut where it is longer than a message should be."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def _text(text: str, vocabulary: PartVocabulary) -> list[str | PartToken]:
@@ -182,11 +198,11 @@ def _text(text: str, vocabulary: PartVocabulary) -> list[str | PartToken]:
 
 
 def _token(match: re.Match[str], vocabulary: PartVocabulary, where: str) -> PartToken:
-    written = match.group(0)
+    written = _excerpt(match.group(0))
     name, colon, code = (part.strip() for part in match.group(1).partition(":"))
     name = " ".join(name.split())
     if not name:
-        raise UserError(f"{written!r} names no part; a part token is written {_example(vocabulary)}.")
+        raise UserError(f"{written} names no part; a part token is written {_example(vocabulary)}.")
     try:
         part = vocabulary.index(name)
         if not _INDEX.fullmatch(code):
@@ -194,20 +210,20 @@ def _token(match: re.Match[str], vocabulary: PartVocabulary, where: str) -> Part
         token = PartToken(part, int(code), _weight(match.group(2)))
         vocabulary.check(token)
     except UserError as error:
-        raise UserError(f"{written!r} in {where}: {error}") from None
+        raise UserError(f"{written} in {where}: {error}") from None
     return token
 
 
 def _weight(written: str | None) -> float:
     weight = 1.0 if written is None else float(written)
     if not 0 <= weight <= MAX_WEIGHT:
-        raise UserError(f"the weight {written} is out of range; it is from 0 to {MAX_WEIGHT:g}, and 1 is as trained.")
+        raise UserError(f"the weight {weight:g} is out of range; it is from 0 to {MAX_WEIGHT:g}, and 1 is as trained.")
     return weight
 
 
 def _wrong_code(vocabulary: PartVocabulary, part: int, code: str | None) -> str:
     name, last = vocabulary.names[part], vocabulary.num_codes[part] - 1
-    came = "the code is missing" if not code else f"the code must be a whole number, got {code!r}"
+    came = "the code is missing" if not code else f"the code must be a whole number, got {_excerpt(code)}"
     return f"{came}; codes of {name!r} are 0 to {last}, as in '<{name}:{last}>'."
 
 

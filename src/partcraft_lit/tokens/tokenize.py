@@ -108,8 +108,8 @@ def _word_ids(text: str, tokenizers: Sequence[Any]) -> tuple[int, ...]:
     ends = {tokenizers[0].bos_token_id, tokenizers[0].eos_token_id}
     if ends & set(each[0]):
         raise UserError(
-            f"The tokenizer does not know {text!r} and would read the end of the text there; leave the word out or "
-            f"write another one."
+            f"The tokenizer does not know {text[:60]!r} and would read the end of the text there; leave the word out "
+            f"or write another one."
         )
     return each[0]
 
@@ -122,7 +122,9 @@ def _fit(words: list[_Word], max_length: int) -> list[_Word]:
         if used > room:
             needed = sum(len(other.ids) for other in words)
             cut = [other.text for other in words[index:]]
-            shown = " ".join(cut[:12]) + (f" ... ({len(cut)} words)" if len(cut) > 12 else "")
+            shown = " ".join(cut[:12])
+            if len(cut) > 12 or len(shown) > 200:
+                shown = f"{shown[:200]} ... ({len(cut)} words)"
             raise UserError(
                 f"The prompt takes {needed} positions and the text encoder has {room}; these words would be cut: "
                 f"{shown!r}. Shorten the prompt by {needed - room} positions; a part token or a common word takes one."
