@@ -5,6 +5,7 @@ The images are drawn birds and beasts, so that boxes and keypoints can be true o
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,41 @@ CUB_PARTS = {
     "throat": "head",
 }
 CUB_SPECIES = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Blue_Jay")
+
+
+def matrix_profile(name: str, red: _XYZ, green: _XYZ, blue: _XYZ, curve: tuple[float, ...]) -> bytes:
+    """An ICC profile of version 4 with three primaries (XYZ under D50) and one parametric curve."""
+
+    def numbers(*values: float) -> bytes:
+        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    def text(value: str) -> bytes:
+        coded = value.encode("utf-16-be")
+        return b"mluc" + struct.pack(">IIIHHII", 0, 1, 12, 0x656E, 0x5553, len(coded), 28) + coded
+
+    kind = {1: 0, 5: 3}[len(curve)]
+    tone = b"para" + struct.pack(">IHH", 0, kind, 0) + numbers(*curve)
+    tags = {b"desc": text(name), b"cprt": text("none"), b"wtpt": b"XYZ \0\0\0\0" + numbers(0.9642, 1.0, 0.8249)}
+    for letter, primary in zip(b"rgb", (red, green, blue), strict=True):
+        tags[bytes([letter]) + b"XYZ"] = b"XYZ \0\0\0\0" + numbers(*primary)
+        tags[bytes([letter]) + b"TRC"] = tone
+    table, data = b"", b""
+    for tag, content in tags.items():
+        table += tag + struct.pack(">II", 132 + 12 * len(tags) + len(data), len(content))
+        data += content + bytes(-len(content) % 4)
+    head = bytes(4) + struct.pack(">I", 0x04200000) + b"mntrRGB XYZ "
+    body = head + struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + numbers(0.9642, 1.0, 0.8249)
+    whole = bytes(4) + body + bytes(124 - len(body)) + struct.pack(">I", len(tags)) + table + data
+    return struct.pack(">I", len(whole)) + whole[4:]
+
+
+_XYZ = tuple[float, float, float]
+_SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+_ADOBE = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
+DISPLAY_P3 = matrix_profile("Display P3", *_P3, _SRGB_CURVE)
+P3_GAMMA_22 = matrix_profile("P3, gamma 2.2", *_P3, (2.19921875,))
+ADOBE_RGB = matrix_profile("Adobe RGB (1998)", *_ADOBE, (2.19921875,))
 
 
 def write_cub(folder: Path, per_species: int = 4, size: int = 48) -> Path:

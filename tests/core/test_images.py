@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 from torch import Tensor
 from torch.testing import assert_close
 
+from miniatures import ADOBE_RGB, DISPLAY_P3, P3_GAMMA_22
+from partcraft_lit.core import images
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import (
     UnreadableImage,
     clamp_aspect,
     decode_image,
+    image_size,
     read_image,
     readable_extensions,
     resize,
@@ -72,6 +78,98 @@ def test_cmyk_jpeg_is_not_inverted() -> None:
     assert "CMYK" in decoded.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("profile", "upper", "lower"),
+    [
+        (DISPLAY_P3, (217, 42, 23), (0, 163, 40)),
+        (P3_GAMMA_22, (219, 37, 13), (0, 164, 35)),
+        (ADOBE_RGB, (232, 57, 34), (0, 161, 47)),
+    ],
+    ids=["Display P3", "P3, gamma 2.2", "Adobe RGB"],
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_are_converted_to_srgb(profile: bytes, upper: tuple, lower: tuple, mode: str) -> None:
+    """(200, 60, 40) and (40, 160, 60) in sRGB, by hand (Display P3) and by littlecms (perceptual)."""
+    image = Image.new("RGB", (16, 16), (200, 60, 40))
+    image.paste((40, 160, 60), (0, 8, 16, 16))
+    decoded = decode_image(encoded(image.quantize(2) if mode == "P" else image.convert(mode), icc_profile=profile))
+    for row, expected in ((0, upper), (15, lower)):
+        assert_close(decoded.pixels[:, row, 3].int(), torch.tensor(expected, dtype=torch.int32), atol=1, rtol=0)
+    assert "to sRGB" in decoded.notes[0] and decoded.variant == "sRGB"
+
+
+def test_transparency_and_greys_with_a_profile() -> None:
+    image = Image.new("RGBA", (16, 16), (200, 60, 40, 255))
+    image.paste((0, 0, 0, 0), (8, 0, 16, 16))
+    decoded = decode_image(encoded(image, icc_profile=DISPLAY_P3))
+    assert_close(decoded.pixels[:, 3, 3].int(), torch.tensor([217, 42, 23], dtype=torch.int32), atol=1, rtol=0)
+    assert colour(decoded.pixels, 3, 12) == WHITE and len(decoded.notes) == 2
+    grey = decode_image(encoded(Image.new("L", (16, 16), 100), icc_profile=ADOBE_RGB))
+    assert_close(grey.pixels[:, 3, 3].int(), torch.full((3,), 99, dtype=torch.int32), atol=1, rtol=0)  # gamma 2.2
+
+
+def test_srgb_and_unusable_profiles_change_nothing() -> None:
+    plain = decode_image(encoded(two_colours()))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    named = decode_image(encoded(two_colours(), icc_profile=srgb))
+    assert torch.equal(plain.pixels, named.pixels) and named.notes == () and named.variant == ""
+    for profile, note in ((DISPLAY_P3[:150], "unreadable"), (b"\0" * 500, "unreadable")):
+        decoded = decode_image(encoded(two_colours(), icc_profile=profile))
+        assert torch.equal(plain.pixels, decoded.pixels) and decoded.variant == ""
+        assert decoded.notes == (f"{note} colour profile ignored",)
+    decoded = decode_image(encoded(two_colours("CMYK"), "JPEG", icc_profile=DISPLAY_P3))
+    assert "is for RGB, the image is CMYK" in decoded.notes[0]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "I;16", "CMYK", "1"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF"])
+def test_large_images_are_decoded_at_a_fraction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, mode: str, orientation: int
+) -> None:
+    if (form, mode) == ("PNG", "CMYK") or (form == "JPEG" and mode not in ("RGB", "L", "CMYK")):
+        pytest.skip("there is no such file")
+    monkeypatch.setattr(images, "MAX_PIXELS", 32 * 32)
+    source = two_colours(size=(101, 65))
+    image = Image.fromarray(np.array(source.convert("L")).astype(np.uint16) * 257) if mode == "I;16" else source
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "large"
+    path.write_bytes(encoded(image if mode == "I;16" else image.convert(mode), form, exif=exif).getvalue())
+    decoded = decode_image(path)
+    assert image_size(path) == decoded.pixels.shape[1:] == ((17, 26) if orientation == 1 else (26, 17))
+    assert any("pixels decoded at 1/4 of the size" in note for note in decoded.notes) and decoded.variant == "1/4"
+    monkeypatch.undo()
+    grey = decoded.pixels.float().mean(0)
+    red, blue = (grey[8, 4], grey[8, 22]) if orientation == 1 else (grey[4, 8], grey[22, 8])
+    expected = read_image(encoded(image if mode == "I;16" else image.convert(mode), form)).float().mean(0)
+    if mode != "1":
+        assert abs(red - expected[30, 20]) < 4 and abs(blue - expected[30, 80]) < 4
+
+
+def test_a_large_png_needs_bounded_memory(tmp_path: Path) -> None:
+    """13,300 x 13,300 pixels took 6.9 GB up to the latents; a process of its own, since memory is not given back."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    side = 13_300
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(bytes((side + 1) * side), 1)) + chunk(b"IEND", b"")
+    (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + data)
+    script = (
+        "import resource, sys; from partcraft_lit.core.images import read_image\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "image = read_image(sys.argv[1])\n"
+        "print(tuple(image.shape), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "large.png")], capture_output=True, text=True, check=True
+    )
+    shape, megabytes = found.stdout.rsplit(" ", 1)
+    assert shape == "(3, 6650, 6650)" and int(megabytes) < 1000
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_is_undone(orientation: int) -> None:
     upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8))
@@ -90,6 +188,15 @@ def test_every_exif_orientation_is_undone(orientation: int) -> None:
     exif[0x0112] = orientation
     image = read_image(encoded(stored, "PNG", exif=exif))
     assert_close(image, torch.from_numpy(np.array(upright)).permute(2, 0, 1))
+
+
+def test_a_turned_tiff_read_by_its_path(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 14), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tiff", exif=exif)
+    assert_close(read_image(tmp_path / "a.tiff")[0], torch.from_numpy(np.rot90(pixels, -1).copy()))
+    assert image_size(tmp_path / "a.tiff") == (14, 10)
 
 
 def test_damaged_exif_does_not_cost_the_picture() -> None:

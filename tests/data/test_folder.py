@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from PIL import Image
 
 import partcraft_lit.data.image_files as image_files
+from miniatures import DISPLAY_P3
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import decode_image
-from partcraft_lit.core.store import Store
+from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.data.folder import ImageFolder
 from partcraft_lit.data.image_files import Rejected
 
@@ -98,6 +100,51 @@ def test_changes_while_reading_are_noted(tmp_path: Path) -> None:
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     picture(tmp_path / "still.png")
     assert ImageFolder(tmp_path).notes == [("moving.gif", "first of 2 frames")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no pipes and devices among files")
+def test_what_is_no_regular_file_is_listed_and_never_opened(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "itself.png").symlink_to("itself.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    (tmp_path / "folder").symlink_to("folder")
+    os.mkfifo(tmp_path / "pipe.png")
+    source = ImageFolder(tmp_path, store=Store(tmp_path / ".store"))
+    assert [(one.path, one.reason) for one in source.rejected] == [
+        ("endless.png", "it is a device, no regular file"),
+        ("folder", "it cannot be opened: Too many levels of symbolic links"),
+        ("itself.png", "it cannot be opened: Too many levels of symbolic links"),
+        ("pipe.png", "it is a pipe, no regular file"),
+    ]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match=r"holds no images \(endless\.png: it is a device"):
+        ImageFolder(tmp_path)
+    with pytest.raises(UserError, match=r"none of the 1 images (.|\n)*pipe\.png: it is a pipe"):
+        image_files.ImageFiles(tmp_path, ["pipe.png"])
+
+
+def test_a_class_with_an_accent_is_one_class(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        picture(tmp_path / unicodedata.normalize(form, "m\u00e9sange") / f"{form}.png")
+    picture(tmp_path / "wren" / "a.png")
+    source = ImageFolder(tmp_path)
+    assert source.class_names == ["m\u00e9sange", "wren"]
+    assert [source.label(index) for index in range(3)] == [0, 0, 1]
+
+
+def test_converted_colours_are_noted_once_and_change_the_hash(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What an earlier version stored for a file with a profile is not taken for its pixels; other hashes stay."""
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name, icc_profile=DISPLAY_P3)
+    picture(tmp_path / "plain.png")
+    for _ in range(2):
+        with caplog.at_level("INFO"):
+            source = ImageFolder(tmp_path, store=Store(tmp_path / ".store"))
+        assert caplog.text.count("2 of them: colours converted from the profile 'Display P3' to sRGB") == 1
+        caplog.clear()
+        bytes_alone = [hashlib.sha256((tmp_path / source.name(index)).read_bytes()).hexdigest() for index in range(3)]
+        hashes = [source.content_hash(index) for index in range(3)]
+        assert hashes[0] == hashes[1] == stable_hash(bytes_alone[0], "sRGB") and hashes[2] == bytes_alone[2]
 
 
 def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""A folder of images as it comes: any nesting, formats and sizes, and files that are no images after all."""
+"""Image folders as they come: any nesting, formats and sizes, and files that turn out to be no images."""
 
 from __future__ import annotations
 
 import os
+import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,32 +18,31 @@ from partcraft_lit.core.images import readable_extensions
 from partcraft_lit.core.settings import Positive
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import ABSENT, GroundTruth
-from partcraft_lit.data.image_files import ImageFiles, Rejected, existing_folder, printable
+from partcraft_lit.data.image_files import ImageFiles, Rejected, existing_folder, printable, special_kind
 from partcraft_lit.data.mask_files import MaskFiles
 
-#: Pictures that people have and that are not read here: worth a line in the list of rejected files.
-_UNREADABLE_PICTURES = frozenset(
+#: Common image formats that Pillow does not read: listed among the rejected files.
+_UNSUPPORTED_FORMATS = frozenset(
     {".heic", ".heif", ".jxl", ".svg", ".eps", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf"}
 )
-#: Folders that programs leave beside pictures, full of thumbnails and shadow files.
+#: Folders of thumbnails and shadow files that programs create beside images.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 
 
 class ImageFolder(ImageFiles):
     """All readable images below a folder, sorted by path: an image source.
 
-    Hidden files, and what is no picture by its ending, are passed over; the rest is as in `ImageFiles`.
+    Hidden files and files without an image extension are skipped; the rest is as in `ImageFiles`.
 
     Args:
         dir: the folder; ``~`` is understood.
         class_noun: what the images show, as one noun ("bird"), if that is known.
-        labels: "folder" takes the first sub-folder on the way to an image as its class; "none" knows no classes; "auto"
-            is "folder" where every image lies in a sub-folder and there are at least two of these, else "none".
-        per_class: the first so many images of each class by path, or of the folder where there are no classes; None for
-            all.
-        masks: folder with masks of the parts, see `MaskFiles`; it may lie inside ``dir``. With it the source knows
-            ``part_names`` and the truth, and is a `GroundTruthSource`.
-        store: where verdicts are remembered, as a store or its folder; None checks everything at each start.
+        labels: "folder" takes the first sub-folder as the class; "none" has no classes; "auto" is "folder" if every
+            image lies in a sub-folder and there are at least two of these, else "none".
+        per_class: maximum number of images per class, or of the folder without classes, by path; None for all.
+        masks: folder of part masks, see `MaskFiles`; it may lie inside ``dir``. With it the source has ``part_names``
+            and ground truth, and is a `GroundTruthSource`.
+        store: cache of the verdicts, as a store or its folder; None checks everything at each start.
 
     Raises:
         UserError: if the folder is missing, a file, empty, without images, or none of them is readable; or if
@@ -75,7 +76,7 @@ class ImageFolder(ImageFiles):
         return self._masks.read(index) if self._masks is not None else None
 
     def truth(self, index: int) -> GroundTruth:
-        """The mask as ground truth; the class of the image, or 0, is the species of each part that it shows.
+        """The mask as ground truth; the image's class, or 0, is the species of each part in it.
 
         Raises:
             UserError: if there are no masks.
@@ -89,11 +90,11 @@ class ImageFolder(ImageFiles):
 
 
 def list_images(folder: Path, without: Path | None = None) -> tuple[list[str], list[Rejected]]:
-    """Paths of all visible files below a folder that are images by their ending, sorted, and pictures of other kinds.
+    """Sorted paths of all visible files below a folder with an image extension, and entries that cannot be images.
 
     Args:
-        folder: where to look.
-        without: a folder inside it that is passed over.
+        folder: searched recursively.
+        without: a folder inside it to skip.
 
     Raises:
         UserError: if there are none.
@@ -104,16 +105,16 @@ def list_images(folder: Path, without: Path | None = None) -> tuple[list[str], l
     rejected += [
         Rejected(printable(path), f"{_extension(path)} files are not read: convert it to JPEG or PNG")
         for path in found
-        if _extension(path) in _UNREADABLE_PICTURES - extensions
+        if _extension(path) in _UNSUPPORTED_FORMATS - extensions
     ]
     images = [path for path in found if _extension(path) in extensions]
     if not images:
-        raise UserError(_nothing_found(folder, found))
+        raise UserError(_nothing_found(folder, found, rejected))
     return images, rejected
 
 
 def _first_of_each(paths: Sequence[str], labels: Sequence[int], most: int) -> list[str]:
-    """At most so many paths of each label, in their order."""
+    """At most ``most`` paths of each label, in order."""
     taken: Counter[int] = Counter()
     kept = []
     for path, label in zip(paths, labels or [0] * len(paths), strict=True):
@@ -124,27 +125,37 @@ def _first_of_each(paths: Sequence[str], labels: Sequence[int], most: int) -> li
 
 
 def _walk(root: Path, rejected: list[Rejected], without: Path | None = None) -> Iterator[str]:
-    """Paths of all visible files below a folder, relative and sorted; follows links, each folder once."""
-    seen: set[tuple[int, int]] = set()  # a folder in it is not visited
+    """Relative, sorted paths of all visible files below a folder; follows links, each folder once.
+
+    Broken and circular links, pipes, devices and sockets go to ``rejected``.
+    """
+    seen: set[tuple[int, int]] = set()  # folders that are not visited again
     if without is not None and without.is_dir():
         seen.add((without.stat().st_dev, without.stat().st_ino))
 
     def visit(folder: Path, prefix: str) -> Iterator[str]:
         try:
-            stat = folder.stat()
+            status = folder.stat()
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             rejected.append(Rejected(printable(prefix), f"the folder cannot be read: {error.strerror}"))
             return
-        if (stat.st_dev, stat.st_ino) in seen:  # a link that leads back
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
             return
-        seen.add((stat.st_dev, stat.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         for entry in entries:
             if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
                 continue
-            if entry.is_dir():
+            try:
+                status = entry.stat()
+            except OSError as error:  # a broken link, or one to itself
+                rejected.append(Rejected(printable(prefix + entry.name), f"it cannot be opened: {error.strerror}"))
+                continue
+            if stat.S_ISDIR(status.st_mode):
                 yield from visit(folder / entry.name, f"{prefix}{entry.name}/")
-            elif entry.is_file() or entry.is_symlink():  # a broken link is rejected when it is opened
+            elif odd := special_kind(status):
+                rejected.append(Rejected(printable(prefix + entry.name), f"it is {odd}, no regular file"))
+            else:
                 yield prefix + entry.name
 
     return iter(sorted(visit(root, "")))
@@ -155,7 +166,8 @@ def _extension(path: str) -> str:
 
 
 def _classes(root: Path, paths: Sequence[str], labels: str) -> tuple[list[str], list[int]]:
-    folders = [path.split("/", 1)[0] if "/" in path else None for path in paths]
+    # In NFC: macOS spells accents apart, and its archives mix both spellings.
+    folders = [unicodedata.normalize("NFC", path.split("/", 1)[0]) if "/" in path else None for path in paths]
     outside = [path for path, folder in zip(paths, folders) if folder is None]
     names = sorted({folder for folder in folders if folder is not None})
     if labels == "folder" and outside:
@@ -170,16 +182,18 @@ def _classes(root: Path, paths: Sequence[str], labels: str) -> tuple[list[str], 
     return [printable(name) for name in names], [index[folder] for folder in folders if folder is not None]
 
 
-def _nothing_found(root: Path, found: Sequence[str]) -> str:
+def _nothing_found(root: Path, found: Sequence[str], rejected: Sequence[Rejected]) -> str:
     formats = "JPEG, PNG, WebP, TIFF, BMP, GIF or another format that Pillow reads"
+    if not found and rejected:
+        what = "; ".join(f"{one.path}: {one.reason}" for one in rejected[:3])
+        return f"dataset.dir: the folder {root} holds no images ({what}). Put images into it: {formats}."
     if not found:
-        with os.scandir(root) as entries:
-            hidden = any(entries)
+        hidden = any(root.iterdir())
         what = "holds no visible files" if hidden else "is empty"
         return f"dataset.dir: the folder {root} {what}. Put images into it: {formats}."
     endings = Counter(_extension(path) or "without an ending" for path in found).most_common(5)
     what = ", ".join(f"{count} {ending}" for ending, count in endings)
-    advice = " Convert them to JPEG or PNG." if any(ending in _UNREADABLE_PICTURES for ending, _ in endings) else ""
+    advice = " Convert them to JPEG or PNG." if any(ending in _UNSUPPORTED_FORMATS for ending, _ in endings) else ""
     plural = "" if len(found) == 1 else "s"
     return (
         f"dataset.dir: the folder {root} holds no images, only {len(found)} other file{plural} ({what}).{advice} "

@@ -1,4 +1,4 @@
-"""Image files of a folder: each decoded once before any work, with labels, hashes and a list of what is left out."""
+"""Image files of a folder, each decoded once up front, with labels, content hashes and a list of rejected files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import io
 import json
 import logging
 import os
+import stat
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ _SAVE_EVERY = 500
 
 @dataclass(frozen=True)
 class Rejected:
-    """A file that is left out: its path inside the folder, and why in a few words."""
+    """A file that is left out: its path inside the folder, and the reason."""
 
     path: str
     reason: str
@@ -48,33 +50,34 @@ class Rejected:
 
 @dataclass(frozen=True)
 class _Checked:
-    """What is known of a file after it was decoded once; ``reason`` is empty where it was readable."""
+    """The verdict on a file after decoding it; ``reason`` is empty if readable, ``variant`` as in `DecodedImage`."""
 
     size: int
     mtime_ns: int
     sha256: str
     reason: str
     notes: tuple[str, ...]
+    variant: str
     settled: bool
 
 
 class ImageFiles:
     """Images given by their paths inside a folder: an image source, and what all sources on disk have in common.
 
-    Each file is decoded once when the source is opened, so that damage shows before any work is done; with a store the
-    verdicts are remembered, and a second start only looks at what changed. Nothing is ever moved or deleted.
+    Each file is decoded once when the source is opened, so that damage shows before any work; with a store the verdicts
+    are cached, and a second start only checks what changed. Nothing is ever moved or deleted.
 
     Args:
         dir: the folder, absolute.
         paths: paths inside it, with forward slashes, in the order of the source.
-        labels: class of each path; empty where there are no classes.
-        class_names: what the labels count.
+        labels: class of each path; empty without classes.
+        class_names: names of the labels.
         class_noun: what the images show, as one noun ("bird"), if that is known.
-        store: where verdicts are remembered, as a store or its folder; None checks everything at each start.
+        store: cache of the verdicts, as a store or its folder; None checks everything at each start.
 
     Attributes:
         rejected: files that look like images and cannot be used, with reasons.
-        notes: (path, note) of images that were changed while reading, for instance an animation's first frame.
+        notes: (path, note) of images that were converted, for instance an animation reduced to its first frame.
 
     Raises:
         UserError: if none of the files is readable.
@@ -120,10 +123,10 @@ class ImageFiles:
         """
         path, check = self.dir / self._paths[index], self._checks[index]
         try:
-            stat = path.stat()
+            status = path.stat()
         except OSError as error:
             raise UnreadableImage(f"it has become unreadable since the start: {error.strerror}", path) from error
-        if (stat.st_size, stat.st_mtime_ns) != (check.size, check.mtime_ns):
+        if (status.st_size, status.st_mtime_ns) != (check.size, check.mtime_ns):
             raise UserError(f"{path} was changed while the program was using it. Start again to take up the new file.")
         return read_image(path)
 
@@ -132,19 +135,20 @@ class ImageFiles:
         return image_size(self.dir / self._paths[index])
 
     def name(self, index: int) -> str:
-        """Path inside the folder, with forward slashes; bytes that are no text are escaped."""
+        """Path inside the folder, with forward slashes; undecodable bytes are escaped."""
         return printable(self._paths[index])
 
     def content_hash(self, index: int) -> str:
-        """SHA-256 of the file's bytes."""
-        return self._checks[index].sha256
+        """SHA-256 of the file's bytes, and of how they were decoded where an earlier reader did it otherwise."""
+        check = self._checks[index]
+        return stable_hash(check.sha256, check.variant) if check.variant else check.sha256
 
     def label(self, index: int) -> int | None:
-        """Index into ``class_names``, or None where there are no classes."""
+        """Index into ``class_names``, or None without classes."""
         return self._labels[index] if self._labels else None
 
     def write_rejected(self, path: str | Path) -> None:
-        """Writes the rejected files as a table with the columns path and reason; only the header if there are none."""
+        """Writes the rejected files as a CSV table with columns path and reason; only the header if there are none."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(("path", "reason"))
@@ -153,6 +157,8 @@ class ImageFiles:
 
     def _report(self) -> None:
         logger.info("%s: %d images", self.dir, len(self))
+        for note, count in Counter(note for _, note in self.notes).most_common(5):
+            logger.info("%d of them: %s", count, note)
         if self.rejected:
             first = "; ".join(f"{one.path}: {one.reason}" for one in self.rejected[:3])
             more = f"; and {len(self.rejected) - 3} more" if len(self.rejected) > 3 else ""
@@ -194,59 +200,77 @@ def printable(path: str) -> str:
 
 
 def _check_files(root: Path, paths: Sequence[str], store: Store | None) -> dict[str, _Checked]:
-    """Decodes each file once, except those of which a verdict is remembered."""
-    memory = _Memory(store, root)
+    """Decodes each file once, except those with a cached verdict."""
+    cache = _VerdictCache(store, root)
     checks: dict[str, _Checked] = {}
     pending: list[str] = []
     for path in paths:
-        known = memory.recall(root, path)
+        known = cache.recall(root, path)
         if known is None:
             pending.append(path)
         else:
             checks[path] = known
     said = time.monotonic()
-    # Decoding leaves the interpreter's lock to others. The list of files is cut so that what waits stays small, and an
-    # interruption loses little.
+    # Decoding releases the GIL. Batches of files keep the queue small, and an interruption loses little.
     with decoding_rules(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         for start in range(0, len(pending), _SAVE_EVERY):
             batch = pending[start : start + _SAVE_EVERY]
-            for path, check in zip(batch, threads.map(lambda path: _check(root / path, memory), batch), strict=True):
+            for path, check in zip(batch, threads.map(lambda path: _check(root / path, cache), batch), strict=True):
                 checks[path] = check
                 if time.monotonic() - said > 5:
                     said = time.monotonic()
                     logger.info("Checked %d of %d images", len(checks), len(paths))
-            memory.save(checks)
+            cache.save(checks)
     return checks
 
 
-def _check(path: Path, memory: _Memory) -> _Checked:
+def _check(path: Path, cache: _VerdictCache) -> _Checked:
     size = mtime_ns = 0
     sha256, settled = "", False
+    verdict: _Verdict = ("", (), "")
     try:
+        if odd := special_kind(path.stat()):  # opening a pipe would wait for ever
+            return _Checked(0, 0, "", f"it is {odd}, no regular file", (), "", False)
         with path.open("rb") as file:
-            stat = os.fstat(file.fileno())
-            size, mtime_ns = stat.st_size, stat.st_mtime_ns
+            status = os.fstat(file.fileno())
+            size, mtime_ns = status.st_size, status.st_mtime_ns
             settled = time.time_ns() - mtime_ns > _SETTLED_NS
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            reason, notes = memory.verdict(sha256) or _decode_once(file)
+            verdict = cache.verdict(sha256) or _decode_once(file)
     except OSError as error:
-        reason, notes = f"it cannot be opened: {error.strerror or error}", ()
-    return _Checked(size, mtime_ns, sha256, reason, notes, settled)
+        verdict = (f"it cannot be opened: {error.strerror or error}", (), "")
+    return _Checked(size, mtime_ns, sha256, *verdict, settled)
 
 
-def _decode_once(file: Any) -> tuple[str, tuple[str, ...]]:
+def special_kind(status: os.stat_result) -> str:
+    """What a directory entry is that holds no bytes of its own, such as "a pipe"; "" for files and folders."""
+    kinds = {
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(status.st_mode), "")
+
+
+def _decode_once(file: Any) -> _Verdict:
     file.seek(0)
     try:
-        return "", decode_image(file).notes
+        decoded = decode_image(file)
+        return "", decoded.notes, decoded.variant
     except UnreadableImage as error:
-        return error.reason, ()
+        return error.reason, (), ""
 
 
-class _Memory:
-    """What earlier starts found out about a folder; one entry of the store per folder.
+#: Reason, notes and variant; see `_Checked`.
+_Verdict = tuple[str, tuple[str, ...], str]
 
-    A verdict is recalled for a file of equal path, size and time, or for equal bytes under another name. The entry is
-    no more than a shortcut: two processes that overwrite each other's cost time and nothing else.
+
+class _VerdictCache:
+    """Verdicts of earlier starts; one entry of the store per folder.
+
+    A verdict is found for a file of equal path, size and time, or for equal bytes under another name. Processes that
+    overwrite each other's entry lose time and nothing else.
     """
 
     KIND = "folder_checks"
@@ -255,19 +279,21 @@ class _Memory:
         self._store = store
         self._key = stable_hash("folder checks", READER_VERSION, sorted(readable_extensions()), os.fsdecode(root))
         self._known: dict[str, _Checked] = self._load()
-        self._verdicts = {one.sha256: (one.reason, one.notes) for one in self._known.values() if one.sha256}
+        self._verdicts = {
+            one.sha256: (one.reason, one.notes, one.variant) for one in self._known.values() if one.sha256
+        }
 
     def recall(self, root: Path, path: str) -> _Checked | None:
         known = self._known.get(path)
         if known is None or not known.settled:
             return None
         try:
-            stat = (root / path).stat()
+            status = (root / path).stat()
         except OSError:
             return None
-        return known if (stat.st_size, stat.st_mtime_ns) == (known.size, known.mtime_ns) else None
+        return known if (status.st_size, status.st_mtime_ns) == (known.size, known.mtime_ns) else None
 
-    def verdict(self, sha256: str) -> tuple[str, tuple[str, ...]] | None:
+    def verdict(self, sha256: str) -> _Verdict | None:
         return self._verdicts.get(sha256)
 
     def save(self, checks: dict[str, _Checked]) -> None:
@@ -284,8 +310,8 @@ class _Memory:
             return {}
         rows = json.loads(entry["json"].numpy().tobytes())
         return {
-            path: _Checked(size, mtime_ns, sha256, reason, tuple(notes), settled)
-            for path, size, mtime_ns, sha256, reason, notes, settled in rows
+            path: _Checked(size, mtime_ns, sha256, reason, tuple(notes), variant, settled)
+            for path, size, mtime_ns, sha256, reason, notes, variant, settled in rows
         }
 
 
