@@ -16,8 +16,9 @@ def test_only_codes_that_exist_are_on_the_map(tmp_path):
     baked[2, 2:] = torch.nan  # rows of no code
     score = write_token_space(tmp_path, baked, (4, 3, 2), ("background", "head", "wing"))
     assert -1 <= score <= 1
-    picture = read_image(tmp_path / "token_space.png")
-    assert picture.shape[2] > 500 and picture.min() < 100
+    image = read_image(tmp_path / "token_space.png")
+    assert image.shape[2] > 500 and image.min() < 100
+    assert (tmp_path / "token_space.svg").is_file()
 
 
 def test_too_few_tokens_have_no_map(tmp_path):

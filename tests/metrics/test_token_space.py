@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from partcraft_lit.metrics.token_space import principal_components, silhouette, tsne
+from partcraft_lit.metrics.token_space import silhouette, tsne
 
 
 def clusters(count=8, spread=0.05, seed=0):
@@ -38,13 +38,25 @@ def test_silhouette_does_not_depend_on_length_or_order():
     assert silhouette((vectors * torch.linspace(1, 9, 24)[:, None])[order], groups[order]) == pytest.approx(value)
 
 
-def test_principal_components_keep_distances_of_a_plane():
-    generator = torch.Generator().manual_seed(0)
-    plane = torch.randn(10, 2, generator=generator, dtype=torch.float64)
-    basis = torch.linalg.qr(torch.randn(6, 2, generator=generator, dtype=torch.float64))[0]
-    found = principal_components(plane @ basis.T)
-    torch.testing.assert_close(torch.cdist(found, found), torch.cdist(plane, plane))
-    assert found[:, 0].var() >= found[:, 1].var()
+def by_definition(vectors, groups):
+    """Rousseeuw's formula, vector by vector."""
+    unit = torch.nn.functional.normalize(vectors.double(), dim=1)
+    values = []
+    for index, group in enumerate(groups):
+        distance = 1 - unit @ unit[index]
+        mean = {int(g): distance[groups == g].sum() / (groups == g).sum() for g in groups.unique()}
+        own = int((groups == group).sum())
+        inside = distance[groups == group].sum() / max(own - 1, 1)
+        nearest = min(value for other, value in mean.items() if other != int(group))
+        values.append(float((nearest - inside) / max(nearest, inside)) if own > 1 else 0.0)
+    return sum(values) / len(values)
+
+
+def test_silhouette_is_the_formula_to_float_precision():
+    vectors, groups = clusters(spread=0.8)
+    groups[0] = 7  # alone
+    assert silhouette(vectors, groups) == pytest.approx(by_definition(vectors, groups), abs=1e-12)
+    assert silhouette(vectors, torch.arange(24)) == 0.0
 
 
 def test_tsne_keeps_groups_together_and_leaves_nothing_to_chance():
@@ -53,5 +65,6 @@ def test_tsne_keeps_groups_together_and_leaves_nothing_to_chance():
     assert torch.equal(places, tsne(vectors, perplexity=5, steps=250)) and places.isfinite().all()
     apart = torch.cdist(places, places).fill_diagonal_(torch.inf)
     assert torch.equal(groups[apart.argmin(dim=1)], groups)
+    assert tsne(torch.ones(5, 8)).isfinite().all()
     with pytest.raises(ValueError, match="at least four vectors, got 3"):
         tsne(vectors[:3])

@@ -16,26 +16,26 @@ from PIL import Image
 from torch import Tensor
 
 from partcraft_lit.metrics.composition import PartScores
-from partcraft_lit.report.content import (
+from partcraft_lit.report.html import duration, render, write_report
+from partcraft_lit.report.sections import (
     Chart,
     Composition,
     Curve,
     PartSummary,
-    PictureRow,
     Plate,
     Report,
     ScoreRow,
     Stage,
     Stat,
+    WholeImageRow,
     attention_rows,
     discovered_image,
     source_part,
     training_charts,
 )
-from partcraft_lit.report.html import duration, render, write_report
 
 NAMES = ["background", "head", "wing"]
-VOID = {"meta", "img", "br", "circle", "path"}
+VOID = {"meta", "img", "br", "path", "source"}
 
 
 def noise(height: int = 12, width: int = 12, seed: int = 0) -> Tensor:
@@ -75,10 +75,10 @@ def full_report() -> Report:
         charts=[Chart("Diffusion loss", [Curve("train/loss", [(0, 1.0), (1, 0.5)])])],
         samples=[Plate(noise(), "step 100")],
         scores=[ScoreRow("4 species", scores(0.41), ceiling=scores(0.88), untrained=scores(0.06))],
-        pictures=[
-            PictureRow("Reconstruction", "tf-299", {"fid": 12.5, "kid": 0.002, "kid_error": 0.0005}, {"fid": 1.25}),
-            PictureRow("2 species", "tf-299", {"kid": float("nan"), "new": 0.5}),
-            PictureRow("Reconstruction", "clip", {"clip-t": 0.25}),
+        whole_images=[
+            WholeImageRow("Reconstruction", "tf-299", {"fid": 12.5, "kid": 0.002, "kid_error": 0.0005}, {"fid": 1.25}),
+            WholeImageRow("2 species", "tf-299", {"kid": float("nan"), "new": 0.5}),
+            WholeImageRow("Reconstruction", "clip", {"clip-t": 0.25}),
         ],
         stages=[Stage("Training", 372, "700 steps"), Stage("Report", 3.14)],
         settings={"seed": 0, "optim": {"betas": [0.9, 0.999]}},
@@ -123,10 +123,11 @@ class Page(HTMLParser):
 
 def test_everything_is_on_the_page() -> None:
     page = Page(render(full_report()))
-    assert page.ids == ["compositions", "parts", "attention", "training", "scores", "pictures", "making"]
+    assert page.ids == ["compositions", "parts", "attention", "training", "scores", "images", "making"]
     for wanted in [
         *("Birds & <others>", "What was found.", "0.62", "ceiling 0.88", "species_04", "seed 3", "True rendering"),
-        *("species_04/003", "598", "5.0%", "Kinds of heads", "Diffusion loss", "step 100", "4 species", "12 pictures"),
+        *("species_04/003", "598", "5.0%", "Kinds of heads", "Diffusion loss", "step 100", "4 species"),
+        *("From 1 to 0.5.", "12 images"),
         *("0.410", "0.880", "0.060", "700 steps", "6 min 12 s", "6 min 15 s", "optim.betas", "0.9, 0.999", "3.11"),
         *("python train.py dataset=creatures", "2 images could not be read.", "2026-01-10", "✓", "✗"),
     ]:
@@ -137,21 +138,23 @@ def test_nothing_is_loaded_from_anywhere() -> None:
     text = render(full_report())
     page = Page(text)
     assert all(load.startswith(("data:image/", "#")) for load in page.loads)
-    without_pictures = re.sub(r"data:image/jpeg;base64,[\w+/=]+", "", text)
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link|<iframe|\son\w+=", without_pictures)
+    without_images = re.sub(r"data:image/(jpeg|svg\+xml);base64,[\w+/=]+", "", text)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link|<iframe|\son\w+=", without_images)
     assert "default-src 'none'; img-src data:" in text
 
 
-def test_pictures_are_embedded_with_size_and_words() -> None:
+def test_images_are_embedded_with_size_and_words() -> None:
     page = Page(render(full_report()))
-    images = [value for tag, key, value in page.attributes if (tag, key) == ("img", "src")]
+    every = [value for tag, key, value in page.attributes if (tag, key) == ("img", "src")]
+    images = [value for value in every if value and not value.startswith("data:image/svg+xml")]
+    assert len(every) == len(images) + 1  # the chart
     assert len(images) == 2 + 2 + 2 + 1 + 3 + 1  # sources, results, found parts, atlas, attention, samples
     for source in images:
         assert source is not None
         with Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as picture:
             assert max(picture.size) in (256, 1800)  # small ones enlarged, large ones reduced
     alts = [value for tag, key, value in page.attributes if (tag, key) == ("img", "alt")]
-    assert len(alts) == len(images)
+    assert len(alts) == len(every)
     assert all(alts)
 
 
@@ -254,9 +257,9 @@ def test_attention_rows_sum_tokens_of_a_part_and_measure_the_inside() -> None:
     assert [(item.part, item.inside) for item in row.maps] == [(1, 0.25), (2, None)]
 
 
-def test_whole_pictures_have_a_table_for_each_network_with_the_ceiling_beside():
-    page = render(full_report())
-    tf, clip = page.split('id="pictures"')[1].split('id="making"')[0].split("By tf-299")[1].split("By clip")
+def test_whole_images_have_a_table_for_each_network_with_the_ceiling_beside():
+    page = render(full_report()).replace(' scope="row"', "").replace(' scope="col"', "").replace("\n", "")
+    tf, clip = page.split('id="images"')[1].split('id="making"')[0].split("By tf-299")[1].split("By clip")
     assert "FID ↓" in tf and "<b>12.500</b><small>ceiling 1.250</small>" in tf
     assert "KID × 1000 ↓" in tf and "<b>2.000</b> ± 0.500" in tf and "kid_error" not in tf
     assert '<th>2 species</th><td class="num"><b>–</b>' in tf and '<th class="num">new</th>' in tf

@@ -6,25 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from partcraft_lit.core.visualization import WHITE, from_pil, hex_color, label, legend, part_colors, save_png, stack
+from partcraft_lit.core.plotting import line_style, save_figure, style
+from partcraft_lit.core.visualization import hex_color, part_colors
 from partcraft_lit.metrics.token_space import silhouette, tsne
 
 FILE_NAME = "token_space.png"
 SILHOUETTE = "tokens/silhouette"
-_SIDE = 560
-_SCALE = 2
-_MARGIN = 26
-_RADIUS = 6
 #: Beyond this many tokens the map takes longer than it is worth.
 _MOST_TOKENS = 2500
 
 
 @torch.no_grad()
 def write_token_space(folder: Path, baked: Tensor, codes_per_part: Sequence[int], names: Sequence[str]) -> float:
-    """Draws the map and computes the silhouette by part.
+    """Draws the map, as PNG and SVG, and computes the silhouette by part.
 
     Args:
         folder: of the run.
@@ -33,7 +30,7 @@ def write_token_space(folder: Path, baked: Tensor, codes_per_part: Sequence[int]
         names: of the parts.
 
     Returns:
-        Silhouette by part; NaN where there are too few tokens, and then there is no image.
+        Silhouette by part; NaN where there are too few tokens, and then there is no map.
     """
     parts = torch.cat([torch.full((count,), part) for part, count in enumerate(codes_per_part)])
     tokens = torch.cat([baked[part, :count].float().cpu() for part, count in enumerate(codes_per_part)])
@@ -41,24 +38,25 @@ def write_token_space(folder: Path, baked: Tensor, codes_per_part: Sequence[int]
         return float("nan")
     score = silhouette(tokens, parts)
     if len(tokens) <= _MOST_TOKENS:
-        image = draw_map(tsne(tokens), parts, names, f"{len(tokens)} tokens, silhouette by part {score:.2f}")
-        save_png(folder / FILE_NAME, image, {"silhouette": score})
+        title = f"{len(tokens)} tokens, silhouette by part {score:.2f}"
+        save_figure(folder / FILE_NAME, draw_map(tsne(tokens), parts, names, title), title, {"silhouette": score})
     return score
 
 
-def draw_map(places: Tensor, parts: Tensor, names: Sequence[str], title: str) -> Tensor:
-    """(N, 2) places and (N,) parts -> an image with a legend."""
+def draw_map(places: Tensor, parts: Tensor, names: Sequence[str], title: str) -> Figure:
+    """A scatter plot of (N, 2) places, with a colour and a marker for each part of (N,) parts."""
     colors = part_colors(len(names))
-    side = _SIDE * _SCALE
-    low, high = places.min(dim=0).values, places.max(dim=0).values
-    scaled = (places - low) / (high - low).max().clamp_min(1e-12)
-    scaled = scaled + (1 - (scaled.max(dim=0).values)) / 2
-    at = (_MARGIN * _SCALE + scaled * (side - 2 * _MARGIN * _SCALE)).tolist()
-    canvas = Image.new("RGB", (side, side), WHITE)
-    draw = ImageDraw.Draw(canvas)
-    radius = _RADIUS * _SCALE
-    for (x, y), part in zip(at, parts.tolist(), strict=True):
-        box = (x - radius, y - radius, x + radius, y + radius)
-        draw.ellipse(box, fill=hex_color(colors[part]), outline=WHITE, width=_SCALE)
-    small = from_pil(canvas.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
-    return stack([label(small, title, "above", size=15), legend(names, colors, _SIDE)], pad=4, border=8)
+    with style():
+        figure = Figure(figsize=(3.6, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for part, name in enumerate(names):
+            x, y = places[parts == part].T
+            looks = line_style(part) | {"color": hex_color(colors[part]), "linestyle": ""}
+            axes.plot(x, y, label=name, **looks)
+        axes.set_title(title, size=10)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set(xticks=[], yticks=[])
+        axes.margins(0.06)
+        axes.spines[:].set_visible(False)
+        figure.legend(loc="outside lower left", ncols=3, handlelength=1, columnspacing=1)
+    return figure

@@ -1,1 +1,1 @@
-"""The report of a run: what it shows (content), and one HTML file that shows it (html)."""
+"""Figures, tables and the report of a run: what it shows (sections), and one HTML file that shows it (html)."""

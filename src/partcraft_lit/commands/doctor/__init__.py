@@ -36,7 +36,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         make_source=lambda: factories.make_source(values),
         load_backbone=factories.backbone_loader(values),
         load_features=factories.features_loader(values),
-        attention_loss=factories.make_attention_loss(values, settings.loss),
+        make_attention_loss=factories.attention_loss_maker(values, settings.loss),
         trainer=values["trainer"],
         wants_wandb="wandb" in (values["logger"] or {}),
     )

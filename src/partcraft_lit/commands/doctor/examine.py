@@ -61,7 +61,7 @@ def examine(
     make_source: Callable[[], ImageSource],
     load_backbone: Callable[[], Backbone],
     load_features: Callable[[], PatchFeatures],
-    attention_loss: Any,
+    make_attention_loss: Callable[..., Any] | None,
     trainer: Mapping[str, Any],
     wants_wandb: bool,
 ) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def examine(
     Args:
         settings: of the run.
         doctor: what is asked for.
-        make_source, load_backbone, load_features, attention_loss: as the run gets them.
+        make_source, load_backbone, load_features, make_attention_loss: as the run gets them.
         trainer: the trainer's settings.
         wants_wandb: the run logs to W&B.
 
@@ -97,7 +97,7 @@ def examine(
         _look_at_disk(findings, settings.paths, _latent_bytes(len(source), backbone))
     result: dict[str, Any] = {"missing": findings.missing}
     if doctor.measure and source is not None and features is not None and backbone is not None:
-        module = probe_module(settings, backbone, source.class_noun, attention_loss)
+        module = probe_module(settings, backbone, source.class_noun, make_attention_loss)
         with offloaded(features, settings.hardware, settings.paths.store.expanduser()):
             found = forecast(settings, doctor, module, source, features, trainer)
         _say_forecast(stages, found)

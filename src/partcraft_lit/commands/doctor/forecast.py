@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from partcraft_lit.callbacks.loss_terms import AttentionLoss
 from partcraft_lit.commands.doctor.settings import DoctorSettings
 from partcraft_lit.commands.train.assembly import assemble
 from partcraft_lit.commands.train.settings import TrainSettings
@@ -74,7 +73,7 @@ class Forecast:
 
 
 def probe_module(
-    settings: TrainSettings, backbone: Backbone, class_noun: str, attention_loss: AttentionLoss | None
+    settings: TrainSettings, backbone: Backbone, class_noun: str, make_attention_loss: Callable[..., Any] | None
 ) -> PersonalizationModule:
     """The module that the run would train, with as many parts and codes as it asks for."""
     parts = settings.parts
@@ -82,10 +81,9 @@ def probe_module(
     vocabulary = PartVocabulary(("background", *names), (parts.K,) * (parts.M + 1))
     module = assemble(settings, vocabulary, backbone, class_noun)
     module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to
-    if attention_loss is not None:
-        attention_loss.set_num_parts(parts.M)
+    if make_attention_loss is not None:
         module.request_attention()
-        module.add_loss_term(attention_loss.term)
+        module.add_loss_term(make_attention_loss(num_parts=parts.M).term)
     return module
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from partcraft_lit.commands.table.columns import Column
 from partcraft_lit.commands.table.comparison import Cell
 from partcraft_lit.commands.table.settings import ProtocolSettings
-from partcraft_lit.report.figure import Bar, Figure, Line, Panel, Point
+from partcraft_lit.report.table_figure import Bar, Figure, Line, Panel, Point
 
 Cells = Mapping[str, Mapping[str, Cell]]
 
@@ -38,7 +38,7 @@ def panels_of(table: ProtocolSettings, columns: Sequence[Column], cells: Cells) 
 
 
 def _title(name: str, column: Column) -> str:
-    return f"{name} {column.key}".rstrip() + ("" if column.chosen.higher else ", low is good")
+    return f"{name} {column.key}".rstrip() + ("" if column.chosen.higher else " (lower is better)")
 
 
 def _bars(cells: Mapping[str, Cell]) -> list[Bar | Line]:

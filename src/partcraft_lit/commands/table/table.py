@@ -26,7 +26,7 @@ from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import stable_hash
 from partcraft_lit.core.visualization import grid, label, save_png
 from partcraft_lit.evaluation.image_scores import FACTS
-from partcraft_lit.report.figure import draw_figure
+from partcraft_lit.report.table_figure import draw_figure
 from partcraft_lit.report.tables import Column as Head
 from partcraft_lit.report.tables import Entry, Table, csv_text, latex, markdown
 

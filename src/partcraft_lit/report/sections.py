@@ -1,6 +1,6 @@
 """What a report holds. Everything but the title may be missing; a section without content is left out.
 
-Pictures are (3, height, width) uint8 tensors, parts are indices into ``Report.part_names``, whose first is the
+Images are (3, height, width) uint8 tensors, parts are indices into ``Report.part_names``, whose first is the
 background.
 """
 
@@ -23,7 +23,7 @@ from partcraft_lit.core.visualization import (
 )
 from partcraft_lit.metrics.composition import PartScores
 
-#: Longer side of pictures on which overlays are drawn, so that outlines stay thin in the report.
+#: Longer side of images on which overlays are drawn, so that outlines stay thin in the report.
 OVERLAY_SIDE = 256
 
 
@@ -55,7 +55,7 @@ class SourcePart:
 
 @dataclass(frozen=True)
 class Composition:
-    """A hybrid: its sources, the picture, and what a perfect composer would have drawn, where that is known."""
+    """A hybrid: its sources, the generated image, and what a perfect composer would have drawn, where that is known."""
 
     sources: Sequence[SourcePart]
     image: Tensor
@@ -75,7 +75,7 @@ class DiscoveredImage:
 
 @dataclass(frozen=True)
 class PartSummary:
-    """A part in numbers.
+    """Statistics of a part.
 
     Attributes:
         part: which part.
@@ -92,7 +92,7 @@ class PartSummary:
 
 @dataclass(frozen=True)
 class Plate:
-    """A large picture with a caption, such as an atlas page or a sample grid."""
+    """A large image with a caption, such as an atlas page or a sample grid."""
 
     image: Tensor
     caption: str
@@ -153,19 +153,19 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
-class PictureRow:
-    """What one network says of the whole pictures of one protocol.
+class WholeImageRow:
+    """Metrics of the whole images of one protocol by one network.
 
     Attributes:
         protocol: what was asked for.
         network: as it stands in the keys: "tf-299".
-        numbers: metric -> value: "fid", "kid", "kid_error", "likeness", "copied", ...
-        ceiling: the same metrics of pictures that a perfect model would draw, as far as they are known.
+        metrics: metric -> value: "fid", "kid", "kid_error", "likeness", "copied", ...
+        ceiling: the same metrics of the images of a perfect model, as far as they are known.
     """
 
     protocol: str
     network: str
-    numbers: Mapping[str, float]
+    metrics: Mapping[str, float]
     ceiling: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -186,16 +186,16 @@ class Report:
         title: the run in a few words.
         summary: one or two sentences under it.
         part_names: names of all M + 1 parts, the background first.
-        stats: a few numbers for the head.
+        stats: the headline metrics.
         compositions: the headline: hybrids, from their sources.
         discovered: source images and their parts.
-        parts: the parts in numbers.
+        parts: a row of statistics per part.
         atlas: plates of the dictionary.
         attention: where part tokens look.
         charts: curves of training.
         samples: sample grids over the course of training.
         scores: a row per protocol.
-        pictures: a row per protocol and network.
+        whole_images: a row per protocol and network.
         stages: times.
         settings: the resolved configuration, nested.
         environment: versions and hardware, nested.
@@ -216,7 +216,7 @@ class Report:
     charts: Sequence[Chart] = ()
     samples: Sequence[Plate] = ()
     scores: Sequence[ScoreRow] = ()
-    pictures: Sequence[PictureRow] = ()
+    whole_images: Sequence[WholeImageRow] = ()
     stages: Sequence[Stage] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -269,9 +269,9 @@ def _attention_map(part: int, image: Tensor, heat: Tensor, region: Tensor) -> At
 
 
 def training_charts(curves: Mapping[str, Sequence[tuple[int, float]]], part_names: Sequence[str] = ()) -> list[Chart]:
-    """Charts of a run's logged numbers, as :func:`partcraft_lit.callbacks.metrics_log.read_metrics` gives them.
+    """Charts of a run's logged metrics, as :func:`partcraft_lit.callbacks.metrics_log.read_metrics` gives them.
 
-    Every ``train/loss*`` has a chart, the attention inside of parts one together; other numbers are left out.
+    Every ``train/loss*`` has a chart, the attention inside of parts one together; other metrics are left out.
     """
     losses = sorted((key for key in curves if key.startswith("train/loss")), key=_loss_order)
     charts = [Chart(_loss_title(key), [Curve(key, curves[key])]) for key in losses]
