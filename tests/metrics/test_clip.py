@@ -67,7 +67,7 @@ def test_text_similarity_and_clip_score(encoder, pictures):
     prefixed = F.normalize(encoder.texts([f"A photo depicts {text}" for text in TEXTS]).double(), dim=1)
     assert_close(score.compute(), 2.5 * (seen * prefixed).sum(dim=1).clamp_min(0).mean())
     assert (metric.key, score.key) == ("clip-t@clip-tiny", "clip-score@clip-tiny")
-    with pytest.raises(ValueError, match="3 pictures, 2 texts"):
+    with pytest.raises(ValueError, match="3 images, 2 texts"):
         metric.update(images, TEXTS[:2])
 
 

@@ -108,5 +108,5 @@ def test_copies_share_the_network(tiny_features, pictures):
 
 def test_too_few_pictures_are_an_error(tiny_features, pictures):
     metric = filled(tiny_features, pictures(5), pictures(1))
-    with pytest.raises(ValueError, match="at least two generated pictures, got 1"):
+    with pytest.raises(ValueError, match="at least two generated images, got 1"):
         metric.compute()

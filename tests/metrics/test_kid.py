@@ -100,9 +100,9 @@ def test_keys_name_the_protocol(tiny_features):
 
 
 def test_too_few_pictures_are_an_error(tiny_features, pictures):
-    with pytest.raises(ValueError, match="at least 3 generated pictures, got 2"):
+    with pytest.raises(ValueError, match="at least 3 generated images, got 2"):
         filled(tiny_features, pictures(5), pictures(2)).compute()
-    with pytest.raises(ValueError, match="at least 3 real pictures, got 0"):
+    with pytest.raises(ValueError, match="at least 3 real images, got 0"):
         KernelDistance(tiny_features).compute()
     with pytest.raises(ValueError, match="subsets must be None or at least 2"):
         KernelDistance(tiny_features, subsets=1)

@@ -81,7 +81,7 @@ def test_order_batches_and_processes_do_not_matter(tiny_features, pictures, two_
 
 
 def test_mistakes_are_named(tiny_features, pictures):
-    with pytest.raises(ValueError, match="at least 2 real pictures, got 1"):
+    with pytest.raises(ValueError, match="at least 2 real images, got 1"):
         filled(tiny_features, pictures(1), pictures(3)).compute()
     with pytest.raises(ValueError, match="quantile must lie between 0 and 1, got 5"):
         Memorisation(tiny_features, quantile=5)

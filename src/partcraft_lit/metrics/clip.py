@@ -1,4 +1,4 @@
-"""Likeness by CLIP: pictures with pictures, and pictures with what they were asked to show."""
+"""CLIP image features and image-text similarity."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _WHAT = "a CLIP model"
 
 
 class ClipEncoder:
-    """Pictures and texts as vectors of one space. Called, it is an :class:`ImageFeatures`.
+    """Images and texts as vectors of one space. Called, it is an :class:`ImageFeatures`.
 
     Args:
         model: a ``transformers.CLIPModel``.
         tokenizer: a ``transformers.CLIPTokenizer``.
         id: for the keys of metrics.
-        batch_size: pictures or texts per forward pass.
+        batch_size: images or texts per forward pass.
         device: where it runs.
 
     Source: Radford et al. (arXiv 2103.00020): short side to 224 bicubic, centre cut out, CLIP's colours. Differs: the
@@ -82,7 +82,7 @@ class ClipImageSimilarity(ImageSimilarity):
 
 
 class ClipTextSimilarity(Metric):
-    """CLIP-T: mean cosine of a picture and the text that it was asked to show. High is good.
+    """CLIP-T: mean cosine of an image and the text that it was asked to show. High is good.
 
     Take placeholder tokens out of the texts: CLIP does not know them.
 
@@ -112,30 +112,30 @@ class ClipTextSimilarity(Metric):
         return f"{self.name}@{self._encoder.value.id}"
 
     def scores(self, images: Tensor, texts: Sequence[str]) -> Tensor:
-        """(B,) float64, one per picture: for intervals and for finding the worst.
+        """(B,) float64, one per image: for intervals and for finding the worst.
 
         Args:
             images: uint8 (B, 3, H, W), or their (B, D) CLIP features.
-            texts: one per picture.
+            texts: one per image.
 
         Raises:
             ValueError: if their numbers differ.
         """
         if len(images) != len(texts):
-            raise ValueError(f"texts must be one per picture: {len(images)} pictures, {len(texts)} texts.")
+            raise ValueError(f"texts must be one per image: {len(images)} images, {len(texts)} texts.")
         encoder = self._encoder.value
         seen = images if images.is_floating_point() else encoder(images)
         read = encoder.texts(texts)
         return (unit(seen.double()) * unit(read.double().to(seen.device))).sum(dim=1)
 
     def update(self, images: Tensor, texts: Sequence[str]) -> None:
-        """Adds pictures; as :meth:`scores`."""
+        """Adds images; as :meth:`scores`."""
         scores = self.scores(images, texts)
         self.total += scores.sum().to(self.total.device)
         self.count += len(scores)
 
     def compute(self) -> Tensor:
-        """Mean over pictures, float64; NaN before the first."""
+        """Mean over images, float64; NaN before the first."""
         return self.total / self.count
 
 
@@ -158,7 +158,7 @@ def load_clip(source: str, batch_size: int = 32, device: str | torch.device = "c
 
     Args:
         source: ``clip_base32``, ``clip_base16``, ``clip_large14``, a hub id, or a folder that holds both.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
         device: where it runs.
 
     Raises:

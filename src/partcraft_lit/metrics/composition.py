@@ -1,4 +1,4 @@
-"""The two protocols: what to ask for, what comes back, and the best that could come back."""
+"""Targets of the two protocols, reconstruction and composition, and the upper bound of their scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Targets:
     Attributes:
         codes: (I, M + 1) codes asked for, ``ABSENT`` where a part is not asked for.
         sources: (I, M + 1) index of the image that each entry was copied from.
-        seeds: one seed per picture, equal for all methods and settings, so that comparisons are paired.
+        seeds: one seed per image, equal for all methods and settings, so that comparisons are paired.
     """
 
     codes: Tensor
@@ -43,7 +43,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class PartScores:
-    """EMR and CoSim of one set of pictures, with the keys of :meth:`PartMetric.compute`."""
+    """EMR and CoSim of one set of images, with the keys of :meth:`PartMetric.compute`."""
 
     emr: dict[str, float]
     cosim: dict[str, float]
@@ -98,7 +98,7 @@ def composition_targets(
 
 
 def reconstruction_targets(codes: Tensor, limit: int | None = None, seed: int = 0) -> Targets:
-    """One picture per real image, asked for by the image's own codes.
+    """One target per real image: its own codes.
 
     Args:
         codes: (N, M + 1) codes of the real images.
@@ -152,15 +152,15 @@ def ceiling(
     part_names: Sequence[str] | None = None,
     batch_size: int = 16,
 ) -> dict[str, PartScores]:
-    """How well real images match themselves: no generated picture can be expected to score higher.
+    """Upper bound of the scores: how well real images match themselves after a slight change.
 
     Every real image is read whole, changed slightly, and read again. What is lost is the predictor's noise and, for the
     round trip, the autoencoder's.
 
     Args:
         source: real images.
-        predictor: the same that scores generated pictures.
-        backbone: whose autoencoder the pictures go through, at its resolution.
+        predictor: the same that scores generated images.
+        backbone: whose autoencoder the images go through, at its resolution.
         indices: which images.
         part_names: as in :class:`PartMetric`.
         batch_size: images read at a time.
@@ -185,7 +185,7 @@ def ceiling(
 
 @torch.no_grad()
 def vae_round_trip(image: Tensor, backbone: Backbone) -> Tensor:
-    """The picture as the backbone's autoencoder gives it back, short side at the backbone's resolution, aspect kept.
+    """The image as the backbone's autoencoder gives it back, short side at the backbone's resolution, aspect kept.
 
     Args:
         image: (3, height, width) uint8.
@@ -198,7 +198,7 @@ def vae_round_trip(image: Tensor, backbone: Backbone) -> Tensor:
 
 
 def recrop(image: Tensor, share: float = 0.9) -> Tensor:
-    """The middle of a picture, enlarged to the size of the whole; ``share`` of each side is kept."""
+    """The middle of an image, enlarged to the size of the whole; ``share`` of each side is kept."""
     height, width = image.shape[1:]
     high, wide = max(round(share * height), 1), max(round(share * width), 1)
     top, left = (height - high) // 2, (width - wide) // 2

@@ -1,4 +1,4 @@
-"""Likeness by DINO: features that tell one subject of a class from another better than CLIP's do."""
+"""DINO and DINOv2 image features, which separate subjects of one class better than CLIP's."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _WHAT = "a DINO model"
 
 
 class DinoFeatures:
-    """The class token behind the last norm: what DINO and DINOv2 describe a whole picture by.
+    """The class token behind the last norm: what DINO and DINOv2 describe a whole image by.
 
     Args:
         model: a ``transformers.ViTModel`` (DINO) or ``Dinov2Model``.
         id: for the keys of metrics.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
         device: where it runs.
         side: of the square that the network sees; the short side is resized to 8/7 of it, 256 for 224.
 
@@ -72,7 +72,7 @@ def load_dino(source: str, batch_size: int = 32, device: str | torch.device = "c
 
     Args:
         source: ``dino_small16``, ``dino_base16``, ``dinov2_small``, ``_base``, ``_large``, a hub id, or a folder.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
         device: where it runs.
 
     Raises:

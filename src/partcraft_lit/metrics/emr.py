@@ -8,7 +8,7 @@ from partcraft_lit.metrics.parts import PartMetric
 
 
 class ExactMatchingRate(PartMetric):
-    """Share of parts whose code, read back from the picture, is the code that was asked for.
+    """Share of parts whose code, read back from the image, is the code that was asked for.
 
     Source: PartCraft (arXiv 2407.04604), section 4 and supplementary, algorithms 1 and 2. Differs: absent parts, which
     the paper leaves open, are scored as :class:`PartMetric` says, and values without the background and per part come

@@ -1,4 +1,4 @@
-"""What metrics of whole pictures share: one vector per picture, from any frozen network."""
+"""Image features, one vector per image from a frozen network, and the metrics that use them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class ImageFeatures(Protocol):
-    """A frozen network that describes a picture by one vector.
+    """A frozen network that describes an image by one vector.
 
     Attributes:
         id: what network and what preparation, as it stands in the key of a metric: ``fid@<id>``.
@@ -43,7 +43,7 @@ class Shared(Generic[T]):
 
 
 class FeatureMetric(Metric):
-    """A metric of the vectors that one network gives to pictures.
+    """A metric of the vectors that one network gives to images.
 
     Args:
         features: the network; shared by copies.
@@ -72,7 +72,7 @@ class FeatureMetric(Metric):
         """(B, D) float64 vectors, on the metric's device.
 
         Args:
-            images: uint8 (B, 3, H, W), or the (B, D) vectors themselves: with several metrics on one set of pictures,
+            images: uint8 (B, 3, H, W), or the (B, D) vectors themselves: with several metrics on one set of images,
                 the network then runs once.
 
         Raises:
@@ -90,7 +90,7 @@ class FeatureMetric(Metric):
 
 
 class PooledPatchFeatures:
-    """Mean and standard deviation over the patches of a picture: any patch features serve, the embedded ones too.
+    """Mean and standard deviation over the patches of an image: any patch features serve, the embedded ones too.
 
     Args:
         patches: for instance ``MiniFeatures()``; the id becomes ``mini-features``.
@@ -108,7 +108,7 @@ class PooledPatchFeatures:
 
 
 class PixelFeatures:
-    """The picture itself, small: colours 0...1 of ``side`` x ``side`` places.
+    """The image itself, small: colours 0...1 of ``side`` x ``side`` places.
 
     Args:
         side: places in each direction; the aspect is not kept.
@@ -125,7 +125,7 @@ class PixelFeatures:
 
 @dataclass(frozen=True)
 class View:
-    """How a network wants to see a picture: short side resized with antialiasing, centre cut out, colours normalised.
+    """How a network wants to see an image: short side resized with antialiasing, centre cut out, colours normalised.
 
     Attributes:
         short_side: pixels after resizing.

@@ -9,26 +9,26 @@ from torch import Tensor
 
 from partcraft_lit.metrics.features import FeatureMetric, ImageFeatures
 
-#: Below so many pictures FID's bias is as large as what it is to show; KID, which has none, belongs beside it.
+#: Below so many images FID's bias is as large as what it is to show; KID, which has none, belongs beside it.
 KID_BELOW = 5000
 
 
 class FrechetDistance(FeatureMetric):
-    """Squared Fréchet distance between two sets of pictures, each taken as a Gaussian cloud of features.
+    """Squared Fréchet distance between two sets of images, each taken as a Gaussian cloud of features.
 
     FID with the Inception network (``metrics.networks.inception``: ``fid@tf-299``), the same arithmetic with any other
     network; the key names it. Low is good.
 
     FID is biased: a finite sample of the very same distribution has a distance above zero that grows as the sample
-    shrinks, and by an amount that differs between models. Compare equal numbers of pictures only, and below
-    ``KID_BELOW`` pictures read :class:`~partcraft_lit.metrics.kid.KernelDistance` beside it.
+    shrinks, and by an amount that differs between models. Compare equal numbers of images only, and below
+    ``KID_BELOW`` images read :class:`~partcraft_lit.metrics.kid.KernelDistance` beside it.
 
-    Only sums are kept, in float64, so memory does not grow with the number of pictures, and neither their order, nor
+    Only sums are kept, in float64, so memory does not grow with the number of images, and neither their order, nor
     the batch size, nor the number of processes matters.
 
     Args:
-        features: describes a picture.
-        keep_real: real pictures survive ``reset``, for one reference and many models.
+        features: describes an image.
+        keep_real: real images survive ``reset``, for one reference and many models.
 
     Source: Heusel et al. (arXiv 1706.08500), eq. 6. Differs: the trace of the matrix root is taken from eigenvalues of
     a symmetric product, which cannot become complex and needs no offset where a covariance is singular.
@@ -54,7 +54,7 @@ class FrechetDistance(FeatureMetric):
             self.add_state(f"{side}_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, real: bool) -> None:
-        """Adds pictures, or their (B, D) features, to the real or to the generated ones.
+        """Adds images, or their (B, D) features, to the real or to the generated ones.
 
         Raises:
             ValueError: see :meth:`FeatureMetric.describe`.
@@ -73,7 +73,7 @@ class FrechetDistance(FeatureMetric):
         """The distance, float64, at least 0.
 
         Raises:
-            ValueError: with fewer than two pictures on either side.
+            ValueError: with fewer than two images on either side.
         """
         real = _gaussian("real", self.real_sum, self.real_products, self.real_count)
         generated = _gaussian("generated", self.generated_sum, self.generated_products, self.generated_count)
@@ -108,6 +108,6 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
 
 def _gaussian(side: str, total: Tensor, products: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     if int(count) < 2:
-        raise ValueError(f"A Fréchet distance needs at least two {side} pictures, got {int(count)}.")
+        raise ValueError(f"A Fréchet distance needs at least two {side} images, got {int(count)}.")
     mean = total / count
     return mean, (products - count * torch.outer(mean, mean)) / (count - 1)

@@ -1,4 +1,4 @@
-"""Kernel inception distance."""
+"""Kernel inception distance, jackknifed; torchmetrics' has no standard error that few images allow."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class KernelDistance(FeatureMetric):
     """Unbiased squared maximum mean discrepancy under the kernel (x.y / D + 1)^3, with its standard error.
 
     Zero on average for two samples of one distribution, however small, so it may be slightly negative; that is why it
-    stands beside FID below some thousands of pictures. Low is good. Papers print it times 1000.
+    stands beside FID below some thousands of images. Low is good. Papers print it times 1000.
 
     By default all pairs are used, once, and the error is the jackknife's. With ``subsets`` it is the published
     estimate: the mean over random subsets, and the error is the deviation between them over the root of their number,
-    which says nothing of the pictures that were never drawn.
+    which says nothing of the images that were never drawn.
 
-    Features of all pictures are kept, in float32. The result does not depend on their order or their spread over
+    Features of all images are kept, in float32. The result does not depend on their order or their spread over
     processes.
 
     Args:
-        features: describes a picture.
+        features: describes an image.
         subsets: None for all pairs, or how many subsets.
-        subset_size: pictures of each kind in a subset.
+        subset_size: images of each kind in a subset.
         seed: of the subsets.
 
     Source: Bińkowski et al. (arXiv 1801.01401), section 4. Differs: all pairs by default.
@@ -60,14 +60,14 @@ class KernelDistance(FeatureMetric):
         self.add_state("generated", default=[], dist_reduce_fx="cat")
 
     def update(self, images: Tensor, real: bool) -> None:
-        """Adds pictures, or their (B, D) features, to the real or to the generated ones."""
+        """Adds images, or their (B, D) features, to the real or to the generated ones."""
         (self.real if real else self.generated).append(self.describe(images).float())
 
     def compute(self) -> dict[str, Tensor]:
         """``value`` and ``standard_error``, float64.
 
         Raises:
-            ValueError: with fewer than three pictures on either side, or than a subset has.
+            ValueError: with fewer than three images on either side, or than a subset has.
         """
         real, generated = self._sorted("real"), self._sorted("generated")
         if self.subsets is None:
@@ -90,8 +90,8 @@ class KernelDistance(FeatureMetric):
         found = dim_zero_cat(state) if len(state) else torch.zeros(0, self.features.dim)
         least = 3 if self.subsets is None else self.subset_size
         if len(found) < least:
-            raise ValueError(f"A kernel distance needs at least {least} {side} pictures, got {len(found)}.")
-        # An order of the pictures' own, so that subsets do not depend on how they came.
+            raise ValueError(f"A kernel distance needs at least {least} {side} images, got {len(found)}.")
+        # An order of the images' own, so that subsets do not depend on how they came.
         return found[found.double().sum(dim=1).argsort()]
 
 
@@ -111,7 +111,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     total_a, total_b, total_across = within_a.sum(), within_b.sum(), across_a.sum()
     mean_a, mean_b = total_a / (n * (n - 1)), total_b / (m * (m - 1))
     value = mean_a + mean_b - 2 * total_across / (n * m)
-    # The statistic without one picture, in closed form.
+    # The statistic without one image, in closed form.
     without_a = (total_a - 2 * within_a) / ((n - 1) * (n - 2)) + mean_b - 2 * (total_across - across_a) / ((n - 1) * m)
     without_b = mean_a + (total_b - 2 * within_b) / ((m - 1) * (m - 2)) - 2 * (total_across - across_b) / (n * (m - 1))
     variance = sum((len(left) - 1) / len(left) * (left - left.mean()).square().sum() for left in (without_a, without_b))

@@ -1,4 +1,4 @@
-"""Where the attention of part tokens goes."""
+"""Attention leakage between parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether generated pictures are copies of training pictures."""
+"""Share of generated images that copy a training image."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _BLOCK = 512
 
 
 class Memorisation(FeatureMetric):
-    """How near generated pictures come to their nearest training picture, beside how near these come to each other.
+    """How near generated images come to their nearest training image, beside how near these come to each other.
 
-    A picture counts as copied when it is at least as near to a training picture as the nearest ``quantile`` of the
-    training pictures are to another one. New pictures of the same kind would so be counted at about that share; well
-    above it, the model copies. Low is good, and far below means that the pictures are unlike the training's.
+    An image counts as copied when it is at least as near to a training image as the nearest ``quantile`` of the
+    training images are to another one. New images of the same kind would so be counted at about that share; well
+    above it, the model copies. Low is good, and far below means that the images are unlike the training's.
 
     Take it twice: in a network's space, which knows a copy that was shifted or recoloured, and with ``PixelFeatures``,
     which knows the exact ones.
 
     Args:
-        features: describes a picture.
-        quantile: of the distances among training pictures, 0...1.
+        features: describes an image.
+        quantile: of the distances among training images, 0...1.
         cosine: compare directions only, as is usual for networks; False for pixels.
 
     Source: after the nearest-neighbour test of Meehan et al. (arXiv 2004.05675); the threshold is ours.
@@ -46,7 +46,7 @@ class Memorisation(FeatureMetric):
         self.add_state("generated", default=[], dist_reduce_fx="cat")
 
     def update(self, images: Tensor, real: bool) -> None:
-        """Adds pictures, or their (B, D) features, to the training or to the generated ones."""
+        """Adds images, or their (B, D) features, to the training or to the generated ones."""
         vectors = self.describe(images)
         (self.real if real else self.generated).append((unit(vectors) if self.cosine else vectors).float())
 
@@ -54,12 +54,12 @@ class Memorisation(FeatureMetric):
         """float64 scalars.
 
         Returns:
-            "value", the share of copied pictures; "threshold", the distance below which they count as such; "distance"
-            and "real_distance", the median distance of a generated and of a training picture to its nearest training
-            picture.
+            "value", the share of copied images; "threshold", the distance below which they count as such; "distance"
+            and "real_distance", the median distance of a generated and of a training image to its nearest training
+            image.
 
         Raises:
-            ValueError: with fewer than two training pictures or without a generated one.
+            ValueError: with fewer than two training images or without a generated one.
         """
         real, generated = self._all("real", 2), self._all("generated", 1)
         among, _ = nearest(real, real, itself=True)
@@ -73,7 +73,7 @@ class Memorisation(FeatureMetric):
         }
 
     def neighbours(self) -> tuple[Tensor, Tensor]:
-        """(generated,) distance to and index of the nearest training picture, in the order in which this process got
+        """(generated,) distance to and index of the nearest training image, in the order in which this process got
         them: to look at the nearest pairs."""
         return nearest(self._all("generated", 1), self._all("real", 1))
 
@@ -81,7 +81,7 @@ class Memorisation(FeatureMetric):
         state = getattr(self, side)
         found = dim_zero_cat(state) if len(state) else torch.zeros(0, self.features.dim)
         if len(found) < least:
-            raise ValueError(f"Memorisation needs at least {least} {side} pictures, got {len(found)}.")
+            raise ValueError(f"Memorisation needs at least {least} {side} images, got {len(found)}.")
         return found
 
 

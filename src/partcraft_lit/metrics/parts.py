@@ -1,4 +1,4 @@
-"""What the part metrics share: asked codes against codes read back from pictures, absent parts, and the averages."""
+"""Base of the part metrics: target codes against codes predicted from images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PartMetric(Metric, ABC):
     """A score per part in 0...1, averaged over parts within an image and over images.
 
     Args:
-        predictor: reads the parts off pictures. It is shared by clones and is no part of the metric's state.
+        predictor: reads the parts off images. It is shared by clones and is no part of the metric's state.
         part_names: names of all M + 1 parts, the background first, for the keys of :meth:`compute`; numbers by default.
 
     Raises:
@@ -54,8 +54,8 @@ class PartMetric(Metric, ABC):
         """Reads the parts off ``images`` and scores them.
 
         Args:
-            images: uint8 (3, height, width) pictures of any sizes, or a batch of them, or what the predictor said of
-                them: with several metrics on one set of pictures, the slow step is then done once.
+            images: uint8 (3, height, width) images of any sizes, or a batch of them, or what the predictor said of
+                them: with several metrics on one set of images, the slow step is then done once.
             target_codes: (B, M + 1) what was asked for, ``ABSENT`` where a part was not.
 
         Raises:

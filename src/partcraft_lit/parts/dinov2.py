@@ -162,7 +162,7 @@ def _missing(model: str, source: str, reason: str) -> str:
         f"The weights of {model!r} ({source}) could not be loaded: {reason} "
         f"With a network, unset HF_HUB_OFFLINE and run again; without one, run 'hf download {source}' on a machine "
         f"that has one and copy the folder here, then give its path: {_key(model)}=PATH. "
-        "parts.features=mini and parts.features=color need no download."
+        "parts.features=efficientnet_lite0 needs no download."
     )
 
 

@@ -1,4 +1,4 @@
-"""k-means under cosine distance, over faiss: on GPUs where faiss has any, by the same code."""
+"""Spherical k-means over faiss, on GPUs where faiss has any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data set of creatures, drawn on the fly, that knows the truth of each picture and of every hybrid."""
+"""A data set of creatures, drawn on the fly, that knows the truth of each image and of every hybrid."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _VERSION = 2
 class Creatures:
     """Species of the held-out world, each with a fixed look for every part, in poses of every kind.
 
-    Picture ``i`` shows species ``i // images_per_species``. An image source with labels and ground truth.
+    Image ``i`` shows species ``i // images_per_species``. An image source with labels and ground truth.
 
     Args:
         species: 1...30.
-        images_per_species: pictures of each.
+        images_per_species: images of each.
         image_size: side in pixels.
         seed: decides looks and poses.
         family: "bird" or "beast".
@@ -87,14 +87,14 @@ class Creatures:
         return OracleTruth(self, match) if self.class_noun == BIRD.noun else None
 
     def render(self, species: Tensor, indices: Sequence[int]) -> Drawing:
-        """True pictures of hybrids.
+        """True images of hybrids.
 
         Args:
             species: (B, parts) species of each part.
-            indices: B pictures whose pose, background and light are used.
+            indices: B images whose pose, background and light are used.
 
         Returns:
-            The pictures that a perfect composer would make, with masks.
+            The images that a perfect composer would make, with masks.
         """
         looks = self.looks[species, torch.arange(species.shape[1])]
         pose = torch.stack([pose_of(self._seed, *self._key(index)) for index in indices])
@@ -110,7 +110,7 @@ class Creatures:
         return self.render(labels[:, None].expand(-1, len(self.part_names)), indices)
 
     def _key(self, index: int) -> tuple[int, int]:
-        """Species and number, so that more species or pictures leave the ones there were as they are."""
+        """Species and number, so that more species or images leave the ones there were as they are."""
         species, number = divmod(self._checked(index), self._images_per_species)
         return species, number
 

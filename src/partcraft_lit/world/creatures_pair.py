@@ -1,4 +1,4 @@
-"""Pictures of one bird and one beast together, for methods that learn several concepts from an image or a few."""
+"""Images of one bird and one beast together, for methods that learn several concepts from an image or a few."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _SPECIES = 30
 
 
 class CreaturesPair:
-    """The same two creatures in every picture, of species that the base model has never seen, in changing poses.
+    """The same two creatures in every image, of species that the base model has never seen, in changing poses.
 
     An image source whose "parts" are the two creatures, named by their nouns: its ground truth is a mask of each.
 
     Args:
         bird: species of the bird, 0...29.
         beast: species of the beast, 0...29.
-        images: how many pictures.
+        images: how many images.
         image_size: side in pixels.
         seed: decides the looks of the species, and the poses.
 
@@ -80,12 +80,12 @@ class CreaturesPair:
         return GroundTruth(mask, self._species, tuple(self.part_names))
 
     def alone(self, index: int, creature: int) -> Tensor:
-        """(3, size, size) uint8: one of the creatures by itself, filling a picture: what it looks like."""
+        """(3, size, size) uint8: one of the creatures by itself, filling an image: what it looks like."""
         family = self.part_names[creature]
         return draw(PLANS[family], self.looks[creature][None], self._pose(index, family), self._size).images[0]
 
     def another(self, number: int, creature: int | None = None) -> Tensor:
-        """(3, size, size) uint8: the pair, or one of the two by itself, in a pose of its own: in no picture it is so.
+        """(3, size, size) uint8: the pair, or one of the two by itself, in a pose of its own: in no image it is so.
 
         Args:
             number: of the pose, any.
@@ -118,5 +118,5 @@ class CreaturesPair:
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"There are {len(self)} pictures, so no number {index}.")
+            raise IndexError(f"There are {len(self)} images, so no number {index}.")
         return index

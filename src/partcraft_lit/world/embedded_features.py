@@ -1,4 +1,4 @@
-"""The networks of the package as features of whole pictures: no download, and made for drawn creatures."""
+"""The networks of the package as features of whole images: no download, and made for drawn creatures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def embedded_features(stride: int = 4, batch_size: int = 64, device: str | torch
 
     Args:
         stride: pixels per place: 1, 2 or 4.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
         device: where it runs.
 
     Raises:

@@ -1,4 +1,4 @@
-"""An oracle for drawn birds: which species does each part of a picture show?
+"""An oracle for drawn birds: which species does each part of an image show?
 
 A small network that was trained on renders with their ground truth alone (``world.pretrain.oracle``). It judges
 generated images; training and discovery never see it.
@@ -23,10 +23,10 @@ from partcraft_lit.core.images import resize, to_unit
 from partcraft_lit.core.types import ABSENT
 from partcraft_lit.world.zoo.looks import BIRD, COLORS, NUM_PARTS, NUM_SHAPES, TEXTURES
 
-#: Side of the pictures that the network reads.
+#: Side of the images that the network reads.
 SIZE = 64
 FILE_NAME = "oracle.safetensors"
-_WIDTHS = (24, 48, 96)  # of features at a half, a quarter and an eighth of the picture's side
+_WIDTHS = (24, 48, 96)  # of features at a half, a quarter and an eighth of the image's side
 _HIDDEN = 64
 #: Width of each aspect's answer, in the order of a look's columns.
 _ASPECTS = {"shape": NUM_SHAPES, "color": len(COLORS), "texture": len(TEXTURES)}
@@ -34,7 +34,7 @@ _ASPECTS = {"shape": NUM_SHAPES, "color": len(COLORS), "texture": len(TEXTURES)}
 
 @dataclass(frozen=True)
 class LookReading:
-    """What a batch of pictures shows.
+    """What a batch of images shows.
 
     Attributes:
         presence: (B, parts) probability that the part is visible.
@@ -148,7 +148,7 @@ class LookOracle:
     Args:
         path: a file that ``pretrain.oracle.save_oracle`` wrote; by default the one in the package.
         device: where it computes.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
 
     Raises:
         UserError: if the weights are missing or are not this network's.
@@ -166,7 +166,7 @@ class LookOracle:
 
     @torch.inference_mode()
     def read(self, images: Tensor) -> LookReading:
-        """Reads uint8 (B, 3, height, width) pictures; sides other than 64 are resized. The answer is on the CPU.
+        """Reads uint8 (B, 3, height, width) images; sides other than 64 are resized. The answer is on the CPU.
 
         Raises:
             ValueError: if ``images`` is anything else.
@@ -194,7 +194,7 @@ class SpeciesOracle(LookOracle):
         path: as in :class:`LookOracle`.
         looks: (species, parts, 3) integer shape, colour and texture, as ``zoo.looks.species_table`` gives them.
         device: where it computes.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
 
     Raises:
         UserError: if the weights are missing or are not this network's.
@@ -224,7 +224,7 @@ class OracleMetric(Metric):
     """Counts of right answers over asked ones, as an oracle reads them.
 
     Args:
-        oracle: reads the pictures; it is shared by copies and is no part of the metric's state.
+        oracle: reads the images; it is shared by copies and is no part of the metric's state.
         counts: name -> shape of each count.
     """
 
@@ -251,7 +251,7 @@ class OracleMetric(Metric):
 class PartAccuracy(OracleMetric):
     """Share of requested parts that show the species asked for.
 
-    A part that was asked for and cannot be seen is wrong; what the picture shows where nothing was asked for does not
+    A part that was asked for and cannot be seen is wrong; what the image shows where nothing was asked for does not
     count.
 
     Args:

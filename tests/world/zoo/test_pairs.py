@@ -72,5 +72,5 @@ def test_numbers_out_of_range(wrong):
 
 
 def test_pictures_that_are_not_there():
-    with pytest.raises(IndexError, match="There are 1 pictures"):
+    with pytest.raises(IndexError, match="There are 1 images"):
         CreaturesPair().image(1)

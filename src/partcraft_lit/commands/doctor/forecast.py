@@ -45,7 +45,7 @@ class Forecast:
         fits: the peak is below what may be planned with.
         advice: overrides that fit and change nothing but rounding; "" where none are needed or known.
         advice_bytes: peak with them, measured where this machine can; 0 without any.
-        seconds: of the stages of the run that grow with the number of images, steps or pictures; the clustering of
+        seconds: of the stages of the run that grow with the number of images, steps or images; the clustering of
             parts, whose length depends on what is found, is not among them.
         runs: of a sweep; what is stored, parts and latents, is computed by the first.
     """

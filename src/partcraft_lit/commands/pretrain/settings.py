@@ -27,7 +27,7 @@ class PretrainSettings:
 
     Attributes:
         stage: which network: the text-to-image "model", the patch "features" or the "oracle" of the scores.
-        seed: of pictures and first weights.
+        seed: of images and first weights.
         output_dir: folder that the weights replace; None leaves them in the run folder.
         autoencoder, denoiser: of the model, one after the other.
         features: of the patch features.

@@ -33,12 +33,12 @@ _CLASSES = 1008  # of the original graph, some of them unused
 class InceptionFeatures:
     """Pooled features of Inception v3, 2048 numbers, as FID is defined on; the id is ``tf-299``.
 
-    Pictures are resized to 299 x 299 as TensorFlow 1 did, without half-pixel centres and without antialiasing, and
+    Images are resized to 299 x 299 as TensorFlow 1 did, without half-pixel centres and without antialiasing, and
     scaled by (x - 128) / 128. Other resizing gives other numbers, and would have another id.
 
     Args:
         network: with weights; see :func:`load_inception`.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
         device: where it runs.
     """
 
@@ -126,7 +126,7 @@ def load_inception_features(
     batch_size: int = 50,
     device: str | torch.device = "cpu",
 ) -> InceptionFeatures:
-    """:func:`load_inception`, ready to describe pictures.
+    """:func:`load_inception`, ready to describe images.
 
     Raises:
         UserError: if no file was named, or as :func:`load_inception`.

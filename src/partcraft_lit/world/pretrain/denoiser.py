@@ -157,8 +157,8 @@ def words_of_parts(families: Sequence[tuple[Family, ...]], captions: Sequence[st
     """Places of the words that describe parts, and the label of the part that each describes.
 
     Args:
-        families: of the creatures in each picture, one or two.
-        captions: of each picture.
+        families: of the creatures in each image, one or two.
+        captions: of each image.
 
     Returns:
         Two (B, T) tensors, -1 where a caption has fewer than T such words.

@@ -1,4 +1,8 @@
-"""One resumable training loop for the embedded models, on one GPU or a few CPU cores."""
+"""One resumable training loop for the embedded models, on one GPU or a few CPU cores.
+
+Ours rather than Lightning's Trainer: batches are a function of the step alone, and a module with callbacks for the
+curve, the warm-up of the averaged weights and checkpoints by the clock would be longer than this loop.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from partcraft_lit.world.zoo.shapes import BIRD_PLAN, BodyPlan
 
 #: Weight of finding the parts (cross-entropy per place) against reading them.
 PLACES_WEIGHT = 2.0
-#: Share of parts that are left out of a bird; a third as many pictures have no bird.
+#: Share of parts that are left out of a bird; a third as many images have no bird.
 MISSING = 0.06
 _BLOCK = 4  # side of the blocks whose coefficients are disturbed
 
@@ -74,10 +74,10 @@ def _plan_with_nothing() -> BodyPlan:
 
 
 def degrade(pixel_values: Tensor, generator: torch.Generator) -> Tensor:
-    """What can happen to a picture on its way through a generative model, to each picture in another measure.
+    """What can happen to an image on its way through a generative model, to each image in another measure.
 
     Blur or sharpening, block coefficients that are weakened and disturbed (as an autoencoder with downsampling 4 does),
-    noise, and a shift of colours. One picture in six stays as it is.
+    noise, and a shift of colours. One image in six stays as it is.
 
     Args:
         pixel_values: (B, 3, H, W) in -1...1, sides divisible by 4.
@@ -91,34 +91,34 @@ def degrade(pixel_values: Tensor, generator: torch.Generator) -> Tensor:
         drawn = torch.rand(len(pixel_values), channels, 1, 1, generator=generator)
         return (low + (high - low) * drawn).to(pixel_values)
 
-    picture = pixel_values + uniform(-0.6, 1.0) * (_blurred(pixel_values) - pixel_values)
-    picture = picture + uniform(-0.7, 1.0).clamp_min(0) * (_through_blocks(picture, generator) - picture)
-    white = torch.randn(picture.shape, generator=generator).to(picture)
-    picture = picture + uniform(-0.04, 0.12).clamp_min(0) * white
-    picture = picture * uniform(0.92, 1.08, 3) + uniform(-0.06, 0.06, 3)
+    image = pixel_values + uniform(-0.6, 1.0) * (_blurred(pixel_values) - pixel_values)
+    image = image + uniform(-0.7, 1.0).clamp_min(0) * (_through_blocks(image, generator) - image)
+    white = torch.randn(image.shape, generator=generator).to(image)
+    image = image + uniform(-0.04, 0.12).clamp_min(0) * white
+    image = image * uniform(0.92, 1.08, 3) + uniform(-0.06, 0.06, 3)
     untouched = uniform(0, 1) < 1 / 6
-    return torch.where(untouched, pixel_values, picture).clamp(-1, 1)
+    return torch.where(untouched, pixel_values, image).clamp(-1, 1)
 
 
-def _blurred(picture: Tensor, sigma: float = 1.3) -> Tensor:
-    offsets = torch.arange(-3, 4, dtype=picture.dtype, device=picture.device)
+def _blurred(image: Tensor, sigma: float = 1.3) -> Tensor:
+    offsets = torch.arange(-3, 4, dtype=image.dtype, device=image.device)
     kernel = (-0.5 * (offsets / sigma).square()).exp()
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    padded = F.pad(picture, (3, 3, 3, 3), mode="replicate")
+    padded = F.pad(image, (3, 3, 3, 3), mode="replicate")
     return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)
 
 
-def _through_blocks(picture: Tensor, generator: torch.Generator) -> Tensor:
+def _through_blocks(image: Tensor, generator: torch.Generator) -> Tensor:
     """Cosine coefficients of 4 x 4 blocks, the higher ones weakened at random and all disturbed a little."""
-    basis, height = (value.to(picture) for value in _cosine_blocks())
-    coefficients = F.conv2d(picture.flatten(0, 1)[:, None], basis, stride=_BLOCK)  # (B * 3, 16, h, w)
-    coefficients = coefficients.unflatten(0, picture.shape[:2])
-    weakening = 1.5 * torch.rand(len(picture), 1, 1, 1, 1, generator=generator).to(picture)
-    noise = torch.randn(coefficients.shape, generator=generator).to(picture)
-    amount = 0.2 * torch.rand(len(picture), 1, 1, 1, 1, generator=generator).to(picture)
+    basis, height = (value.to(image) for value in _cosine_blocks())
+    coefficients = F.conv2d(image.flatten(0, 1)[:, None], basis, stride=_BLOCK)  # (B * 3, 16, h, w)
+    coefficients = coefficients.unflatten(0, image.shape[:2])
+    weakening = 1.5 * torch.rand(len(image), 1, 1, 1, 1, generator=generator).to(image)
+    noise = torch.randn(coefficients.shape, generator=generator).to(image)
+    amount = 0.2 * torch.rand(len(image), 1, 1, 1, 1, generator=generator).to(image)
     kept = (-weakening * height[None, None, :, None, None]).exp()
     changed = coefficients * kept + amount * noise
-    return F.conv_transpose2d(changed.flatten(0, 1), basis, stride=_BLOCK).view_as(picture)
+    return F.conv_transpose2d(changed.flatten(0, 1), basis, stride=_BLOCK).view_as(image)
 
 
 @functools.cache
@@ -168,7 +168,7 @@ def train_oracle(
         settings: of the loop.
         folder: where checkpoint and curve go; an earlier checkpoint there is resumed.
         log: where a line for people goes.
-        seed: decides the pictures and, without ``start``, the first weights.
+        seed: decides the images and, without ``start``, the first weights.
         missing: share of parts that are left out.
         start: weights to start from.
     """

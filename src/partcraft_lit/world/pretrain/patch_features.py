@@ -1,9 +1,9 @@
 """The embedded patch features, trained without a label, a mask or a caption.
 
-Two views of one picture - other crop, mirror, turn, colours, gratings, blur - must give the same place to the same
-prototype. Prototypes are shared by all pictures, and every batch uses them equally, so nothing can collapse: what a
-prototype stands for has to be found in other pictures too, whatever their colours. The targets are first averaged over
-neighbours of similar colour in the picture itself, since a surface tends to be one part; so borders fall on edges.
+Two views of one image - other crop, mirror, turn, colours, gratings, blur - must give the same place to the same
+prototype. Prototypes are shared by all images, and every batch uses them equally, so nothing can collapse: what a
+prototype stands for has to be found in other images too, whatever their colours. The targets are first averaged over
+neighbours of similar colour in the image itself, since a surface tends to be one part; so borders fall on edges.
 
 Source: prototypes and equal use from Caron et al., SwAV (arXiv 2006.09882); places that correspond from Pinheiro et
 al., VADeR (arXiv 2011.05499) and Ziegler and Asano, Leopart (arXiv 2204.13101); no code was taken.
@@ -30,16 +30,16 @@ class FeatureRecipe:
     """What decides the training beside its length.
 
     Attributes:
-        pool: different pictures; each is seen many times, in new views.
-        points: places per picture and step, of which those count that both views show.
+        pool: different images; each is seen many times, in new views.
+        points: places per image and step, of which those count that both views show.
         plain: share of a place without contrast in the draw of places, against one of average contrast.
         dim: width of the description.
         prototypes: of each head; a coarse head asks for large kinds, a fine one for small ones.
         temperature: of the predictions.
         sharpness: entropy weight of the equal assignment; smaller is harder.
         color_reach: distance in RGB (0...1) at which neighbours stop sharing a target.
-        place_reach: the same in half sides of the picture.
-        contrast: weight of the second loss, which tells surfaces of one picture apart, from step ``contrast_from`` on:
+        place_reach: the same in half sides of the image.
+        contrast: weight of the second loss, which tells surfaces of one image apart, from step ``contrast_from`` on:
             once prototypes mean something.
         contrast_temperature: of its similarities.
     """
@@ -78,10 +78,10 @@ class Pupil(nn.Module):
 def train_patch_features(
     scenes: PretrainingScenes, settings: LoopSettings, folder: Path, log: Log, recipe: FeatureRecipe | None = None
 ) -> PatchNetwork:
-    """Trains a network on pictures of the pretraining world.
+    """Trains a network on images of the pretraining world.
 
     Args:
-        scenes: where pictures come from; their masks and captions are not looked at.
+        scenes: where images come from; their masks and captions are not looked at.
         settings: length and speed.
         folder: for checkpoint and curve.
         log: where lines for people go.
@@ -109,7 +109,7 @@ def train_patch_features(
 
 
 def _draw_pool(scenes: PretrainingScenes, number: int) -> Tensor:
-    """(number, 3, size, size) uint8, the pictures alone."""
+    """(number, 3, size, size) uint8, the images alone."""
     starts = range(0, number, 64)
     return torch.cat([scenes.batch(range(start, min(start + 64, number)))[0].images for start in starts])
 
@@ -183,7 +183,7 @@ def surface_likeness(images: Tensor, places: Tensor, color_reach: float, place_r
 def surface_contrast(
     first: Tensor, second: Tensor, like: Tensor, near: Tensor, valid: Tensor, temperature: float
 ) -> Tensor:
-    """Places of one surface attract each other across the views, against all places of other surfaces of the picture.
+    """Places of one surface attract each other across the views, against all places of other surfaces of the image.
 
     Args:
         first, second: (B, P, dim) of length 1, the same places in two views.

@@ -2,8 +2,8 @@
 
 What words decide is a small part of the denoising loss: a wrong texture costs a twentieth of what a wrong colour does.
 So while the base model is trained, small heads read from the features of one layer which part, colour and texture
-each place of the clean picture has, and their cross-entropy is added to the loss. That a denoiser learns faster when
-its features are tied to a known description of the clean picture is the observation of REPA (arXiv 2410.06940); there
+each place of the clean image has, and their cross-entropy is added to the loss. That a denoiser learns faster when
+its features are tied to a known description of the clean image is the observation of REPA (arXiv 2410.06940); there
 the description is that of a pretrained network, here it is the truth. The heads are thrown away afterwards.
 """
 

@@ -20,7 +20,7 @@ from partcraft_lit.world.pretrain.loop import Log, LoopSettings
 from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
 
-#: Pictures on which the autoencoder's quality is measured; far beyond what training draws.
+#: Images on which the autoencoder's quality is measured; far beyond what training draws.
 _HELD_BACK = range(2 * 10**9, 2 * 10**9 + 256)
 #: Captions of the sample sheet.
 SHEET_CAPTIONS: tuple[str, ...] = (
@@ -42,7 +42,7 @@ def pretrain(
     """Trains autoencoder, then text encoder and UNet, and writes the folder; a stopped run goes on where it was.
 
     Args:
-        seed: of the pictures; the denoiser sees others than the autoencoder.
+        seed: of the images; the denoiser sees others than the autoencoder.
         autoencoder: how long and how fast the first stage trains.
         denoiser: likewise the second.
         work: checkpoints, curves and the sample sheet.
@@ -107,7 +107,7 @@ def as_pipeline(vae: AutoencoderKL, model: TextAndDenoiser, tokenizer: CLIPToken
 
 @torch.no_grad()
 def round_trip_psnr(vae: AutoencoderKL, seed: int) -> float:
-    """Peak signal-to-noise ratio, in dB, of unseen pictures that went through the autoencoder."""
+    """Peak signal-to-noise ratio, in dB, of unseen images that went through the autoencoder."""
     drawing, _ = PretrainingScenes(seed).batch(_HELD_BACK)
     pixels = to_unit(drawing.images)
     vae = vae.float().cpu().eval()
@@ -117,17 +117,17 @@ def round_trip_psnr(vae: AutoencoderKL, seed: int) -> float:
 
 @torch.no_grad()
 def sample_sheet(pipeline: StableDiffusionPipeline, per_caption: int = 6, steps: int = 25) -> Tensor:
-    """(3, H, W) uint8: a row of pictures for each caption."""
+    """(3, H, W) uint8: a row of images for each caption."""
     pipeline = pipeline.to("cpu", torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     rows = []
     for row, text in enumerate(SHEET_CAPTIONS):
         generators = [torch.Generator().manual_seed(100 * row + column) for column in range(per_caption)]
-        pictures = pipeline(
+        images = pipeline(
             [text] * per_caption, num_inference_steps=steps, guidance_scale=5.0, generator=generators, output_type="pt"
         ).images
-        cells = [upscale(picture, 128) for picture in (pictures * 255).round().to(torch.uint8)]
+        cells = [upscale(image, 128) for image in (images * 255).round().to(torch.uint8)]
         rows.append(label(grid(cells, columns=per_caption, pad=4), text, "above", 11))
     pipeline.scheduler = build_scheduler()
     return stack(rows, pad=4, border=4)

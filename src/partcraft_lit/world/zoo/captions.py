@@ -28,7 +28,7 @@ TEMPLATES: tuple[str, ...] = (
     "a close-up photo of the {}",
     "a good photo of the {}",
 )
-#: Between the captions of two creatures in one picture; it stands in no caption of one.
+#: Between the captions of two creatures in one image; it stands in no caption of one.
 AND_A = " and a "
 COLOR_WORDS: tuple[str, ...] = tuple(COLORS)
 

@@ -1,8 +1,8 @@
 """Draws creatures, many at once, with exact masks.
 
-A picture is a function of (looks, pose): ``looks`` says what each part looks like, ``pose`` is a row of uniform numbers
+An image is a function of (looks, pose): ``looks`` says what each part looks like, ``pose`` is a row of uniform numbers
 that decides everything else (place, scale, turn, mirror, joints, light, background, occlusion). So a hybrid drawn with
-the pose of a photograph is the picture that a perfect composer would make of it.
+the pose of a photograph is the image that a perfect composer would make of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from partcraft_lit.world.zoo.shapes import BodyPlan
 POSE_SIZE = 64
 #: The number of a pose that decides whether the creature stands aside.
 ASIDE_COLUMN = 6
-#: A part with fewer visible pixels than this share of the picture counts as absent (8 pixels at 64 x 64).
+#: A part with fewer visible pixels than this share of the image counts as absent (8 pixels at 64 x 64).
 ABSENT_BELOW = 8 / 64**2
 
 _HORN = (0.93, 0.66, 0.20)
@@ -32,7 +32,7 @@ _PERIOD = 0.125  # of stripes and spots: eight pixels at 64, so that a texture s
 
 @dataclass(frozen=True)
 class Drawing:
-    """Pictures and truth.
+    """Images and truth.
 
     Attributes:
         images: (B, 3, size, size) uint8.
@@ -49,7 +49,7 @@ class Drawing:
 
 
 def visible_parts(label_maps: Tensor) -> Tensor:
-    """(B, H, W) label maps -> (B, parts) bool, True where a part covers at least ``ABSENT_BELOW`` of the picture."""
+    """(B, H, W) label maps -> (B, parts) bool, True where a part covers at least ``ABSENT_BELOW`` of the image."""
     share = torch.stack([(label_maps == part + 1).float().mean(dim=(1, 2)) for part in range(NUM_PARTS)], dim=1)
     return share >= ABSENT_BELOW
 
@@ -79,7 +79,7 @@ class Pose:
 
     @property
     def shift(self) -> Tensor:
-        """(B, 2) of the whole creature; one in ten stands well aside, where a part may leave the picture."""
+        """(B, 2) of the whole creature; one in ten stands well aside, where a part may leave the image."""
         near = torch.stack([self.between(3, -0.05, 0.05), self.between(4, -0.05, 0.05)], dim=1)
         direction = 2 * math.pi * self.uniform[:, 5]
         aside = 0.36 * torch.stack([direction.cos(), direction.sin()], dim=1)
@@ -114,10 +114,10 @@ class Pose:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where in the picture a creature's own frame lies, for scenes of several.
+    """Where in the image a creature's own frame lies, for scenes of several.
 
     Attributes:
-        shift: (B, 2) of the frame's middle, in sides of the picture.
+        shift: (B, 2) of the frame's middle, in sides of the image.
         scale: (B,) of the frame.
     """
 
@@ -132,45 +132,45 @@ def draw(plan: BodyPlan, looks: Tensor, pose: Tensor, size: int = 64) -> Drawing
         plan: the family's geometry.
         looks: (B, parts, 3) integer shape, colour and texture of each part.
         pose: (B, POSE_SIZE) in 0...1.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
 
     Returns:
-        Pictures and label maps; equal arguments give equal bytes.
+        Images and label maps; equal arguments give equal bytes.
     """
     view = Pose(pose)
-    picture, label_map = blank(view, size)
-    paint(plan, looks, view, picture, label_map)
-    return finish(view, picture, label_map)
+    image, label_map = blank(view, size)
+    paint(plan, looks, view, image, label_map)
+    return finish(view, image, label_map)
 
 
 def blank(view: Pose, size: int) -> tuple[Tensor, Tensor]:
     """A background (B, 3, size, size) in 0...1 and an empty label map (B, size, size)."""
-    picture = _background(view, size)
-    return picture, torch.zeros(len(picture), size, size, dtype=torch.uint8)
+    image = _background(view, size)
+    return image, torch.zeros(len(image), size, size, dtype=torch.uint8)
 
 
 def paint(
     plan: BodyPlan,
     looks: Tensor,
     view: Pose,
-    picture: Tensor,
+    image: Tensor,
     label_map: Tensor,
     placement: Placement | None = None,
     first_label: int = 1,
 ) -> None:
-    """Paints one creature into each picture and its label map, in place, over what is there.
+    """Paints one creature into each image and its label map, in place, over what is there.
 
     Args:
         plan: the family's geometry.
         looks: (B, parts, 3) integer shape, colour and texture of each part.
         view: pose of each.
-        picture: (B, 3, size, size) in 0...1.
+        image: (B, 3, size, size) in 0...1.
         label_map: (B, size, size) uint8.
-        placement: None for the whole picture.
+        placement: None for the whole image.
         first_label: label of the first part.
     """
-    size = picture.shape[-1]
-    grid = _pixel_grid(size)[None].expand(len(picture), -1, -1, -1)
+    size = image.shape[-1]
+    grid = _pixel_grid(size)[None].expand(len(image), -1, -1, -1)
     pixel: float | Tensor = 1.0 / size
     if placement is not None:
         scale = placement.scale[:, None, None]
@@ -185,15 +185,15 @@ def paint(
         if part == plan.face:
             color, distance = _face(plan, looks[:, part, 0], local, color, distance, pixel)
         cover = (0.5 - distance / pixel).clamp(0, 1)[:, None]
-        picture += (color - picture).mul_(cover)  # in place, here and below: new pages cost as much as the sums
+        image += (color - image).mul_(cover)  # in place, here and below: new pages cost as much as the sums
         label_map[cover[:, 0] >= 0.5] = part + first_label
 
 
-def finish(view: Pose, picture: Tensor, label_map: Tensor) -> Drawing:
+def finish(view: Pose, image: Tensor, label_map: Tensor) -> Drawing:
     """What lies before the creature, the light, and eight bits."""
-    picture, label_map = _occlude(view, picture, label_map, picture.shape[-1])
-    picture *= view.light[:, None, None, None]
-    return Drawing(picture.clamp_(0, 1).mul_(255).round_().to(torch.uint8), label_map)
+    image, label_map = _occlude(view, image, label_map, image.shape[-1])
+    image *= view.light[:, None, None, None]
+    return Drawing(image.clamp_(0, 1).mul_(255).round_().to(torch.uint8), label_map)
 
 
 def _pixel_grid(size: int) -> Tensor:
@@ -300,24 +300,24 @@ def _background(view: Pose, size: int) -> Tensor:
     top = _muted(view.uniform[:, 30], view.between(31, 0.05, 0.30), view.between(32, 0.45, 0.90))
     bottom = _muted(view.uniform[:, 33], view.between(34, 0.05, 0.30), view.between(35, 0.45, 0.90))
     slope = (0.5 + y)[None, None]
-    picture = top[:, :, None, None] * (1 - slope) + bottom[:, :, None, None] * slope
+    image = top[:, :, None, None] * (1 - slope) + bottom[:, :, None, None] * slope
     for wave in range(2):
         turn = 2 * math.pi * view.uniform[:, 36 + 4 * wave, None, None]
         frequency = view.between(37 + 4 * wave, 6.0, 22.0)[:, None, None]
         phase = 6.3 * view.uniform[:, 38 + 4 * wave, None, None]
         height = view.between(39 + 4 * wave, 0.0, 0.045)[:, None, None]
-        picture = picture + (height * ((x * turn.cos() + y * turn.sin()) * frequency + phase).sin())[:, None]
+        image = image + (height * ((x * turn.cos() + y * turn.sin()) * frequency + phase).sin())[:, None]
     ground = view.between(46, 0.10, 0.42)[:, None, None] + 0.03 * (x * view.between(47, 4, 12)[:, None, None]).sin()
     earth = _muted(view.between(48, 0.05, 0.42), view.between(49, 0.15, 0.40), view.between(50, 0.35, 0.70))
     cover = ((y - ground) * size + 0.5).clamp(0, 1)[:, None] * (view.uniform[:, 51] < 0.5)[:, None, None, None]
-    return picture + cover * (earth[:, :, None, None] - picture)
+    return image + cover * (earth[:, :, None, None] - image)
 
 
-def _occlude(view: Pose, picture: Tensor, label_map: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """A branch across some pictures; what it hides is background in the truth."""
+def _occlude(view: Pose, image: Tensor, label_map: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """A branch across some images; what it hides is background in the truth."""
     chosen = view.has_occluder.nonzero()[:, 0]
     if len(chosen) == 0:
-        return picture, label_map
+        return image, label_map
     grid = _pixel_grid(size)[None].expand(len(chosen), -1, -1, -1)
     u = view.uniform[chosen]
     start = torch.stack([u[:, 54] - 0.5, torch.full_like(u[:, 0], -0.6)], dim=1)
@@ -326,7 +326,7 @@ def _occlude(view: Pose, picture: Tensor, label_map: Tensor, size: int) -> tuple
     distance = _distance(grid, torch.cat([start, radius, end, radius * 0.7], dim=1)[:, None])
     cover = (0.5 - distance * size).clamp(0, 1)
     shade = torch.tensor(_BARK)[None, :, None, None] * (1 - 8 * distance.clamp(-0.05, 0))[:, None].clamp(0.6, 1.6)
-    picture, label_map = picture.clone(), label_map.clone()
-    picture[chosen] = picture[chosen] + cover[:, None] * (shade - picture[chosen])
+    image, label_map = image.clone(), label_map.clone()
+    image[chosen] = image[chosen] + cover[:, None] * (shade - image[chosen])
     label_map[chosen] = torch.where(cover >= 0.5, torch.zeros_like(label_map[chosen]), label_map[chosen])
-    return picture, label_map
+    return image, label_map

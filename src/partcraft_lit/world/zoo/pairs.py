@@ -36,20 +36,20 @@ class PairMember:
 
 
 def draw_pair(left: PairMember, right: PairMember, size: int = 64) -> Drawing:
-    """Pictures of two creatures beside each other; equal arguments give equal bytes."""
+    """Images of two creatures beside each other; equal arguments give equal bytes."""
     light = Pose(left.pose)
-    picture, label_map = blank(light, size)
+    image, label_map = blank(light, size)
     for member, side in ((left, -1.0), (right, 1.0)):
         paint(
             PLANS[member.family],
             member.looks,
             _upright(member.pose),
-            picture,
+            image,
             label_map,
             _placement(member.pose, side),
             first_label=1 if side < 0 else 1 + NUM_PARTS,
         )
-    return finish(light, picture, label_map)
+    return finish(light, image, label_map)
 
 
 def _upright(pose: Tensor) -> Pose:

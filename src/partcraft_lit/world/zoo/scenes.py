@@ -1,4 +1,4 @@
-"""What is in each picture of a world, as a function of (seed, index): looks, pose, and a caption."""
+"""What is in each image of a world, as a function of (seed, index): looks, pose, and a caption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PretrainingScenes:
         seed: decides everything together with the index.
         size: side in pixels.
         beast_share: share of the four-legged family among creatures that are alone, and on the left of pairs.
-        pair_share: share of pictures with a second creature, of the other family, on the right.
+        pair_share: share of images with a second creature, of the other family, on the right.
     """
 
     seed: int = 0
@@ -37,7 +37,7 @@ class PretrainingScenes:
     pair_share: float = 0.08
 
     def batch(self, indices: range) -> tuple[Drawing, list[str]]:
-        """Pictures and captions of the given indices; labels are those of ``zoo.pairs``."""
+        """Images and captions of the given indices; labels are those of ``zoo.pairs``."""
         rows = [self._one(index) for index in indices]
         others = [self._other(index) for index in indices]
         images = torch.empty(len(rows), 3, self.size, self.size, dtype=torch.uint8)
@@ -70,7 +70,7 @@ class PretrainingScenes:
         return torch.from_numpy(np.stack([np.concatenate([one.looks, (other or one).looks]) for one, other in pairs]))
 
     def families(self, index: int) -> tuple[Family, ...]:
-        """Of the creatures that a picture shows, from left to right."""
+        """Of the creatures that an image shows, from left to right."""
         other = self._other(index)
         names = [self._one(index).family, *([other.family] if other else [])]
         return tuple(FAMILIES[name] for name in names)
@@ -132,5 +132,5 @@ def named_looks(family: str) -> np.ndarray:
 
 
 def pose_of(seed: int, *keys: int | str) -> Tensor:
-    """(POSE_SIZE,) pose of one picture."""
+    """(POSE_SIZE,) pose of one image."""
     return torch.from_numpy(numpy_generator(seed, "pose", *keys).random(POSE_SIZE, dtype=np.float32))

@@ -1,6 +1,6 @@
 """Body plans as numbers: every part is a union of tapered capsules (x0, y0, r0, x1, y1, r1).
 
-Lengths are in sides of the picture; x points right, y points down; the creature looks to the right. A part's capsules
+Lengths are in sides of the image; x points right, y points down; the creature looks to the right. A part's capsules
 are given around its joint, so that a part turns about the place where it is attached.
 """
 
