@@ -1,6 +1,7 @@
 """Bootstrap confidence intervals over training seeds and images, and a paired comparison of two methods.
 
-Ours rather than scipy.stats.bootstrap, which resamples one axis: seeds and images are nested, draws are paired. Values come as one list per training seed, with one number per image in it.
+Ours rather than scipy.stats.bootstrap, which resamples one axis: seeds and images are nested, draws are paired. Values
+come as one list per training seed, with one number per image in it.
 """
 
 from __future__ import annotations

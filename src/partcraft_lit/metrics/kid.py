@@ -1,4 +1,4 @@
-"""Kernel inception distance, jackknifed; torchmetrics' has no standard error that few images allow."""
+"""Kernel inception distance; torchmetrics' has only the error between random subsets, not the jackknife's."""
 
 from __future__ import annotations
 
