@@ -1,1 +1,1 @@
-"""Losses as pure functions on tensors, computed in float32 outside autocast; one value per sample comes out."""
+"""Losses: pure functions, computed in float32 outside autocast, that return one value per sample."""

@@ -1,4 +1,4 @@
-"""Attention losses: every place of an image should look at the token of the part that it belongs to."""
+"""Entropy attention loss: each pixel attends to the token of the part that it belongs to."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-#: What a part's map is divided by: "parts", the sum over the part tokens of the prompt, or "softmax", nothing more than
-#: the softmax over all text positions, which the maps have passed already.
+#: Normalisation of attention maps: "parts" divides by the sum over the prompt's part tokens; "softmax" leaves them as
+#: they come from the softmax over all text positions.
 Normalizer = Literal["parts", "softmax"]
-#: Places whose part is not in the prompt: "ignore" them, or score them as the "released" code of PartCraft does.
+#: Pixels whose part is not in the prompt: "ignore" them, or score them as the "released" code of PartCraft does.
 Unprompted = Literal["ignore", "released"]
 
-#: The floor that torch's binary cross-entropy has under its logarithms, and so under those of the released code.
+#: Lower clamp of the logarithms in ``F.binary_cross_entropy``, and so in the released code.
 LOG_FLOOR = -100.0
 
 
 def part_attention_maps(attention_maps: Tensor, part_ids: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:
-    """Attention of each part: its tokens' maps, summed where it has several.
+    """Sums the attention maps of each part's tokens.
 
     Args:
-        attention_maps: (B, T, h, w) probability of each part token.
-        part_ids: (B, T) part of each token, -1 where there is none.
+        attention_maps: (B, T, h, w) attention probabilities of the part tokens.
+        part_ids: (B, T) part of each token, -1 where unused.
         num_parts: foreground parts (M).
 
     Returns:
-        (B, M + 1, h, w) maps, zeros for a part without a token, and (B, M + 1) booleans, whether it has one.
+        (B, M + 1, h, w) maps, zeros for a part without a token, and (B, M + 1) booleans, which parts have one.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: if the shapes do not match.
     """
     if attention_maps.ndim != 4 or attention_maps.shape[:2] != part_ids.shape:
         raise ValueError(
@@ -38,7 +38,7 @@ def part_attention_maps(attention_maps: Tensor, part_ids: Tensor, num_parts: int
         )
     parts = torch.arange(num_parts + 1, device=part_ids.device)
     belongs = part_ids[:, :, None] == parts  # (B, T, M + 1)
-    # Multiply and sum, not matmul: exact in float32 also where matrix products are rounded to TF32, and few elements.
+    # Multiply and sum, not matmul: exact in float32 also where matmul rounds to TF32.
     maps = (attention_maps[:, :, None] * belongs[..., None, None]).sum(dim=1)
     return maps, belongs.any(dim=1)
 
@@ -46,20 +46,20 @@ def part_attention_maps(attention_maps: Tensor, part_ids: Tensor, num_parts: int
 def maps_and_masks(
     attention_maps: Tensor, part_ids: Tensor, label_map: Tensor, num_parts: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What attention losses compare; call it outside autocast.
+    """Attention maps and binary masks of all parts, the inputs of every attention loss; call it outside autocast.
 
     Args:
-        attention_maps: (B, T, h, w) probability of each part token.
-        part_ids: (B, T) part of each token, -1 where there is none.
-        label_map: (B, H, W) part of each place, of any size; values outside 0...M are no part.
+        attention_maps: (B, T, h, w) attention probabilities of the part tokens.
+        part_ids: (B, T) part of each token, -1 where unused.
+        label_map: (B, H, W) part of each pixel, of any size; values outside 0...M are no part.
         num_parts: foreground parts (M).
 
     Returns:
-        (B, M + 1, h, w) maps of the parts, float32 (float64 for float64 maps); (B, M + 1) booleans, which parts are in
-        the prompt; and (B, M + 1, h, w) booleans, where each part is.
+        (B, M + 1, h, w) maps, float32 (float64 for float64 maps); (B, M + 1) booleans, which parts are in the prompt;
+        and (B, M + 1, h, w) boolean masks.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: if the shapes do not match.
     """
     if label_map.ndim != 3 or label_map.shape[0] != attention_maps.shape[0]:
         raise ValueError(
@@ -89,32 +89,32 @@ def entropy_attention_loss(
     unprompted: Unprompted = "ignore",
     eps: float = 1e-6,
 ) -> Tensor:
-    """Binary cross-entropy between the share of attention that each part gets at a place, and whether it belongs there.
+    """Binary cross-entropy between each part's normalised attention and its mask.
 
-    With "ignore", the mean is over the parts in the prompt and the places that show one of them: parts that are absent,
-    or cut off, or dropped from the caption, change nothing. With "released", the mean is over all M + 1 parts and all
-    places; a part that the mask shows and the prompt lacks adds 100 per place, and absent parts dilute the others.
+    With "ignore", the mean is over the parts in the prompt and the pixels of these parts: parts that are absent,
+    cropped away or dropped from the caption change nothing. With "released", the mean is over all M + 1 parts and all
+    pixels; a part that is in the mask and not in the prompt adds 100 per pixel, and absent parts dilute the others.
 
     Args:
-        attention_maps: (B, T, h, w) probability of each part token, mean over heads and layers, in the order of
-            ``part_ids``; the map of a missing token is not read.
-        part_ids: (B, T) part of each token 0...M, -1 where there is none; tokens of one part are summed.
-        label_map: (B, H, W) part of each place 0...M, resized to the maps by nearest neighbour; any other value is no
+        attention_maps: (B, T, h, w) attention probabilities of the part tokens, mean over heads and layers, in the
+            order of ``part_ids``; maps of unused tokens are ignored.
+        part_ids: (B, T) part of each token 0...M, -1 where unused; tokens of one part are summed.
+        label_map: (B, H, W) part of each pixel 0...M, resized to the maps by nearest neighbour; any other value is no
             part.
         num_parts: foreground parts (M).
-        normalizer: what a map is divided by, "parts" or "softmax".
-        unprompted: places of parts that are not in the prompt, "ignore" or "released".
-        eps: least divisor.
+        normalizer: "parts" or "softmax".
+        unprompted: "ignore" or "released".
+        eps: lower clamp of the divisor.
 
     Returns:
-        (B,) in nats, float32 (float64 for float64 maps); 0 where nothing is left to score.
+        (B,) in nats, float32 (float64 for float64 maps); 0 where no pixel is scored.
 
     Raises:
-        ValueError: if shapes do not fit together, or for an unknown option.
+        ValueError: if the shapes do not match, or for an unknown option.
 
     Source: PartCraft (arXiv 2407.04604), the entropy-based normalised attention loss, and its released ``loss.py``,
-    which is ``normalizer="parts", unprompted="released"`` but for tokens that occur twice, an error there. Differs:
-    "ignore"; the complement is summed from the other parts, so that it keeps its precision and its gradient near 0.
+    which is ``normalizer="parts", unprompted="released"``, with repeated tokens an error. Differs: "ignore"; 1 - share
+    is summed from the other parts, so that it keeps its precision and gradient near 0.
     """
     _check_options(normalizer, unprompted)
     with torch.autocast(attention_maps.device.type, enabled=False):
@@ -129,20 +129,20 @@ def entropy_attention_loss(
 
 
 def _shares(maps: Tensor, normalizer: Normalizer, eps: float) -> tuple[Tensor, Tensor]:
-    """A part's share of the attention at each place, and the share of all that is not it."""
+    """Normalised attention of each part, and of everything else."""
     if normalizer == "softmax":
         # Two tokens of a part can sum to 1 + rounding.
         return maps.clamp(0.0, 1.0), (1.0 - maps).clamp(0.0, 1.0)
     other = ~torch.eye(maps.shape[1], dtype=torch.bool, device=maps.device)  # (M + 1, M + 1)
     others = (maps[:, None] * other[:, :, None, None]).sum(dim=2)  # (B, M + 1, h, w)
-    total = maps + others  # the same sum for every part, added up so that no share is rounded above 1
+    total = maps + others  # per part, so that no share is rounded above 1
     divisor = total.clamp_min(eps)
     rest = torch.where(total < eps, divisor - maps, others)
     return maps / divisor, rest / divisor
 
 
 def _log(values: Tensor) -> Tensor:
-    """Logarithm with a floor; next to 0, where 1 / value overflows further back, its gradient is 0 and not NaN."""
+    """Clamped logarithm; near 0, where the gradient 1 / value would overflow, its gradient is 0."""
     tiny = values < 1e-30
     floored = values.detach().log().clamp_min(LOG_FLOOR)
     return torch.where(tiny, floored, torch.where(tiny, 1.0, values).log())

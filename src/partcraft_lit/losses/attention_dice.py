@@ -1,4 +1,4 @@
-"""Dice attention loss: the share of attention that a part gets should overlap with the part's mask."""
+"""Soft Dice attention loss."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ def dice_attention_loss(
     smooth: float = 0.0,
     eps: float = 1e-6,
 ) -> Tensor:
-    """One minus the soft Dice coefficient of share and mask, mean over the parts in the prompt and in the label map.
+    """One minus the soft Dice coefficient of attention and mask, mean over the prompt's parts in the label map.
 
-    The share is that of the entropy loss, ``A_m / sum_j A_j`` over the part tokens of the prompt, at the places that
-    show one of the prompted parts. Dice weighs each part alike, however small; the entropy loss weighs each place.
+    Attention is normalised as in the entropy loss, ``A_m / sum_j A_j`` over the part tokens of the prompt, at the
+    pixels of prompted parts. Dice weighs parts equally, however small; the entropy loss weighs pixels equally.
 
     Args:
-        attention_maps: (B, T, h, w) probability of each part token, mean over heads and layers.
-        part_ids: (B, T) part of each token 0...M, -1 where there is none; tokens of one part are summed.
-        label_map: (B, H, W) part of each place 0...M; any other value is no part.
+        attention_maps: (B, T, h, w) attention probabilities of the part tokens, mean over heads and layers.
+        part_ids: (B, T) part of each token 0...M, -1 where unused; tokens of one part are summed.
+        label_map: (B, H, W) part of each pixel 0...M; any other value is no part.
         num_parts: foreground parts (M).
-        smooth: added to numerator and denominator, in places.
-        eps: least divisor.
+        smooth: added to numerator and denominator, in pixels.
+        eps: lower clamp of the divisor.
 
     Returns:
-        (B,) from 0 to 1, float32 (float64 for float64 maps); 0 where nothing is left to score.
+        (B,) from 0 to 1, float32 (float64 for float64 maps); 0 where no part is scored.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: if the shapes do not match.
 
     Source: V-Net (arXiv 1606.04797), eq. 3, which squares in the denominator; on attention maps, after MultiCrafter
-    (arXiv 2509.21953). Differs: the maps are shares among part tokens, so that the loss compares with the entropy loss.
+    (arXiv 2509.21953). Differs: maps are normalised over the part tokens, as in the entropy loss.
     """
     with torch.autocast(attention_maps.device.type, enabled=False):
         maps, prompted, inside = maps_and_masks(attention_maps, part_ids, label_map, num_parts)

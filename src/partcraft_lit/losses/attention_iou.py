@@ -1,4 +1,4 @@
-"""Soft IoU of attention maps: the losses of DisenDiff, and a loss against part masks made of the same pieces."""
+"""Soft IoU attention losses: those of DisenDiff, and the same against part masks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from partcraft_lit.losses.attention import maps_and_masks
 #: one of 0.71; "none" smooths nothing.
 Kernel = Literal["paper", "released", "none"]
 
-#: What keeps the division by the range of a flat map finite.
+#: Keeps min-max normalisation of a constant map finite.
 _RANGE_EPS = 1e-8
 _SIGMA = 0.5
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """(..., h, w) maps brought to 0...1 each; a flat map becomes 0."""
+    """Min-max normalises each (..., h, w) map to 0...1; a constant map becomes 0."""
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
     return (maps - low) / (high - low + _RANGE_EPS)
 
@@ -46,25 +46,25 @@ def smooth_maps(maps: Tensor, kernel: Kernel = "paper") -> Tensor:
     """(B, N, h, w) maps smoothed by the 3 x 3 Gaussian, reflected at the border."""
     weights = gaussian_kernel(kernel).to(maps)
     count = maps.shape[1]
-    if kernel == "none" or count == 0:  # of a batch without part tokens there is nothing to pad
+    if kernel == "none" or count == 0:  # F.pad refuses an empty batch
         return maps
     padded = F.pad(maps, (1, 1, 1, 1), mode="reflect")
     return F.conv2d(padded, weights.expand(count, 1, 3, 3), groups=count)
 
 
 def soft_iou(first: Tensor, second: Tensor, smooth: float = 1.0) -> Tensor:
-    """(..., h, w) maps in 0...1 -> (...,) IoU, with products for the intersection; 1 for equal binary maps."""
+    """IoU of (..., h, w) maps in 0...1, (...,), with the product as intersection; 1 for equal binary maps."""
     intersection = (first * second).sum(dim=(-2, -1))
     union = (first + second).sum(dim=(-2, -1)) - intersection
     return (intersection + smooth) / (union + smooth)
 
 
 def bind_loss(modifier_maps: Tensor, class_maps: Tensor, kernel: Kernel = "paper", smooth: float = 1.0) -> Tensor:
-    """One minus the IoU of a modifier's map with its class noun's, which gets no gradient.
+    """One minus the IoU of a modifier token's map with its class noun's, which is detached.
 
     Args:
         modifier_maps: (B, N, h, w) attention of the learned tokens, any positive scale.
-        class_maps: (B, N, h, w) attention of the nouns after them; suppressed (squared) after smoothing.
+        class_maps: (B, N, h, w) attention of the nouns after them; squared after smoothing.
         kernel: of the smoothing.
         smooth: added to intersection and union.
 
@@ -78,13 +78,13 @@ def bind_loss(modifier_maps: Tensor, class_maps: Tensor, kernel: Kernel = "paper
 
 
 def separate_loss(class_maps: Tensor, used: Tensor, kernel: Kernel = "paper", smooth: float = 1.0) -> Tensor:
-    """IoU of the maps of every two class nouns: "separate and strengthen".
+    """Mean pairwise IoU of the class nouns' maps: "separate and strengthen".
 
     Args:
         class_maps: (B, N, h, w) attention of the nouns, any positive scale.
-        used: (B, N) booleans, which of them are there.
+        used: (B, N) booleans, which nouns are present.
         kernel: of the smoothing.
-        smooth: added to intersection and union; it makes larger maps better once they are apart.
+        smooth: added to intersection and union; favours larger maps once they are disjoint.
 
     Returns:
         (B,) from 0 to 1, mean over the pairs; 0 where there is none.
@@ -97,12 +97,12 @@ def separate_loss(class_maps: Tensor, used: Tensor, kernel: Kernel = "paper", sm
 
 
 def suppressed(maps: Tensor, kernel: Kernel) -> Tensor:
-    """Min-max, smoothed, squared: what the IoU losses see of a class noun's map."""
+    """Min-max normalised, smoothed and squared maps of class nouns."""
     return smooth_maps(min_max(maps), kernel).square()
 
 
 def pair_mean(values: Tensor, used: Tensor) -> Tensor:
-    """(B, N, N) values of pairs -> (B,) mean over the pairs i < j that are both used, 0 where there is none."""
+    """Mean of (B, N, N) pairwise values over the pairs i < j of used items, (B,); 0 without a pair."""
     pairs = (used[:, :, None] & used[:, None]).triu(diagonal=1)
     return values.masked_fill(~pairs, 0.0).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp_min(1)
 
@@ -118,24 +118,24 @@ def iou_attention_loss(
 ) -> Tensor:
     """One minus the soft IoU of a part's map with its mask, mean over the parts in the prompt and in the label map.
 
-    The mask stands where DisenDiff, which has no masks, puts the class noun's map.
+    The mask takes the place of the class noun's map in DisenDiff, which has no masks.
 
     Args:
-        attention_maps: (B, T, h, w) probability of each part token, mean over heads and layers.
-        part_ids: (B, T) part of each token 0...M, -1 where there is none; tokens of one part are summed.
-        label_map: (B, H, W) part of each place 0...M; any other value is no part.
+        attention_maps: (B, T, h, w) attention probabilities of the part tokens, mean over heads and layers.
+        part_ids: (B, T) part of each token 0...M, -1 where unused; tokens of one part are summed.
+        label_map: (B, H, W) part of each pixel 0...M; any other value is no part.
         num_parts: foreground parts (M).
-        kernel: smoothing of the maps after they are brought to 0...1.
-        separate: weight of the IoU of the maps of every two parts, as in ``separate_loss``.
-        smooth: added to intersection and union, in places.
+        kernel: smoothing of the min-max normalised maps.
+        separate: weight of ``separate_loss`` between the parts.
+        smooth: added to intersection and union, in pixels.
 
     Returns:
-        (B,) float32 (float64 for float64 maps); 0 where nothing is left to score.
+        (B,) float32 (float64 for float64 maps); 0 where no part is scored.
 
     Raises:
-        ValueError: if the shapes do not fit together, or for an unknown kernel.
+        ValueError: if the shapes do not match, or for an unknown kernel.
 
-    Source: the pieces are those of DisenDiff (arXiv 2403.18551). Differs: masks instead of class nouns.
+    Source: DisenDiff (arXiv 2403.18551). Differs: masks instead of class nouns.
     """
     with torch.autocast(attention_maps.device.type, enabled=False):
         maps, prompted, inside = maps_and_masks(attention_maps, part_ids, label_map, num_parts)

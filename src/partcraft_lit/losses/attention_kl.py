@@ -1,4 +1,4 @@
-"""Repulsion of attention: two parts should not look at the same places, wherever these are."""
+"""KL repulsion between the attention maps of parts."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ def kl_attention_loss(
 ) -> Tensor:
     """``exp(-J)`` for the symmetric KL divergence J of the maps of every two prompted parts, mean over the pairs.
 
-    Each map is made a distribution over the places. The exponential keeps the loss between 0 and 1, so that parts which
-    are apart already are not driven further; J itself has no bound.
+    Each map is normalised over the pixels. The exponential bounds the loss to 0...1, so that disjoint parts are not
+    driven further apart; J itself is unbounded.
 
     Args:
-        attention_maps: (B, T, h, w) probability of each part token, mean over heads and layers.
-        part_ids: (B, T) part of each token 0...M, -1 where there is none; tokens of one part are summed.
-        label_map: (B, H, W), not read: this loss says that parts differ, not where they are.
+        attention_maps: (B, T, h, w) attention probabilities of the part tokens, mean over heads and layers.
+        part_ids: (B, T) part of each token 0...M, -1 where unused; tokens of one part are summed.
+        label_map: (B, H, W), unused: the loss needs no masks.
         num_parts: foreground parts (M).
-        eps: added to each probability of a place, in units of its mean; bounds J, and with it the loss, from 0.
+        eps: added to each pixel's probability, relative to the mean; bounds J.
 
     Returns:
         (B,) float32 (float64 for float64 maps); 1 for equal maps, 0 where there are fewer than two parts.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: if the shapes do not match.
 
     Source: the repulsion of MOSAIC (arXiv 2509.01977), which maximises J. Differs: bounded, and between part tokens.
     """

@@ -1,4 +1,4 @@
-"""The diffusion loss: what a model should say at a timestep, how much that timestep counts, and by how much it was off.
+"""Diffusion targets, SNR weights and the MSE loss.
 
 A noisy latent is ``alpha * latents + sigma * noise`` with ``alpha**2 + sigma**2 = 1``; alpha**2 is the scheduler's
 ``alphas_cumprod``. SNR is ``(alpha / sigma)**2``.
@@ -11,21 +11,21 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-#: What the squared error of a region is divided by: the number of all "latents", or of those in the "region".
+#: Normalisation of a masked loss: mean over all "latents", or over those in the "region".
 RegionMean = Literal["latents", "region"]
-#: What the UNet predicts, by diffusers' names.
+#: diffusers' names.
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
 def signal_and_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Alpha and sigma at each timestep, (B,) each; the table may lie on another device."""
+    """Alpha and sigma at each timestep, (B,) each; the table may be on another device."""
     alphas_cumprod = alphas_cumprod.to(timesteps.device).float()
     chosen = alphas_cumprod[timesteps]
     return chosen.sqrt(), (1.0 - chosen).sqrt()
 
 
 def signal_to_noise_ratio(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
-    """(B,) SNR; infinite where there is no noise."""
+    """(B,) SNR; infinite at alpha = 1."""
     alpha, sigma = signal_and_noise(alphas_cumprod, timesteps)
     return (alpha / sigma).square()
 
@@ -40,13 +40,13 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod:
 def diffusion_target(
     latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: str = "epsilon"
 ) -> Tensor:
-    """What the UNet should say.
+    """Regression target of the UNet.
 
     Args:
-        latents: (B, C, h, w) without noise.
+        latents: (B, C, h, w) clean latents.
         noise: same shape.
         timesteps: (B,) integers.
-        alphas_cumprod: (timesteps,) the scheduler's table.
+        alphas_cumprod: (timesteps,) of the scheduler.
         prediction_type: "epsilon" (the noise), "v_prediction" (alpha * noise - sigma * latents) or "sample" (the
             latents).
 
@@ -54,9 +54,9 @@ def diffusion_target(
         (B, C, h, w) float32.
 
     Raises:
-        ValueError: for another prediction type, or unlike shapes.
+        ValueError: for another prediction type, or if the shapes differ.
 
-    Source: Salimans and Ho, arXiv 2202.00512, for the velocity. Differs: no.
+    Source: Salimans and Ho (arXiv 2202.00512) for v-prediction. Differs: no.
     """
     _check_prediction_type(prediction_type)
     _check_shapes(latents=latents, noise=noise)
@@ -69,20 +69,20 @@ def diffusion_target(
 
 
 def min_snr_weight(snr: Tensor, gamma: float | None, prediction_type: str = "epsilon") -> Tensor:
-    """Weight of each sample's squared error, so that its error on the clean latents counts min(SNR, gamma).
+    """Min-SNR loss weights: the squared error of the clean latents is weighted by min(SNR, gamma).
 
     Args:
         snr: (B,) signal-to-noise ratios, 0 to infinity.
-        gamma: ceiling of the weight, 5 in the paper; None for the plain loss (all ones).
+        gamma: 5 in the paper; None for the unweighted loss (all ones).
         prediction_type: as in ``diffusion_target``.
 
     Returns:
-        (B,): min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for velocity, / 1 for the sample; finite at both ends.
+        (B,): min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v-prediction, / 1 for the sample; finite at both ends.
 
     Raises:
         ValueError: for another prediction type, or a gamma that is not above 0.
 
-    Source: Hang et al., arXiv 2303.09556, eq. 8 and appendix for the other targets. Differs: no.
+    Source: Hang et al. (arXiv 2303.09556), eq. 8; the appendix for the other targets. Differs: no.
     """
     _check_prediction_type(prediction_type)
     if gamma is None:
@@ -103,15 +103,15 @@ def diffusion_loss(
     region: Tensor | None = None,
     region_mean: RegionMean = "latents",
 ) -> Tensor:
-    """Mean squared error of each sample, times its weight.
+    """Weighted MSE of each sample, masked where a region is given.
 
     Args:
         model_pred: (B, C, h, w) any precision.
         target: same shape.
         weight: (B,) or None for ones.
-        region: (B, h, w) from 0 to 1, how much each place counts; None for all alike.
-        region_mean: "latents" divides by all places, so that a small region has a small loss (Break-a-Scene), "region"
-            by the sum of the region (Custom Diffusion).
+        region: (B, h, w) soft loss mask, 0 to 1; None for an unmasked loss.
+        region_mean: "latents" averages over all latents, so that a small region has a small loss (Break-a-Scene),
+            "region" over those in the region (Custom Diffusion).
 
     Returns:
         (B,) float32; 0 for an empty region.

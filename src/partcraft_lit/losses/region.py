@@ -1,4 +1,4 @@
-"""Where the diffusion loss counts."""
+"""Masks of the diffusion loss."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from partcraft_lit.losses.attention import resize_labels
 
 
 def prompted_region(label_map: Tensor, part_ids: Tensor, height: int, width: int) -> Tensor:
-    """Places that show a part whose token is in the prompt: the union of those parts' masks.
+    """Union of the masks of the parts whose tokens are in the prompt.
 
     Args:
-        label_map: (B, s, s) part of each cell, 0 is the background.
-        part_ids: (B, T) part of each token, -1 where there is none.
-        height, width: of the latents; cells are repeated or dropped to that size.
+        label_map: (B, s, s) part of each cell, 0 for the background.
+        part_ids: (B, T) part of each token, -1 where unused.
+        height, width: of the latents, to which labels are resized by nearest neighbour.
 
     Returns:
         (B, height, width) float32, 0 or 1.
@@ -27,7 +27,7 @@ def prompted_region(label_map: Tensor, part_ids: Tensor, height: int, width: int
 
 
 def combine_regions(region: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Both regions at once; None is everywhere."""
+    """Product of two loss masks; None is all ones."""
     if region is None or other is None:
         return other if region is None else region
     return region * other

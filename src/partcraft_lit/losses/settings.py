@@ -1,4 +1,4 @@
-"""What the configuration says of the loss."""
+"""Settings of the loss."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class LossSettings:
 
     Attributes:
         lambda_attn: weight of the attention loss.
-        attention: which attention loss; "none" leaves no trace of one.
-        snr_gamma: gamma of min-SNR weighting; None weighs all timesteps alike.
-        unprompted: what happens at pixels of parts that are not in the prompt: "ignore" them, or "released" for the
-            behaviour of the published code (100 for each).
-        normalizer: among what a place's attention is normalised: the "parts" of the prompt, or all of the text.
-        region: where the diffusion loss counts: "all" places, or those of the "prompted" parts.
-        region_mean: what the error of a region is divided by: all "latents", or the size of the "region".
+        attention: name of the attention loss; "none" installs none.
+        snr_gamma: gamma of min-SNR weighting; None weighs all timesteps equally.
+        unprompted: pixels of parts that are not in the prompt: "ignore" them, or "released" for the behaviour of the
+            released code (a loss of 100 each).
+        normalizer: attention is normalised over the "parts" of the prompt, or by the "softmax" over the text alone.
+        region: mask of the diffusion loss: "all" latents, or those of the "prompted" parts.
+        region_mean: the masked loss is averaged over all "latents", or over the "region".
     """
 
     lambda_attn: NonNegative
