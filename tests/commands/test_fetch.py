@@ -8,10 +8,14 @@ import hashlib
 import io
 import json
 import lzma
+import re
+import socket
 import tarfile
 import threading
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -211,7 +215,7 @@ def test_a_server_that_cannot_continue_sends_all_again(settings: FetchSettings, 
 
 def test_a_file_that_was_replaced_meanwhile_is_not_glued_to_the_old_half(server: Server, tmp_path: Path) -> None:
     server.files["/x"], server.cut = b"old content!", [4]
-    arguments = {"size": None, "sha256": None, "timeout_s": 5.0, "pause_s": 0.0}
+    arguments = {"size": None, "sha256": None, "max_bytes": 100, "timeout_s": 5.0, "pause_s": 0.0}
     with pytest.raises(UserError, match="after 4 of 12"):
         download([f"{server.url}/x"], tmp_path / "x", tries=1, **arguments)
     server.files["/x"] = b"new content, longer"
@@ -318,7 +322,113 @@ def test_options_of_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"archive=.*nowhere\.tgz: there is no such file"):
         check("dataset=cub", f"archive={tmp_path / 'nowhere.tgz'}")
     with pytest.raises(UserError, match="only http and https"):
-        download(["file:///etc/passwd"], tmp_path / "x", size=None, sha256=None, tries=1, timeout_s=1, pause_s=0)
+        download(["file:///etc/passwd"], tmp_path / "x", **UNKNOWN)
+
+
+# --- lying servers ---------------------------------------------------------------------------------------------
+
+UNKNOWN = {"size": None, "sha256": None, "max_bytes": 100_000, "tries": 1, "timeout_s": 0.3, "pause_s": 0.0}
+
+
+@pytest.fixture
+def liar() -> Iterator[Callable[[Iterable[bytes]], str]]:
+    """Starts servers that answer every request with these bytes, one piece after the other; gives their addresses."""
+    servers: list[socket.socket] = []
+
+    def serve(listening: socket.socket, answer: Iterable[bytes]) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection, suppress(OSError):
+                    connection.recv(10_000)
+                    for piece in answer:
+                        connection.sendall(piece)
+
+    def start(answer: Iterable[bytes]) -> str:
+        listening = socket.create_server(("127.0.0.1", 0))
+        servers.append(listening)
+        threading.Thread(target=serve, args=(listening, answer), daemon=True).start()
+        return f"http://127.0.0.1:{listening.getsockname()[1]}/x"
+
+    yield start
+    for listening in servers:
+        listening.close()
+
+
+class Drip:
+    """One byte after the other, slowly and for ever."""
+
+    def __init__(self, first: bytes, pause_s: float, piece: bytes = b"x") -> None:
+        self._first, self._pause_s, self._piece = first, pause_s, piece
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._first
+        while True:
+            time.sleep(self._pause_s)
+            yield self._piece
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Drip(OK + b"\r\n", 0, bytes(10_000)), "the server sends more than 100,000 bytes"),
+        (Drip(OK + b"Transfer-Encoding: chunked\r\n\r\n", 0, b"2710\r\n" + bytes(10_000) + b"\r\n"), "sends more than"),
+        ([OK + b"Content-Length: 100001\r\n\r\n"], "the server has 100,001 bytes, at most 100,000 are taken"),
+        (Drip(OK + b"\r\n", 0.02), r"\d+ bytes in \d s"),
+        (Drip(OK + b"X: ", 0.02), "no complete answer after 1 s"),
+        ([b"HTTP/1.1 302 Found\r\nLocation: http://[broken/x\r\n\r\n"], "Invalid IPv6 URL"),
+        ([b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/x\r\n\r\n"], "redirects to ftp://127.0.0.1/x"),
+        ([b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n"], "'file:///etc/passwd' is not allowed"),
+        ([b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 7-9/10\r\n\r\nabc"], "continues at byte 7 instead of 0"),
+        ([b"garbage\r\n\r\n"], "garbage"),
+        ([b""], "closed connection without response"),
+    ],
+)
+def test_a_server_that_lies_is_told_and_ends(
+    liar: Callable[[Iterable[bytes]], str], tmp_path: Path, answer: Iterable[bytes], said: str
+) -> None:
+    url = liar(answer)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=rf"x could not be downloaded:\n  {re.escape(url)}: (.|\n)*{said}"):
+        download([url], tmp_path / "x", **UNKNOWN)
+    assert time.monotonic() - began < 5
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("length", ["abc", "-1", "²", "9" * 30])
+def test_a_length_that_is_no_number_is_no_length(
+    liar: Callable[[Iterable[bytes]], str], tmp_path: Path, length: str
+) -> None:
+    answer = [OK + f"Content-Length: {length}\r\nConnection: close\r\n\r\n".encode("latin-1") + b"content"]
+    download([liar(answer)], tmp_path / "x", **UNKNOWN)
+    assert (tmp_path / "x").read_bytes() == b"content"
+
+
+def test_a_mirror_of_another_length_leaves_the_first_half(server: Server, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 8
+    server.files, server.cut = {"/good": content, "/bad": b"another file"}, [1000]
+    known = {**UNKNOWN, "size": len(content), "sha256": sha256(content)}
+    with pytest.raises(UserError, match="1,000 bytes are kept"):
+        download([f"{server.url}/good"], tmp_path / "x", **known)
+    download([f"{server.url}/bad", f"{server.url}/good"], tmp_path / "x", **known)
+    assert server.asked[-1] == ("/good", "bytes=1000-")
+    assert (tmp_path / "x").read_bytes() == content
+
+
+def test_halves_of_two_files_are_fetched_again(server: Server, tmp_path: Path) -> None:
+    """The wrong first half came from elsewhere: the good server is asked for the whole file."""
+    content = bytes(range(256)) * 8
+    server.files = {"/good": content}
+    (tmp_path / "x.part").write_bytes(bytes(1000))
+    download(
+        [f"{server.url}/good"],
+        tmp_path / "x",
+        **{**UNKNOWN, "size": len(content), "sha256": sha256(content), "tries": 2},
+    )
+    assert (tmp_path / "x").read_bytes() == content
 
 
 # --- hostile -------------------------------------------------------------------------------------------------

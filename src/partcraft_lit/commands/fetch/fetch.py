@@ -78,7 +78,11 @@ def _place_of(wanted: DownloadSettings) -> Path | None:
 
 
 def _missing(place: Path, wanted: DownloadSettings) -> list[str]:
-    return [mark for mark in wanted.marks if not (place / mark).exists()]
+    return [mark for mark in wanted.marks if not _has_content(place / mark)]
+
+
+def _has_content(mark: Path) -> bool:
+    return any(mark.iterdir()) if mark.is_dir() else mark.is_file() and mark.stat().st_size > 0
 
 
 def _archive(archive: ArchiveSettings, downloads: Path, settings: FetchSettings, stages: Stages) -> Path:
@@ -96,6 +100,7 @@ def _archive(archive: ArchiveSettings, downloads: Path, settings: FetchSettings,
                 path,
                 size=archive.bytes,
                 sha256=archive.sha256,
+                max_bytes=settings.max_bytes,
                 tries=settings.tries,
                 timeout_s=settings.timeout_s,
                 pause_s=settings.pause_s,

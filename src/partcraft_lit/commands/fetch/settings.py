@@ -53,7 +53,7 @@ class FetchSettings:
         archive: local archive, or folder of archives; None downloads.
         keep_archives: whether downloaded archives stay after unpacking.
         tries, timeout_s, pause_s: of each download; see ``data.download``.
-        max_bytes, max_files: no more is unpacked.
+        max_bytes, max_files: upper limits of what is downloaded and unpacked.
         paths: where run folders are.
     """
 
