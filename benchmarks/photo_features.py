@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from partcraft_lit.parts.raw import ColorFeatures
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
@@ -25,7 +26,6 @@ from partcraft_lit.data.folder import ImageFolder
 from partcraft_lit.parts.atlas import draw_atlas, draw_masks
 from partcraft_lit.parts.discovery import discover
 from partcraft_lit.parts.efficientnet import EfficientNetFeatures
-from partcraft_lit.parts.raw import ColorFeatures
 from partcraft_lit.world.mini_features import MiniFeatures
 
 FEATURES: dict[str, Callable[[], PatchFeatures]] = {
