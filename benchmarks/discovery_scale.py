@@ -213,12 +213,12 @@ def _purity(source: Planted, codes: Tensor, match: dict[str, int | None]) -> flo
 
 def _resident(field: str) -> float:
     """MB of this process, by the kernel."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def row(case: Case) -> str:
     """Runs a case in a process of its own; a case that fails, for want of memory say, is a row too."""
     threads = str(torch.get_num_threads())
     command = [sys.executable, __file__, "--case", json.dumps(asdict(case)), "--threads", threads]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     autocast, again = "bf16" if case.autocast else "no", "yes" if case.checkpointing else "no"
     head = f"| {case.kind} | {case.weights} | {autocast} | {again} |"
     if done.returncode:
@@ -244,7 +244,7 @@ def forget_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if (path := Path("/proc/self/clear_refs")).exists():
-        path.write_text("5")
+        path.write_text("5", encoding="utf-8")
 
 
 def peak_gigabytes(device: str) -> float:
@@ -252,7 +252,7 @@ def peak_gigabytes(device: str) -> float:
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device) / 1e9
     status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))):
         return int(found[1]) * 1024 / 1e9
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9

@@ -72,7 +72,7 @@ def growing(given: argparse.Namespace, kind: str, compiled: bool) -> Iterator[Ca
 def measured(case: Case) -> dict[str, Any] | None:
     """In a process of its own; None if it fails, for want of memory mostly."""
     command = [sys.executable, str(HERE / "full_size.py"), "--case", json.dumps(asdict(case))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         print((done.stderr.strip().splitlines() or ["it said nothing"])[-1], file=sys.stderr)
         return None

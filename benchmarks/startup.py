@@ -46,14 +46,14 @@ def to_first_step(root: Path, overrides: list[str]) -> tuple[Took, str]:
     logs, said = root / "logs", root / "said.txt"
     arguments = ["train", *RUN, f"paths.logs={logs}", f"paths.store={root / 'store'}", "ckpt_path=null", *overrides]
     started = time.perf_counter()
-    with said.open("w") as output:
+    with said.open("w", encoding="utf-8") as output:
         process = subprocess.Popen([*_COMMAND, *arguments], stdout=output, stderr=output, start_new_session=True)
         try:
             while not _has_stepped(logs):
                 if process.poll() is not None:
-                    raise SystemExit(f"The run ended before its first step:\n{said.read_text()}")
+                    raise SystemExit(f"The run ended before its first step:\n{said.read_text(encoding='utf-8')}")
                 time.sleep(0.02)
-            return Took(time.perf_counter() - started, _cpu(process.pid)), said.read_text()
+            return Took(time.perf_counter() - started, _cpu(process.pid)), said.read_text(encoding="utf-8")
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -64,7 +64,11 @@ def to_first_step(root: Path, overrides: list[str]) -> tuple[Took, str]:
 
 def _has_stepped(logs: Path) -> bool:
     for path in logs.glob("train/runs/*/metrics.jsonl"):
-        if any("train/loss" in json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")):
+        if any(
+            "train/loss" in json.loads(line)
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.endswith("}")
+        ):
             return True
     return False
 
@@ -74,7 +78,7 @@ def _cpu(leader: int) -> float:
     total = 0.0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if int(fields[3]) == leader:  # its session

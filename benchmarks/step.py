@@ -349,7 +349,7 @@ def _memory(name: str) -> float:
     if torch.cuda.is_available():
         return (torch.cuda.max_memory_allocated() if name == "VmHWM" else torch.cuda.memory_allocated()) / 1e9
     status = Path("/proc/self/status")
-    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text(encoding="utf-8")) if status.exists() else None
     return int(found[1]) * 1024 / 1e9 if found else 0.0
 
 
@@ -363,13 +363,16 @@ def _forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
     path = Path("/proc/self/clear_refs")
     if path.exists():
-        path.write_text("5")
+        path.write_text("5", encoding="utf-8")
 
 
 def in_process(arguments: list[str]) -> dict[str, Any]:
     """Runs one way in a process of its own."""
     ended = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), *arguments], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, str(Path(__file__).resolve()), *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
     )
     result: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
     return result

@@ -66,7 +66,7 @@ def is_editable_here() -> bool:
 
 
 def main(accelerator: str, *more: str) -> int:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     if accelerator not in ("cpu", "gpu"):
         print(f"ACCELERATOR={accelerator}: wanted cpu or gpu.", file=sys.stderr)
@@ -74,7 +74,7 @@ def main(accelerator: str, *more: str) -> int:
     try:
         found = problems(
             [*project["dependencies"], *(text for name in (accelerator, "dev", *more) for text in extras[name])],
-            pins((ROOT / "constraints.txt").read_text()),
+            pins((ROOT / "constraints.txt").read_text(encoding="utf-8")),
         )
     except ModuleNotFoundError:
         found = ["nothing is installed yet"]

@@ -46,7 +46,7 @@ def smoke(folder: Path) -> None:
     venv.create(environment, with_pip=False)
     python = environment / "bin" / "python"
     # A path in a .pth file does not have its own .pth files read, so the editable install of this checkout stays out.
-    (site_packages(environment) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site_packages(environment) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     run([*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)], elsewhere)
 
     found = run([str(python), "-c", "import partcraft_lit; print(partcraft_lit.__file__)"], elsewhere).strip()
@@ -65,7 +65,7 @@ def run(command: list[str], folder: Path) -> str:
     """Standard output of ``command``; ends the process with all that it printed if it fails."""
     settings = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     settings |= {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder / "cache")}
-    done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, encoding="utf-8")
     if done.returncode:
         sys.exit(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout

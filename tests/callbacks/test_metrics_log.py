@@ -16,7 +16,7 @@ from partcraft_lit.callbacks.throughput import Throughput
 
 
 def lines(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_every_logged_number_is_a_line_also_without_any_logger(tmp_path: Path) -> None:

@@ -54,4 +54,4 @@ def test_memory_is_free_while_it_rests(tmp_path, keep):
 
 
 def _resident() -> float:
-    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1000
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1]) / 1000

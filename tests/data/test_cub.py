@@ -74,7 +74,9 @@ def test_boxes_and_keypoints_are_those_of_the_tables(published: Path) -> None:
 
 def _row(path: Path, key: str) -> list[float]:
     return next(
-        [float(v) for v in line.split()[1:]] for line in path.read_text().splitlines() if line.split()[0] == key
+        [float(v) for v in line.split()[1:]]
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.split()[0] == key
     )
 
 

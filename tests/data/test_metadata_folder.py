@@ -22,7 +22,7 @@ def table(path: Path, *rows: dict[str, object]) -> None:
     for row in rows:
         if isinstance(row.get("file_name"), str):
             picture(path.parent / str(row["file_name"]))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def test_images_captions_and_labels_are_those_of_the_table(tmp_path: Path) -> None:

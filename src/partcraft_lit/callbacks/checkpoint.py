@@ -110,7 +110,7 @@ def damage(path: Path) -> str | None:
     if not manifest_path(path).exists():
         return _loading_error(path)
     try:
-        manifest = json.loads(manifest_path(path).read_text())
+        manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
         size, digest = int(manifest["bytes"]), str(manifest["sha256"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         return f"its manifest cannot be read ({type(error).__name__}: {error})"

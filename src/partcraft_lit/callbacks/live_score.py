@@ -147,7 +147,7 @@ def why(best: dict[str, Any]) -> str:
 def read_best(checkpoints: Path) -> dict[str, Any]:
     """What ``best.json`` says; empty if there is none that can be read."""
     try:
-        found = json.loads((checkpoints / "best" / BEST).read_text())
+        found = json.loads((checkpoints / "best" / BEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -136,7 +136,7 @@ def write(folder: Path) -> dict[str, Any]:
     found = describe()
     if path.exists():
         try:
-            before = json.loads(path.read_text())
+            before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             before = {}
         found["earlier"] = [*before.pop("earlier", []), before] if before else []
@@ -175,7 +175,12 @@ def _torch() -> dict[str, Any]:
 def _git(folder: Path) -> dict[str, Any] | None:
     def ask(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+            check=True,
         )
         return done.stdout.strip()
 

@@ -116,7 +116,7 @@ def in_use(folder: Path) -> bool:
     lock = folder / LOCK
     if fcntl is None or not lock.exists():
         return False
-    with lock.open("r") as file:
+    with lock.open("r", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
@@ -133,7 +133,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     make_folder(folder)
     # "a" creates without truncating. The file stays: removing it would let two processes lock two files of one name.
-    with (folder / LOCK).open("a") as file:
+    with (folder / LOCK).open("a", encoding="utf-8") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -42,7 +42,7 @@ def read_rows(path: Path) -> list[Row]:
         UserError: if the file is missing or is not such a table.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
         return [{key: value if key in FACTS else _number(value) for key, value in line.items()} for line in lines]
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def write_networks(evaluation: Path, names: Sequence[str]) -> None:
 def read_networks(evaluation: Path) -> list[str] | None:
     """What ``write_networks`` wrote; None if nothing did."""
     try:
-        found = json.loads((evaluation / _NETWORKS).read_text())
+        found = json.loads((evaluation / _NETWORKS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return [str(name) for name in found] if isinstance(found, list) else None
@@ -94,7 +94,7 @@ def read_networks(evaluation: Path) -> list[str] | None:
 
 def _numbers(path: Path) -> dict[str, float]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {str(k): math.nan if v is None else float(v) for k, v in found.items()} if isinstance(found, dict) else {}

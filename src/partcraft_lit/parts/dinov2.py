@@ -150,7 +150,7 @@ def _check_folder(folder: Path) -> None:
     if not config.is_file():
         raise UserError(f"{folder} has no config.json, so it is no saved DINOv2. Give the folder that holds one.")
     try:
-        kind = json.loads(config.read_text()).get("model_type")
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{config} cannot be read as JSON: {error}. Download the folder again.") from error
     if kind != "dinov2":

@@ -199,7 +199,7 @@ def load_patch_network(folder: Path) -> tuple[PatchNetwork, bytes, dict[str, Any
         )
     content = (folder / WEIGHTS).read_bytes()
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         network = PatchNetwork(**description["network"])
         network.load_state_dict({name: tensor.float() for name, tensor in load_tensors(content).items()})
         return network, content, dict(description["settings"])

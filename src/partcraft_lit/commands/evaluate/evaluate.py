@@ -62,7 +62,7 @@ def evaluate(
     backbone = load_backbone()
     module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
     scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
-    facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
+    facts = json.loads((run_folder / "parts" / "discovery.json").read_text(encoding="utf-8"))
     scorer = replace(
         scorer,
         pictures=image_scorer(settings.eval, source, networks, facts),
@@ -111,7 +111,7 @@ def verify(
     dictionary = PartDictionary.load(run_folder / "parts")
     scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
     networks = load_image_features()
-    facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
+    facts = json.loads((run_folder / "parts" / "discovery.json").read_text(encoding="utf-8"))
     pictures = image_scorer(settings.eval, source, networks, facts)
     again = Scores()
     with stages.stage("verify"):
@@ -159,5 +159,5 @@ def scorer_of_run(
     with stages.stage("read parts") as counter:
         store = Store(settings.paths.store)
         _, codes, _ = read_parts(source, features, dictionary, store=store, progress=counter.part)
-    facts = json.loads((run_folder / "parts" / "discovery.json").read_text())
+    facts = json.loads((run_folder / "parts" / "discovery.json").read_text(encoding="utf-8"))
     return Scorer(settings.eval, predictor, codes, labels_of(source), folder, truth_of(source, facts))

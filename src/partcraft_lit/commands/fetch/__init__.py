@@ -16,7 +16,9 @@ from partcraft_lit.core.errors import UserError
 def check(values: Mapping[str, Any]) -> FetchSettings:
     if "download" not in values:
         known = sorted(
-            path.stem for path in (config.conf_dir() / "dataset").glob("*.yaml") if "\ndownload:" in path.read_text()
+            path.stem
+            for path in (config.conf_dir() / "dataset").glob("*.yaml")
+            if "\ndownload:" in path.read_text(encoding="utf-8")
         )
         raise UserError(f"This data set is nothing that can be fetched. Those that can: {', '.join(known)}.")
     # A data set's YAML also presets parts, which nothing here reads.

@@ -237,7 +237,7 @@ def _save(folder: Path, state: Mapping[str, Tensor], learned: Sequence[_Learned]
 def _write_parts(folder: Path, dictionary: PartDictionary, runs: Sequence[Trained]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     dictionary.save(folder)
-    facts = [json.loads((run.folder / "parts" / "discovery.json").read_text()) for run in runs]
+    facts = [json.loads((run.folder / "parts" / "discovery.json").read_text(encoding="utf-8")) for run in runs]
     parts = [facts[0]["parts"][0], *(part for found in facts for part in found["parts"][1:])]
     notes = [f"Parts are those of {', '.join(run.folder.name for run in runs)}."]
     atomic_write(folder / "discovery.json", json.dumps({"parts": parts, "notes": notes}, indent=1) + "\n")

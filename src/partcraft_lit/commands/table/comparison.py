@@ -166,7 +166,7 @@ def _without_gaps(values: Mapping[str, Values]) -> dict[str, Values]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -83,7 +83,7 @@ def compare_rows(
         raise UserError(_failures_in_words(missing, folder))
     cells = _write(settings, folder, table_runs, rows, missing)
     log_table(make_loggers(), folder, cells, decided)
-    stages.log((folder / "table.md").read_text())
+    stages.log((folder / "table.md").read_text(encoding="utf-8"))
     stages.log(f"Table: {folder}")
     if missing:
         raise UserError(_failures_in_words(missing, folder))
@@ -114,7 +114,7 @@ def verify_table(settings: TableSettings, folder: Path, table_runs: Sequence[Tab
         wrong.append(f"{summary} is missing: the table has not been written.")
     elif any(rows.values()):
         cells = _cells(settings, columns_of(settings.table.columns, rows.values()), rows)
-        if summary.read_text() != _summary(rows, cells):
+        if summary.read_text(encoding="utf-8") != _summary(rows, cells):
             wrong.append(f"{summary} is not what the scores of the images give.")
     if wrong:
         raise UserError(f"The table in {folder} cannot be verified:\n" + "\n".join(wrong))
@@ -288,7 +288,7 @@ def _notes(
 
 def _commit(folder: Path) -> str | None:
     try:
-        git = json.loads((folder / "environment.json").read_text()).get("git") or {}
+        git = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("git") or {}
     except (OSError, ValueError):
         return None
     return str(git["commit"]) if "commit" in git else None

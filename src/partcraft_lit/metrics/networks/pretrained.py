@@ -52,7 +52,7 @@ def model_type(location: str, what: str) -> str:
             raise UserError(_cannot_load(location, what, error)) from error
     path = Path(location) / "config.json"
     try:
-        return str(json.loads(path.read_text())["model_type"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} does not say what the folder holds ({type(error).__name__}): it is no saved {what.split()[-1]}. "

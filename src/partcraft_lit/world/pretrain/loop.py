@@ -105,7 +105,7 @@ def train_loop(
             rate = (step - first) * settings.batch_size / (now - logged)
             log(f"step {step}/{settings.steps}  loss {mean:.5f}  {rate:.0f} images/s  " + _numbers(numbers))
             line = {"step": step, "loss": mean, "images_per_s": rate, **numbers}
-            with curve.open("a") as file:
+            with curve.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             first, logged = step, now
             if now - saved > settings.save_every_s:

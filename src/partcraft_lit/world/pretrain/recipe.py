@@ -84,7 +84,7 @@ def _tidy(config: Path) -> None:
 
     Transformers loads a model in the type that its config names, diffusers in float32: both must be one.
     """
-    values = json.loads(config.read_text())
+    values = json.loads(config.read_text(encoding="utf-8"))
     values.pop("_name_or_path", None)
     if "dtype" in values:
         values["dtype"] = "float32"
