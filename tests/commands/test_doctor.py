@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import functools
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from partcraft_lit import loggers
 from partcraft_lit.backbones.settings import HardwareSettings
-from partcraft_lit.commands.doctor import forecast as forecast_module
-from partcraft_lit.commands.doctor.forecast import Forecast, images_at_once
+from partcraft_lit.commands import train
+from partcraft_lit.commands.doctor import examine
+from partcraft_lit.commands.doctor.forecast import (
+    Forecast,
+    _advice,
+    encoded_images,
+    examples_at_once,
+    sampled_for_scores,
+    stored_bytes,
+)
+from partcraft_lit.commands.doctor.step import Measured
+from partcraft_lit.config import compose as config
+
+FITS = HardwareSettings(gradient_checkpointing=False, max_batch_size=None, offload=(), compile=False)
+
+
+def settings_for(*overrides: str) -> train.TrainSettings:
+    return train.check(config.plain(config.compose("train", overrides)))
 
 
 @pytest.mark.parametrize(("memory", "expected"), [(20.0, 14), (10.0, 5), (6.0, 1), (5.5, 0), (1.0, 0)])
 def test_as_many_images_at_once_as_nine_tenths_of_the_memory_hold(memory, expected):
-    assert images_at_once(base=4.0, one=5.0, memory=memory) == expected
+    assert examples_at_once(base=4.0, one=5.0, memory=memory) == expected
 
 
 def doctor(workshop, *overrides):
@@ -32,30 +49,112 @@ def test_it_says_what_a_run_would_cost(workshop):
 
 def test_a_sweep_computes_what_is_stored_once():
     forecast = Forecast(
-        batch_size=1, seconds_per_step=1.0, images_per_s=1.0, peak_bytes=1.0, memory_bytes=2.0, measured=True,
-        fits=True, advice="", advice_bytes=0.0, runs=4,
+        batch_size=1, images_at_once=1, seconds_per_step=1.0, images_per_s=1.0, peak_bytes=1.0, memory_bytes=2.0,
+        measured=True, fits=True, advice="", advice_bytes=0.0, runs=4,
         seconds={"patch features": 5.0, "latents": 7.0, "training": 100.0, "scores": 3.0},
     )  # fmt: skip
     assert forecast.total_seconds == 5 + 7 + 4 * 103
 
 
-def test_what_is_advised_was_measured_and_fits(monkeypatch):
-    """Steps whose first image costs 1 and every further one 2, of which the arithmetic knows nothing."""
-    peaks = {1: 5.0, 2: 7.0, 4: 11.0, 8: 19.0}
-    tried = []
-    monkeypatch.setattr(
-        forecast_module, "measure", lambda module, size, precision: tried.append(size) or (4.0, peaks[size], 1.0)
-    )
-    settings = SimpleNamespace(
-        data=SimpleNamespace(batch_size=8),
-        hardware=HardwareSettings(gradient_checkpointing=False, max_batch_size=None, offload=(), compile=False),
-    )
-    advice = functools.partial(forecast_module._advice, settings, None, (4.0, 5.0), precision="32-true")
-    assert advice(memory=10.0, here=100.0) == ("hardware.max_batch_size=2", 7.0)  # 5 by arithmetic, so 4, which is 11
-    assert tried == [4, 2]
-    tried.clear()
-    assert advice(memory=10.0, here=6.0) == ("hardware.max_batch_size=4", 8.0), "what cannot be tried here is estimated"
-    assert tried == []
+class FakeProbe:
+    """Steps whose first example costs 1 and every further one 2, of which the arithmetic knows nothing."""
+
+    def __init__(self) -> None:
+        self.tried: list[int] = []
+
+    def measure(self, examples: int) -> Measured:
+        self.tried.append(examples)
+        return Measured(4.0, {1: 5.0, 2: 7.0, 4: 11.0, 8: 19.0}[examples], 1.0)
+
+
+@pytest.mark.parametrize(("prior", "images"), [(0.0, 1), (1.0, 2)])
+def test_what_is_advised_was_measured_and_fits(prior, images):
+    settings = SimpleNamespace(data=SimpleNamespace(batch_size=8), prior=SimpleNamespace(weight=prior), hardware=FITS)
+    probe = FakeProbe()
+    # 5 by arithmetic, so 4, which is 11
+    advice = _advice(settings, probe, (4.0, 5.0), memory=10.0, here=100.0)
+    assert advice == (f"hardware.max_batch_size={2 * images}", 7.0)
+    assert probe.tried == [4, 2]
+    probe.tried.clear()
+    advice = _advice(settings, probe, (4.0, 5.0), memory=10.0, here=6.0)
+    assert advice == (f"hardware.max_batch_size={4 * images}", 8.0), "what cannot be tried here is estimated"
+    assert probe.tried == []
+
+
+def test_prior_images_are_part_of_a_step(workshop):
+    ended = doctor(workshop, "prior.weight=1", "prior.images=2", "prior.steps=2", "prior.prompt='a photo of a bird'")
+    assert ended.code == 0, ended.out
+    assert "One step of 2 image(s) and as many prior images:" in ended.out
+    assert "prior images" in ended.out.split("The whole run")[1]
+
+
+def test_images_to_sample_are_those_of_every_protocol():
+    settings = settings_for("eval.untrained=24", "eval.reconstructions=0", "eval.compositions=100")
+    assert sampled_for_scores(settings, 600) == 4 * 100 + 4 * 24
+    settings = settings_for("eval.untrained=24", "eval.reconstructions=24", "eval.compositions=24")
+    assert sampled_for_scores(settings, 600) == 2 * 120
+    assert sampled_for_scores(settings, 2) == 2 * (2 + 2 * 24)  # two images give no hybrid of three
+    assert sampled_for_scores(settings_for("eval.enabled=false"), 600) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "encoded", "size"),
+    [
+        ([], 10, 2 * (8 * 2 + 2 * 3)),  # two of the ten images are 3 : 1
+        (["data.latents=float32"], 10, 4 * (8 * 2 + 2 * 3)),
+        (["data.crops=4"], 40, 2 * 40),
+        (["data.crops=4", "data.crop=center"], 10, 2 * 10),
+        (["data.crops=encode"], 0, 0),
+        (["data.scale_variants=4"], 50, 2 * (8 * 2 + 2 * 3 + 40)),
+        (["prior.weight=1", "prior.images=5"], 15, 2 * (8 * 2 + 2 * 3 + 5)),
+    ],
+)
+def test_disk_space_follows_what_is_encoded(overrides, encoded, size):
+    shapes = [(16, 48), *[(16, 32)] * 3, (48, 16), *[(32, 16)] * 5]  # each fifth is looked at, as of all
+
+    class Images:
+        def __len__(self) -> int:
+            return 10
+
+        def image(self, index: int) -> torch.Tensor:
+            return torch.zeros(3, *shapes[index], dtype=torch.uint8)
+
+    settings = settings_for(*overrides)
+    assert encoded_images(settings, 10) == encoded
+    backbone = SimpleNamespace(resolution=16, vae_scale_factor=8, latent_channels=4)
+    pixels = 5 * 3 * 16 * 16 if "prior.weight=1" in overrides else 0
+    assert stored_bytes(settings, Images(), backbone) == pytest.approx(4 * 4 * 2 * 2 * size + pixels, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "words"),
+    [
+        (None, False, ""),
+        ("offline", False, ""),
+        ("auto", True, ""),
+        ("auto", False, "note     no W&B key is set: the run logs offline"),
+        ("online", False, "MISSING  logger.wandb.mode=online needs a W&B key"),
+    ],
+)
+def test_the_note_on_wandb_agrees_with_the_logger(monkeypatch, tmp_path, mode, key, words):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret" if key else "", encoding="utf-8")
+    assert loggers.has_wandb_key() == key
+    logged: list[str] = []
+    examine._check_wandb(examine.Findings(SimpleNamespace(log=logged.append)), mode)
+    assert words in "".join(logged) and bool(logged) == bool(words)
+
+
+def test_faiss_is_tried_after_torch_in_a_process_of_its_own(monkeypatch):
+    logged: list[str] = []
+    findings = examine.Findings(SimpleNamespace(log=logged.append))
+    examine._check_faiss(findings)
+    assert logged == ["  ok       faiss runs beside torch"]
+    monkeypatch.setattr(examine, "_FAISS_AFTER_TORCH", "import os; os.abort()")
+    examine._check_faiss(findings)
+    assert "faiss fails after torch was loaded (exit code -6" in findings.missing[0]
 
 
 def test_a_device_that_is_too_small_is_told_so(workshop):

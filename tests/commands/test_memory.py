@@ -37,6 +37,16 @@ def test_a_batch_is_split_into_equal_passes(batch, most, passes):
     assert dataclasses.replace(NONE, max_batch_size=most).passes(batch) == passes
 
 
+@pytest.mark.parametrize(("most", "passes"), [(None, 1), (16, 1), (8, 2), (4, 4), (3, 8), (2, 8), (1, 8)])
+def test_prior_images_count_among_those_at_once(most, passes):
+    limit = "null" if most is None else most
+    settings = settings_for(f"hardware.max_batch_size={limit}", "prior.weight=1", "data.batch_size=8")
+    fitted, number = in_passes(settings)
+    assert number == passes
+    assert 2 * fitted.data.batch_size <= max(most or 16, 2)  # one example and its prior image are never parted
+    assert fitted.prior.batch_size == min(8, most or 8)
+
+
 def test_without_a_gpu_the_networks_of_the_first_minutes_rest():
     settings = settings_for("hardware=cpu", "backbone=sd15")
     assert settings.hardware.offload == ("vae", "features")

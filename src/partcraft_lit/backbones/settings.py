@@ -38,7 +38,8 @@ class HardwareSettings:
 
     Attributes:
         gradient_checkpointing: whether the UNet's activations are computed again in the backward pass.
-        max_batch_size: images that go through the networks at once; a larger batch is taken in several passes.
+        max_batch_size: images that go through the networks at once, prior images included; a larger batch is taken in
+            several passes. One example and its prior image go together, even if it is 1.
         offload: networks that rest on the CPU while they are not needed: the VAE, which works before training and for
             samples, and that of the patch features. The text encoders stay: gradients of part tokens run through them.
         compile: whether the UNet's transformer blocks are compiled, which takes minutes at the start.
@@ -49,11 +50,16 @@ class HardwareSettings:
     offload: tuple[Literal["vae", "features"], ...]
     compile: bool
 
-    def passes(self, batch_size: int) -> int:
-        """In how many equal passes a batch is taken: the fewest of at most ``max_batch_size`` images each."""
+    def passes(self, batch_size: int, images_per_example: int = 1) -> int:
+        """In how many equal passes a batch is taken: the fewest of at most ``max_batch_size`` images each.
+
+        Args:
+            batch_size: examples per step.
+            images_per_example: 2 where a prior image goes with each; the two are never parted.
+        """
         if self.max_batch_size is None:
             return 1
-        most = self.max_batch_size
+        most = max(self.max_batch_size // images_per_example, 1)
         return next(n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n <= most)
 
     def capped(self, sample: SampleSettings) -> SampleSettings:

@@ -38,7 +38,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         load_features=factories.features_loader(values),
         make_attention_loss=factories.attention_loss_maker(values, settings.loss),
         trainer=values["trainer"],
-        wants_wandb="wandb" in (values["logger"] or {}),
+        wandb_mode=((values["logger"] or {}).get("wandb") or {}).get("mode"),
     )
     rundir.mark_finished(folder)
     return result

@@ -1,35 +1,42 @@
-"""``partcraft doctor``: what is missing for a run, and what the run would cost, before it starts."""
+"""``partcraft doctor``: checks the requirements of a run and forecasts its cost."""
 
 from __future__ import annotations
 
 import importlib.util
-import netrc
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from partcraft_lit.commands.doctor.forecast import Forecast, forecast, probe_module
+from partcraft_lit.commands.doctor.forecast import Forecast, forecast, stored_bytes
 from partcraft_lit.commands.doctor.settings import DoctorSettings
+from partcraft_lit.commands.doctor.step import StepProbe
 from partcraft_lit.commands.train.memory import offloaded
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.settings import PathSettings
 from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures
+from partcraft_lit.loggers import has_wandb_key
 
 T = TypeVar("T")
-#: Extra packages, and what needs them.
-_EXTRAS = {"faiss": "part discovery", "wandb": "logger=wandb", "gradio": "partcraft app"}
+_FAISS_AFTER_TORCH = """
+import torch
+torch.zeros(8, 8) @ torch.zeros(8, 8)
+import faiss
+faiss.Kmeans(4, 2, niter=1, min_points_per_centroid=1).train(torch.randn(64, 4).numpy())
+"""
 #: Beside the latents: checkpoints, samples and the report of a run, in bytes.
 _RUN_SPACE = 500e6
 
 
-class _Findings:
-    """Says each finding as it comes; counts those that would stop a run."""
+class Findings:
+    """Logs findings and collects those that would prevent a run."""
 
     def __init__(self, stages: Stages) -> None:
         self._stages = stages
@@ -46,7 +53,7 @@ class _Findings:
         self._stages.log(f"  MISSING  {message}")
 
     def attempt(self, what: str, work: Callable[[], T]) -> T | None:
-        """The result, or None after saying what is missing."""
+        """The result of ``work``, or None after logging its error."""
         try:
             return work()
         except (UserError, ImportError) as error:
@@ -63,27 +70,28 @@ def examine(
     load_features: Callable[[], PatchFeatures],
     make_attention_loss: Callable[..., Any] | None,
     trainer: Mapping[str, Any],
-    wants_wandb: bool,
+    wandb_mode: str | None,
 ) -> dict[str, Any]:
-    """Looks for what is missing, then measures steps and says what the run would cost.
+    """Checks that the run could start, then measures steps and forecasts its cost.
 
     Args:
         settings: of the run.
-        doctor: what is asked for.
+        doctor: settings of the forecast.
         make_source, load_backbone, load_features, make_attention_loss: as the run gets them.
         trainer: the trainer's settings.
-        wants_wandb: the run logs to W&B.
+        wandb_mode: of the W&B logger; None where the run has none.
 
     Returns:
-        What was said, as plain values.
+        Missing things and the forecast, as plain values.
 
     Raises:
         UserError: at the end, if something is missing without which the run could not start.
     """
     stages = Stages()
-    findings = _Findings(stages)
-    _look_at_machine(findings)
-    _look_at_extras(findings, wants_wandb)
+    findings = Findings(stages)
+    _check_machine(findings)
+    _check_faiss(findings)
+    _check_wandb(findings, wandb_mode)
     source = findings.attempt("data set", make_source)
     if source is not None:
         findings.good(f"data set: {len(source):,} images")
@@ -94,20 +102,20 @@ def examine(
     if backbone is not None:
         findings.good(f"backbone: {backbone.name} at {backbone.resolution} px, weights {backbone.hash[:12]}")
     if source is not None and backbone is not None:
-        _look_at_disk(findings, settings.paths, _latent_bytes(len(source), backbone))
+        _check_disk(findings, settings.paths, stored_bytes(settings, source, backbone))
     result: dict[str, Any] = {"missing": findings.missing}
     if doctor.measure and source is not None and features is not None and backbone is not None:
-        module = probe_module(settings, backbone, source.class_noun, make_attention_loss)
+        probe = StepProbe.of(settings, backbone, source.class_noun, make_attention_loss, str(trainer["precision"]))
         with offloaded(features, settings.hardware, settings.paths.store.expanduser()):
-            found = forecast(settings, doctor, module, source, features, trainer)
-        _say_forecast(stages, found)
+            found = forecast(settings, doctor, probe, source, features, trainer)
+        _log_forecast(stages, found)
         result |= found.as_dict()
     if findings.missing:
         raise UserError(f"{len(findings.missing)} thing(s) are missing; see above.")
     return result
 
 
-def _look_at_machine(findings: _Findings) -> None:
+def _check_machine(findings: Findings) -> None:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         findings.good(f"GPU: {torch.cuda.device_count()} x {properties.name}, {properties.total_memory / 1e9:.0f} GB")
@@ -115,45 +123,53 @@ def _look_at_machine(findings: _Findings) -> None:
         findings.note(f"no CUDA device is seen; {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads")
 
 
-def _look_at_extras(findings: _Findings, wants_wandb: bool) -> None:
-    for package, user in _EXTRAS.items():
-        if importlib.util.find_spec(package) is None:
-            say = findings.lack if package == "faiss" or (package == "wandb" and wants_wandb) else findings.note
-            say(f"the package {package} is not installed; {user} needs it")
-    if wants_wandb and not _has_wandb_key():
+def _check_faiss(findings: Findings) -> None:
+    """Runs a k-means after torch in a child process: two OpenMP runtimes in one process abort it on some machines."""
+    if importlib.util.find_spec("faiss") is None:
+        findings.lack("the package faiss is not installed; part discovery needs it")
+        return
+    ended = subprocess.run([sys.executable, "-c", _FAISS_AFTER_TORCH], capture_output=True, text=True, check=False)
+    if ended.returncode == 0:
+        findings.good("faiss runs beside torch")
+        return
+    reason = ended.stderr.strip().splitlines()[-1:] or ["no message"]
+    findings.lack(
+        f"faiss fails after torch was loaded (exit code {ended.returncode}: {reason[0]}). On macOS install both from "
+        "one source (conda-forge, or pip for both), or set KMP_DUPLICATE_LIB_OK=TRUE."
+    )
+
+
+def _check_wandb(findings: Findings, mode: str | None) -> None:
+    """``mode`` is that of the logger; None for runs that do not log to W&B."""
+    if mode is None:
+        return
+    if importlib.util.find_spec("wandb") is None:
+        findings.lack("the package wandb is not installed; logger=wandb needs it")
+    elif mode == "online" and not has_wandb_key():
+        findings.lack(
+            "logger.wandb.mode=online needs a W&B key: `wandb login`, WANDB_API_KEY, or logger.wandb.mode=auto"
+        )
+    elif mode == "auto" and not has_wandb_key():
         findings.note("no W&B key is set: the run logs offline. `wandb login`, or WANDB_API_KEY, or logger=csv")
 
 
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _latent_bytes(images: int, backbone: Backbone) -> float:
-    side = backbone.resolution // backbone.vae_scale_factor
-    return images * 4 * backbone.latent_channels * side**2 * 2  # mean and deviation, also mirrored, in two bytes
-
-
-def _look_at_disk(findings: _Findings, paths: PathSettings, latents: float) -> None:
-    for name, folder, needed in (("store", paths.store, latents), ("logs", paths.logs, _RUN_SPACE)):
+def _check_disk(findings: Findings, paths: PathSettings, stored: float) -> None:
+    for name, folder, needed in (("store", paths.store, stored), ("logs", paths.logs, _RUN_SPACE)):
         free = shutil.disk_usage(_existing(Path(folder).expanduser())).free
-        told = f"disk for paths.{name}: {free / 1e9:.1f} GB free, about {needed / 1e9:.2f} GB wanted"
-        (findings.good if free > needed else findings.lack)(told)
+        message = f"disk for paths.{name}: {free / 1e9:.1f} GB free, about {needed / 1e9:.2f} GB wanted"
+        (findings.good if free > needed else findings.lack)(message)
 
 
 def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
-def _say_forecast(stages: Stages, found: Forecast) -> None:
+def _log_forecast(stages: Stages, found: Forecast) -> None:
+    prior = "" if found.images_at_once == found.batch_size else " and as many prior images"
     stages.log(
-        f"One step of {found.batch_size} image(s): {found.seconds_per_step:.3f} s, {found.images_per_s:.2f} images/s, "
-        f"peak memory {found.peak_bytes / 1e9:.2f} GB of {found.memory_bytes / 1e9:.1f} GB"
-        + ("." if found.measured else " (from a step of one image).")
+        f"One step of {found.batch_size} image(s){prior}: {found.seconds_per_step:.3f} s, "
+        f"{found.images_per_s:.2f} images/s, peak memory {found.peak_bytes / 1e9:.2f} GB of "
+        f"{found.memory_bytes / 1e9:.1f} GB" + ("." if found.measured else " (estimated from a step of one).")
     )
     parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in found.seconds.items())
     whole = _duration(sum(found.seconds.values()))

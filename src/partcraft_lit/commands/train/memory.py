@@ -32,11 +32,19 @@ def in_passes(settings: TrainSettings) -> tuple[TrainSettings, int]:
     Samples are numbered through, and losses are means over samples: the passes of a step hold the samples that one pass
     would hold, and their mean gradient is its gradient.
     """
-    hardware, data = settings.hardware, settings.data
-    passes = hardware.passes(data.batch_size)
-    encoded = data.encode_batch_size if hardware.max_batch_size is None else hardware.max_batch_size
-    fewer = replace(data, batch_size=data.batch_size // passes, encode_batch_size=min(data.encode_batch_size, encoded))
-    return replace(settings, data=fewer), passes
+    hardware, data, prior = settings.hardware, settings.data, settings.prior
+    if hardware.max_batch_size is None:
+        return settings, 1
+    most = hardware.max_batch_size
+    passes = hardware.passes(data.batch_size, images_per_example(settings))
+    fewer = replace(data, batch_size=data.batch_size // passes, encode_batch_size=min(data.encode_batch_size, most))
+    sampled = replace(prior, batch_size=min(prior.batch_size, most))
+    return replace(settings, data=fewer, prior=sampled), passes
+
+
+def images_per_example(settings: TrainSettings) -> int:
+    """Images that an example takes through the networks: itself, and its prior image where the run has such."""
+    return 2 if settings.prior.weight else 1
 
 
 @contextmanager
