@@ -16,16 +16,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from partcraft_lit.parts.raw import ColorFeatures
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
+from partcraft_lit.config import compose
+from partcraft_lit.config.validation import validate
 from partcraft_lit.core.types import PatchFeatures
 from partcraft_lit.data.folder import ImageFolder
 from partcraft_lit.parts.atlas import draw_atlas, draw_masks
+from partcraft_lit.parts.color import ColorFeatures
 from partcraft_lit.parts.discovery import discover
 from partcraft_lit.parts.efficientnet import EfficientNetFeatures
+from partcraft_lit.parts.settings import PartsSettings
 from partcraft_lit.world.mini_features import MiniFeatures
 
 FEATURES: dict[str, Callable[[], PatchFeatures]] = {
@@ -99,10 +102,12 @@ def main() -> None:
 
 def measure(source: ComposedImages, features: PatchFeatures, given: argparse.Namespace) -> str:
     """One row of the table."""
+    changes = {"M": given.parts, "K": given.codes}
+    settings = validate(compose.load(compose.conf_dir() / "parts" / "default.yaml") | changes, PartsSettings, "parts")
     scores, chances, confidences = [], [], []
     start = time.process_time()
     for seed in range(given.seeds):
-        found = discover(source, features, num_parts=given.parts, num_codes=given.codes, seed=seed)
+        found = discover(source, features, settings, seed=seed)
         scores.append(code_scores(source.species, found.codes))
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
         chances.append(code_scores(source.species, found.codes[order]).mean())

@@ -52,7 +52,7 @@ class EfficientNetFeatures:
     def __init__(
         self,
         size: int = 448,
-        coarse: float = 0.7,
+        coarse: float = 1.0,
         color: float = 1.0,
         batch_size: int = 8,
         device: str | torch.device = "cpu",
