@@ -292,12 +292,12 @@ def test_arguments_of_objects_are_checked_against_their_annotations():
 def test_no_attention_loss_leaves_no_trace_of_one():
     for override in ("loss.attention=none", "loss.lambda_attn=0"):
         values = config.plain(config.compose("train", [override]))
-        assert factories.attention_loss_maker(values, train.check(values)) is None
+        assert factories.attention_loss_maker(values, train.check(values).loss) is None
 
 
 def test_the_attention_loss_has_the_configured_settings():
     values = config.plain(config.compose("train", ["loss.lambda_attn=0.5", "loss.normalizer=softmax"]))
-    callback = factories.attention_loss_maker(values, train.check(values))(num_parts=5)
+    callback = factories.attention_loss_maker(values, train.check(values).loss)(num_parts=5)
     assert callback.term.weight == 0.5
     maps, ids = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 1, dtype=torch.long)
     expected = entropy_attention_loss(maps, ids, torch.zeros(1, 2, 2), 5, normalizer="softmax")
