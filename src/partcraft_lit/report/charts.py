@@ -16,8 +16,8 @@ from partcraft_lit.core.plotting import encode_figure, line_style, number, style
 from partcraft_lit.core.visualization import hex_color, part_colors
 from partcraft_lit.report.sections import Chart, Curve
 
-#: Inches; a chart is shown about 400 CSS pixels wide.
-_SIZE = (4.3, 2.5)
+#: Inches; a chart is shown about 350 CSS pixels wide.
+_SIZE = (3.7, 2.2)
 #: Points of a raw line; more would be finer than the image.
 MOST_POINTS = 240
 #: Below this every point is shown, and nothing is smoothed.
@@ -59,7 +59,7 @@ def line_chart(chart: Chart) -> ChartImage | None:
 
 def _draw(title: str, curves: Sequence[tuple[Curve, list[Point]]], log: bool, dark: bool) -> bytes:
     with style(dark):
-        rows = math.ceil(len(curves) / 3) if len(curves) > 1 else 0
+        rows = math.ceil(len(curves) / 2) if len(curves) > 1 else 0
         figure = Figure(figsize=(_SIZE[0], _SIZE[1] + 0.2 * rows), layout="constrained")
         axes = figure.subplots()
         for index, (curve, points) in enumerate(curves):
@@ -67,7 +67,10 @@ def _draw(title: str, curves: Sequence[tuple[Curve, list[Point]]], log: bool, da
         if log:
             axes.set_yscale("log")
         axes.set_ylim(*_limits([value for _, points in curves for _, value in points], log))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        steps = {step for _, points in curves for step, _ in points}
+        if len(steps) == 1:
+            axes.set_xlim(min(steps) - 1, max(steps) + 1)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.xaxis.set_major_formatter(lambda value, _: number(value))
         decades = math.log10(axes.get_ylim()[1] / axes.get_ylim()[0]) if log else 0
         subs = (1.0, 2.0, 5.0) if decades <= 2 else (1.0,)
@@ -78,7 +81,7 @@ def _draw(title: str, curves: Sequence[tuple[Curve, list[Point]]], log: bool, da
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("optimizer step", fontsize=9)
         if len(curves) > 1:
-            figure.legend(loc="outside lower left", ncols=3, fontsize=8.5, handlelength=2.6, columnspacing=1.2)
+            figure.legend(loc="outside lower left", ncols=2, fontsize=8.5, handlelength=2.8)
         return encode_figure(figure, "svg", title)
 
 
@@ -89,7 +92,7 @@ def _plot(axes: Axes, index: int, curve: Curve, points: list[Point], dark: bool)
         axes.plot(*zip(*points, strict=True), label=label, **looks | {"markersize": 0.75 * looks["markersize"]})
         return
     main = thin(smooth(points, _window(points)), MOST_POINTS)
-    axes.plot(*zip(*thin(points, MOST_POINTS), strict=True), color=looks["color"], linewidth=0.7, alpha=0.3)
+    axes.plot(*zip(*thin(points, MOST_POINTS), strict=True), **looks | {"linestyle": "-", "marker": ""}, lw=0.7, alpha=0.3)
     if curve.part is None:
         looks |= {"marker": ""}
     every = max(len(main) // 5, 1)
