@@ -17,7 +17,7 @@ import torch
 from partcraft_lit.config import compose
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core.types import PatchFeatures
-from partcraft_lit.parts.atlas import draw_atlas, draw_masks
+from partcraft_lit.parts.atlas import Atlas
 from partcraft_lit.parts.color import ColorFeatures
 from partcraft_lit.parts.discovery import Discovery, discover
 from partcraft_lit.parts.quality import PartQuality, score_parts
@@ -62,8 +62,8 @@ def main() -> None:
         found, quality, seconds = measure(source, features, given.species)
         print(row(features.id, source, found, quality, seconds), flush=True)
         if given.folder is not None:
-            draw_atlas(source, found, given.folder / f"atlas_{features.id}.png")
-            draw_masks(source, found, given.folder / f"masks_{features.id}.png")
+            Atlas(source, found).draw_overview(given.folder / f"atlas_{features.id}.png")
+            Atlas(source, found).draw_masks(given.folder / f"masks_{features.id}.png")
 
 
 def measure(source: Creatures, features: PatchFeatures, codes: int) -> tuple[Discovery, PartQuality, float]:

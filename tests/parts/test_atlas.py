@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from PIL import Image
 
-from discovery import discover
-from partcraft_lit.parts.atlas import draw_atlas, draw_masks, part_box
+from discovery import dataset_parts, discover
+from partcraft_lit.core.types import GroundTruth
+from partcraft_lit.parts import atlas as atlas_module
+from partcraft_lit.parts.atlas import Atlas, part_box
+from partcraft_lit.parts.color import ColorFeatures
+from partcraft_lit.parts.foreground import confidence_in_words
 
 
-def test_atlas_is_a_readable_picture(tmp_path, found, found_source):
-    path = draw_atlas(found_source, found, tmp_path / "new" / "atlas.png", codes=2)
+def test_atlas_is_a_readable_image(tmp_path, found, found_source):
+    path = Atlas(found_source, found).draw_overview(tmp_path / "new" / "atlas.png", codes=2)
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert image.width > 1000
@@ -19,17 +25,91 @@ def test_atlas_is_a_readable_picture(tmp_path, found, found_source):
     assert (230, 159, 0) in colors  # the bar of part 1
 
 
-def test_masks_are_a_readable_picture(tmp_path, found, found_source):
-    path = draw_masks(found_source, found, tmp_path / "masks.png", n=5)
+def test_masks_are_a_readable_image(tmp_path, found, found_source):
+    path = Atlas(found_source, found).draw_masks(tmp_path / "masks.png", n=5)
     with Image.open(path) as image:
         assert image.width > 4 * 320
 
 
 def test_rare_parts_single_images_and_long_ones_are_drawn(tmp_path, creatures, meaningful):
     source = creatures(2, sizes=((300, 40), (40, 300)))
-    found = discover(source, meaningful(), M=2, K=9, codes="class", nredo=1)
-    assert draw_atlas(source, found, tmp_path / "atlas.png").stat().st_size > 1000
-    assert draw_masks(source, found, tmp_path / "masks.png").stat().st_size > 1000
+    atlas = Atlas(source, discover(source, meaningful(), M=2, K=9, codes="class", nredo=1))
+    assert atlas.draw_overview(tmp_path / "atlas.png").stat().st_size > 1000
+    assert atlas.draw_masks(tmp_path / "masks.png").stat().st_size > 1000
+    assert atlas.draw_codes(tmp_path / "codes.png", part=1).stat().st_size > 1000  # of classes that never show it, too
+
+
+def test_all_codes_are_on_the_pages_each_once_and_in_order(tmp_path, found, found_source, monkeypatch):
+    monkeypatch.setattr(atlas_module, "CODES_PER_PAGE", 2)
+    atlas = Atlas(found_source, found)
+    drawn = []
+    monkeypatch.setattr(
+        Atlas, "_code_block", lambda _, part, code, crops: drawn.append((part, code)) or torch.zeros(3, 9, 9).byte()
+    )
+    counts = found.dictionary.codes_per_part
+    pages = atlas.pages()
+    assert len(pages) == sum(-(-count // 2) for count in counts)
+    for name, (part, page) in pages.items():
+        atlas.draw_codes(tmp_path / name, part, page)
+    assert drawn == [(part, code) for part, count in enumerate(counts) for code in range(count)]
+    monkeypatch.setattr(atlas_module, "CODES_PER_PAGE", 48)
+    assert list(atlas.pages()) == ["atlas_part0.png", "atlas_part1.png", "atlas_part2.png"]
+
+
+def test_a_label_is_nearer_to_its_own_crops_than_to_the_row_above():
+    block = torch.zeros(3, 50, 30, dtype=torch.uint8)
+    block[:, :21] = 255  # a label of one line, 14 px high in a strip of 21
+    rows = atlas_module._rows([block, block], columns=1)
+    dark = (rows[0] == 0).all(dim=1).nonzero()[:, 0].tolist()
+    above = next(b - a for a, b in itertools.pairwise(dark) if b - a > 1) - 1
+    assert above - 21 >= 5 * (21 - 14) // 2
+
+
+class NeverShown:
+    """Grey images with a red square; the second part is in none of them."""
+
+    class_noun = ""
+    class_names = ()
+    part_names = ("red", "never")
+
+    def __len__(self):
+        return 3
+
+    def truth(self, index):
+        labels = torch.zeros(32, 48, dtype=torch.uint8)
+        labels[8:24, 4 + 8 * index : 20 + 8 * index] = 1
+        return GroundTruth(labels, (0, 0), self.part_names)
+
+    def image(self, index):
+        colors = torch.tensor([[120, 120, 120], [220, 30, 30]], dtype=torch.uint8)
+        return colors[self.truth(index).label_map.long()].permute(2, 0, 1)
+
+    def name(self, index):
+        return f"{index}.png"
+
+    def content_hash(self, index):
+        return f"{index:032x}"
+
+    def label(self, index):
+        return None
+
+
+def test_a_part_that_no_image_shows_is_told_and_ends_in_no_traceback(tmp_path):
+    source = NeverShown()
+    found = dataset_parts(source, ColorFeatures(grid=16, bias=0.5), source="masks", K=2)
+    atlas = Atlas(source, found)
+    for draw in (atlas.draw_overview, atlas.draw_masks):
+        assert draw(tmp_path / "sheet.png").stat().st_size > 1000
+    for name, (part, page) in atlas.pages().items():
+        assert atlas.draw_codes(tmp_path / name, part, page).is_file()
+
+
+@pytest.mark.parametrize(
+    ("confidence", "said"),
+    [(0.56, "0.56 of 1: good"), (0.3, "0.30 of 1: fair, look at masks.png"), (0.1, "0.10 of 1: poor, try other")],
+)
+def test_confidence_says_what_is_good_and_what_to_do(confidence, said):
+    assert said in confidence_in_words(confidence)
 
 
 def test_boxes_by_hand():

@@ -40,6 +40,7 @@ NOT_HASHED = (
     "ckpt_path",
     "output_dir",
     "objective",
+    "parts.save_masks",
     "objective_if_nan",
     "debug",
     "data.num_workers",

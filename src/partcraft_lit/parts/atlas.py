@@ -1,7 +1,9 @@
-"""The atlas: what discovery found, as pictures that a person can judge and name the parts from."""
+"""The atlas: what discovery found, as images that a person can judge and name the parts from."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,58 +21,173 @@ from partcraft_lit.core.visualization import (
     legend,
     overlay_parts,
     part_colors,
+    resize_labels,
     save_png,
     stack,
     upscale,
 )
 from partcraft_lit.parts.discovery import Discovery
+from partcraft_lit.parts.foreground import confidence_in_words
 from partcraft_lit.parts.segmenter import connected_pieces
 
 _TILE = 104
 _PART_CROPS = 12
-_CODE_CROPS = 6
-_CODES = 4
 _GAP = 4
+#: Between rows of codes and between neighbours in a row, so that a label is nearest to its own crops.
+_CODE_GAP = 20
 _WIDTH = _PART_CROPS * (_TILE + _GAP) - _GAP
 _MUTED: Color = (102, 108, 120)
-#: Images are drawn on at this size, so that outlines of small pictures stay thin.
+#: Images are drawn on at this size, so that outlines of small images stay thin.
 _CANVAS = 224
+#: Images that are kept at this size: large photographs take longer to decode than to draw on.
+_KEPT_IMAGES = 512
+#: Codes on the overview, and on each page of all codes.
+_COMMONEST_CODES, CODES_PER_PAGE = 4, 48
 
 
-def draw_atlas(source: ImageSource, discovery: Discovery, path: str | Path, codes: int = _CODES) -> Path:
-    """Writes one PNG: for every part its crops and numbers, and crops of its commonest codes.
+class Atlas:
+    """Draws what discovery found.
 
     Args:
         source: the images that ``discovery`` was made of.
-        discovery: what was found.
-        path: of the PNG.
-        codes: codes shown per part, the commonest first.
-
-    Returns:
-        The path.
+        discovery: parts and codes.
     """
-    dictionary = discovery.dictionary
-    colors = part_colors(dictionary.num_parts + 1)
-    sections = [_header(discovery, colors)]
-    for part in [*range(1, dictionary.num_parts + 1), 0]:  # the background last: it interests least
-        sections.append(_part_section(source, discovery, part, colors, codes))
-    return save_png(path, stack(sections, pad=22, border=20), {"Software": "partcraft-lit", "Title": "Part atlas"})
+
+    def __init__(self, source: ImageSource, discovery: Discovery) -> None:
+        self._source = source
+        self._discovery = discovery
+        self._dictionary = discovery.dictionary
+        self._colors = part_colors(discovery.dictionary.num_parts + 1)
+        self._canvas = functools.lru_cache(_KEPT_IMAGES)(self._read)
+
+    def pages(self) -> dict[str, tuple[int, int]]:
+        """File name -> part and number of each page of :meth:`draw_codes`."""
+        counts = [math.ceil(number / CODES_PER_PAGE) for number in self._dictionary.codes_per_part]
+        return {
+            f"atlas_part{part}{f'_page{page + 1}' if count > 1 else ''}.png": (part, page)
+            for part, count in enumerate(counts)
+            for page in range(count)
+        }
+
+    def draw_overview(self, path: str | Path, codes: int = _COMMONEST_CODES) -> Path:
+        """Writes one PNG: for every part its crops and statistics, and crops of its commonest ``codes``.
+
+        Returns:
+            The path.
+        """
+        sections = [self._header()]
+        for part in [*range(1, self._dictionary.num_parts + 1), 0]:  # the background last: it interests least
+            sections.append(self._part_section(part, codes))
+        return _save(path, "Part atlas", stack(sections, pad=22, border=20))
+
+    def draw_codes(self, path: str | Path, part: int, page: int = 0) -> Path:
+        """Writes one PNG with crops of every code of a part, by number; ``CODES_PER_PAGE`` codes on a page.
+
+        Returns:
+            The path.
+        """
+        number = self._dictionary.num_codes(part)
+        first, end = page * CODES_PER_PAGE, min((page + 1) * CODES_PER_PAGE, number)
+        name = self._dictionary.names[part]
+        head = label(self._bar(part), f"{part}  {name}: codes {first} to {end - 1} of {number}", size=20)
+        blocks = [self._code_block(part, code, crops=4) for code in range(first, end)]
+        return _save(path, f"Codes of {name}", stack([head, _rows(blocks, 3)], pad=10, border=20))
+
+    def draw_masks(self, path: str | Path, n: int = 24, columns: int = 4) -> Path:
+        """Writes one PNG of ``n`` images, spread over the source, each beside its parts in colour.
+
+        Returns:
+            The path.
+        """
+        chosen = _spread(list(range(len(self._source))), n)
+        sheet = grid([self._pair(index) for index in chosen], columns=columns, pad=12)
+        names = legend(self._dictionary.names, self._colors, max(sheet.shape[2], 320), size=16)
+        return _save(path, "Part masks", stack([names, sheet], pad=14, border=20))
+
+    def _header(self) -> Tensor:
+        report, dictionary = self._discovery.report, self._dictionary
+        text = (
+            f"{dictionary.num_parts} parts and the background in {report.num_images} images   "
+            f"features {dictionary.features_id}   {confidence_in_words(report.foreground['confidence'])}"
+        )
+        blank = torch.full((3, 1, _WIDTH), 255, dtype=torch.uint8)
+        lines = [label(blank, "Part atlas", size=26), label(blank, text, size=15, color=_MUTED)]
+        return stack([*lines, legend(dictionary.names, self._colors, _WIDTH, size=15)], pad=6)
+
+    def _part_section(self, part: int, codes: int) -> Tensor:
+        about = self._discovery.report.parts[part]
+        column = self._discovery.codes[:, part]
+        title = label(self._bar(part), f"{part}  {about['name']}", size=20)
+        if not about["images"]:
+            return label(title, "No image shows this part: it has no mask, and its token learns nothing.", size=14)
+        text = (
+            f"in {about['images']} of {len(column)} images   {100 * about['share']:.1f} % of all cells   "
+            f"{about['codes']} codes   cosine to own code {about['similarity']:.2f}"
+        )
+        shown = _spread((column != ABSENT).nonzero()[:, 0].tolist(), _PART_CROPS)
+        crops = [self._crop(index, part) for index in shown]
+        rows = [label(title, text, size=14, color=_MUTED), grid(crops, columns=_PART_CROPS, pad=_GAP)]
+        counts = torch.bincount(column[column != ABSENT], minlength=self._dictionary.num_codes(part))
+        common = [code for code in counts.argsort(descending=True, stable=True)[:codes].tolist() if counts[code]]
+        return stack([*rows, _rows([self._code_block(part, code, crops=6) for code in common], 2)], pad=10)
+
+    def _code_block(self, part: int, code: int, crops: int) -> Tensor:
+        """The token above crops of the images that are nearest to its centroid."""
+        members = (self._discovery.codes[:, part] == code).nonzero()[:, 0]
+        centroid = self._dictionary.code_centroids[part][code]
+        features = self._discovery.part_features[members, part].float()
+        nearness = torch.cosine_similarity(features, centroid[None], dim=1)
+        chosen = members[nearness.argsort(descending=True, stable=True)][:crops].tolist()
+        tiles = [self._crop(index, part) for index in chosen]
+        tiles += [torch.full((3, _TILE, _TILE), 255, dtype=torch.uint8)] * (crops - len(tiles))
+        count = "1 image" if len(members) == 1 else f"{len(members)} images"
+        text = f"<{self._dictionary.names[part]}:{code}>{self._class_name(part, code)}   {count}"
+        return label(grid(tiles, columns=crops, pad=_GAP), text, position="above", size=14)
+
+    def _class_name(self, part: int, code: int) -> str:
+        names = self._dictionary.class_names
+        return f" {names[code]}" if names is not None and part > 0 else ""
+
+    def _bar(self, part: int) -> Tensor:
+        return self._colors[part][:, None, None].expand(3, 4, _WIDTH).contiguous()
+
+    def _crop(self, index: int, part: int) -> Tensor:
+        """The part in a square tile, the rest faded."""
+        image, labels = self._canvas(index)
+        if part == 0:  # it is everywhere: fading the object shows where it ends
+            return fit_square(highlight_part(image, labels, part, self._colors), _TILE)
+        height, width = image.shape[1:]
+        top, left, bottom, right = part_box(self._discovery.label_maps[index], part, height, width)
+        window = (slice(top, bottom), slice(left, right))
+        return fit_square(highlight_part(image[:, *window], labels[window], part, self._colors), _TILE)
+
+    def _pair(self, index: int) -> Tensor:
+        image, labels = self._canvas(index)
+        tinted = overlay_parts(image, labels, self._colors)
+        pair = grid([fit_square(image, 160), fit_square(tinted, 160)], columns=2, pad=2)
+        name = "/".join(Path(self._source.name(index)).parts[-2:])  # with its folder, which often is the class
+        return label(pair, name, size=12, color=_MUTED)
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        """What a label map covers of its image, at drawing size, with labels; photographs are averaged down first."""
+        image = clamp_aspect(self._source.image(index))
+        height, width = image.shape[1:]
+        if max(height, width) > 2 * _CANVAS:
+            scale = _CANVAS / max(height, width)
+            image = resize(image, (max(round(height * scale), 1), max(round(width * scale), 1)))
+        else:
+            image = upscale(image, _CANVAS)
+        labels = resize_labels(self._discovery.label_maps[index], image.shape[1:], len(self._colors), smooth=True)
+        return image, labels.to(torch.uint8)
 
 
-def draw_masks(source: ImageSource, discovery: Discovery, path: str | Path, n: int = 24, columns: int = 4) -> Path:
-    """Writes one PNG of ``n`` images, spread over the source, each beside its parts in colour.
+def _rows(blocks: Sequence[Tensor], columns: int) -> Tensor:
+    """Code blocks row by row, a label nearer to its own crops than to those above or beside."""
+    return grid(blocks, columns=columns, pad=_CODE_GAP)
 
-    Returns:
-        The path.
-    """
-    colors = part_colors(discovery.dictionary.num_parts + 1)
-    chosen = _spread(list(range(len(source))), n)
-    pairs = [_pair(source, discovery, index, colors) for index in chosen]
-    sheet = grid(pairs, columns=columns, pad=12)
-    names = legend(discovery.dictionary.names, colors, max(sheet.shape[2], 320), size=16)
-    return save_png(
-        path, stack([names, sheet], pad=14, border=20), {"Software": "partcraft-lit", "Title": "Part masks"}
-    )
+
+def _save(path: str | Path, title: str, image: Tensor) -> Path:
+    return save_png(path, image, {"Software": "partcraft-lit", "Title": title})
 
 
 def part_box(label_map: Tensor, part: int, height: int, width: int, margin: float = 0.2) -> tuple[int, int, int, int]:
@@ -102,102 +219,6 @@ def _place(middle: float, side: float, limit: int) -> tuple[float, float]:
     side = min(side, limit)
     start = min(max(middle - side / 2, 0.0), limit - side)
     return start, start + side
-
-
-def _header(discovery: Discovery, colors: Tensor) -> Tensor:
-    report, dictionary = discovery.report, discovery.dictionary
-    text = (
-        f"{dictionary.num_parts} parts and the background in {report.num_images} images   "
-        f"features {dictionary.features_id}   foreground confidence {report.foreground['confidence']:.2f}"
-    )
-    blank = torch.full((3, 1, _WIDTH), 255, dtype=torch.uint8)
-    lines = [label(blank, "Part atlas", size=26), label(blank, text, size=15, color=_MUTED)]
-    return stack([*lines, legend(dictionary.names, colors, _WIDTH, size=15)], pad=6)
-
-
-def _part_section(source: ImageSource, discovery: Discovery, part: int, colors: Tensor, codes: int) -> Tensor:
-    facts = discovery.report.parts[part]
-    color = colors[part].tolist()
-    bar = torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, 4, _WIDTH).contiguous()
-    title = label(bar, f"{part}  {facts['name']}", size=20)
-    numbers = (
-        f"in {facts['images']} of {len(discovery.codes)} images   {100 * facts['share']:.1f} % of all cells   "
-        f"{facts['codes']} codes   cosine to own code {facts['similarity']:.2f}"
-    )
-    head = label(title, numbers, size=14, color=_MUTED)
-    shown = _spread((discovery.codes[:, part] != ABSENT).nonzero()[:, 0].tolist(), _PART_CROPS)
-    crops = [_crop(source, discovery, index, part, colors) for index in shown]
-    rows = [head, grid(crops, columns=_PART_CROPS, pad=_GAP)]
-    blocks = _code_blocks(source, discovery, part, colors, codes)
-    if blocks:
-        rows.append(grid(blocks, columns=2, pad=_GAP))
-    return stack(rows, pad=8)
-
-
-def _code_blocks(source: ImageSource, discovery: Discovery, part: int, colors: Tensor, most: int) -> list[Tensor]:
-    """One block per common code: its images nearest to the centroid."""
-    column = discovery.codes[:, part]
-    counts = torch.bincount(column[column != ABSENT], minlength=discovery.dictionary.num_codes(part))
-    blocks = []
-    for code in counts.argsort(descending=True, stable=True)[:most].tolist():
-        if counts[code] == 0:
-            break
-        members = (column == code).nonzero()[:, 0]
-        centroid = discovery.dictionary.code_centroids[part][code]
-        nearness = torch.cosine_similarity(discovery.part_features[members, part].float(), centroid[None], dim=1)
-        chosen = members[nearness.argsort(descending=True, stable=True)][:_CODE_CROPS].tolist()
-        tiles = [
-            _crop(
-                source,
-                discovery,
-                index,
-                part,
-                colors,
-            )
-            for index in chosen
-        ]
-        tiles += [torch.full((3, _TILE, _TILE), 255, dtype=torch.uint8)] * (_CODE_CROPS - len(tiles))
-        strip = grid(tiles, columns=_CODE_CROPS, pad=_GAP)
-        token = f"<{discovery.dictionary.names[part]}:{code}>{_class_name(discovery, part, code)}"
-        text = f"{token}   {int(counts[code])} images"
-        blocks.append(label(strip, text, position="above", size=13))
-    return blocks
-
-
-def _class_name(discovery: Discovery, part: int, code: int) -> str:
-    names = discovery.dictionary.class_names
-    return f" {names[code]}" if names is not None and part > 0 else ""
-
-
-def _crop(
-    source: ImageSource, discovery: Discovery, index: int, part: int, colors: Tensor, side: int = _TILE
-) -> Tensor:
-    """The part in a square tile, the rest faded."""
-    image, label_map = _canvas(source, index), discovery.label_maps[index]
-    # The background is everywhere: a crop around it would be the image, and fading the object shows where it ends.
-    picture = highlight_part(image, label_map, part, colors)
-    if part == 0:
-        return fit_square(picture, side)
-    top, left, bottom, right = part_box(label_map, part, image.shape[1], image.shape[2])
-    return fit_square(picture[:, top:bottom, left:right], side)
-
-
-def _pair(source: ImageSource, discovery: Discovery, index: int, colors: Tensor) -> Tensor:
-    image = _canvas(source, index)
-    tinted = overlay_parts(image, discovery.label_maps[index], colors)
-    pair = grid([fit_square(image, 160), fit_square(tinted, 160)], columns=2, pad=2)
-    name = "/".join(Path(source.name(index)).parts[-2:])  # with its folder, which often is the class
-    return label(pair, name, size=12, color=_MUTED)
-
-
-def _canvas(source: ImageSource, index: int) -> Tensor:
-    """The part of the image that its label map covers, at drawing size; large photographs are averaged down first."""
-    image = clamp_aspect(source.image(index))
-    height, width = image.shape[1:]
-    if max(height, width) > 2 * _CANVAS:
-        scale = _CANVAS / max(height, width)
-        return resize(image, (max(round(height * scale), 1), max(round(width * scale), 1)))
-    return upscale(image, _CANVAS)
 
 
 def _spread(items: Sequence[int], most: int) -> list[int]:

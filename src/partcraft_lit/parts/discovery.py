@@ -21,7 +21,7 @@ from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.types import ABSENT, ImageSource, PatchFeatures
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.parts.foreground import ForegroundChoice, PatchPlaces, choose_foreground
+from partcraft_lit.parts.foreground import POOR_CONFIDENCE, ForegroundChoice, PatchPlaces, choose_foreground
 from partcraft_lit.parts.kmeans import all_finite, assign, cosine_kmeans, nearest, spread
 from partcraft_lit.parts.on_disk import FeatureCache
 from partcraft_lit.parts.sample import Sample, sample_patches
@@ -231,7 +231,7 @@ class _Run:
     # --- the store ----------------------------------------------------------------------------------------------
 
     def _key(self) -> str:
-        unrelated = ("names", "on_too_few", "features", "source")  # names may change without a new fit
+        unrelated = ("names", "on_too_few", "features", "source", "save_masks")  # names may change without a new fit
         settings = {name: value for name, value in asdict(self.settings).items() if name not in unrelated}
         images = [self.source.content_hash(index) for index in range(len(self.source))]
         labels = [self.source.label(index) for index in range(len(images))] if self.settings.codes == "class" else []
@@ -333,7 +333,7 @@ class _Run:
         assert best is not None
         if best[1].is_foreground.all():
             raise UserError("All patches of all images look the same, so object and background cannot be told apart.")
-        if best[1].confidence < 0.2:
+        if best[1].confidence < POOR_CONFIDENCE:
             self._note(
                 f"The object could hardly be told from the background (confidence {best[1].confidence:.2f} of 1): look "
                 "at the masks before training. Other features (parts.features) usually help."
@@ -440,6 +440,8 @@ class _Run:
             "foreground": report.foreground,
             "notes": report.notes,
         }
+        settings = asdict(self.settings)
+        del settings["save_masks"]  # decides nothing
         return PartDictionary(
             names=("background", *self._names(segmenter.num_parts)),
             segmenter=segmenter,
@@ -447,7 +449,7 @@ class _Run:
             features_id=self.features.id,
             features_hash=self.features.hash,
             class_names=tuple(self.source.class_names) if self.settings.codes == "class" else None,
-            settings=asdict(self.settings) | {"names": list(self.settings.names), "seed": self.seed},
+            settings=settings | {"names": list(self.settings.names), "seed": self.seed},
             facts=facts,
         )
 

@@ -15,6 +15,8 @@ from partcraft_lit.core.images import resize, short_side_size
 CENTRE = 0.5
 #: Contrast of a cluster that is twice as common in the middle as on the border.
 CLEARLY_CENTRAL = 1 / 3
+#: From here on the object stands out of its surroundings; below the second value it hardly does.
+GOOD_CONFIDENCE, POOR_CONFIDENCE = 0.5, 0.2
 #: Share of the image that an object may plausibly cover; outside, confidence falls.
 PLAUSIBLE_AREA = (0.03, 0.75)
 
@@ -283,3 +285,13 @@ def _plausible(area: float) -> float:
     if area < low:
         return area / low
     return max((1 - area) / (1 - high), 0.0) if area > high else 1.0
+
+
+def confidence_in_words(confidence: float) -> str:
+    """The confidence of a choice, and what to do about it."""
+    text = f"foreground confidence {confidence:.2f} of 1"
+    if confidence >= GOOD_CONFIDENCE:
+        return f"{text}: good"
+    if confidence >= POOR_CONFIDENCE:
+        return f"{text}: fair, look at masks.png"
+    return f"{text}: poor, try other parts.features or give masks"

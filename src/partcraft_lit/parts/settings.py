@@ -36,6 +36,7 @@ class PartsSettings:
         center: subtract the mean feature first.
         min_component_size: connected components of fewer cells take the label of their surroundings; 1 keeps all.
         min_cells: a part with fewer cells is absent from the image.
+        save_masks: write the mask of every image as PNG, in the form that ``dataset.masks`` reads.
 
     Raises:
         UserError: for values that no set of images could be divided by.
@@ -55,6 +56,7 @@ class PartsSettings:
     center: bool
     min_component_size: Count
     min_cells: Positive
+    save_masks: bool
 
     def __post_init__(self) -> None:
         if self.max_patches < 100 * self.M:

@@ -92,7 +92,9 @@ def _plot(axes: Axes, index: int, curve: Curve, points: list[Point], dark: bool)
         axes.plot(*zip(*points, strict=True), label=label, **looks | {"markersize": 0.75 * looks["markersize"]})
         return
     main = thin(smooth(points, _window(points)), MOST_POINTS)
-    axes.plot(*zip(*thin(points, MOST_POINTS), strict=True), **looks | {"linestyle": "-", "marker": ""}, lw=0.7, alpha=0.3)
+    axes.plot(
+        *zip(*thin(points, MOST_POINTS), strict=True), **looks | {"linestyle": "-", "marker": ""}, lw=0.7, alpha=0.3
+    )
     if curve.part is None:
         looks |= {"marker": ""}
     every = max(len(main) // 5, 1)

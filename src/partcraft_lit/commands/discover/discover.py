@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import csv
 import functools
+import io
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor
 
 from partcraft_lit.commands.discover.settings import DiscoverSettings
 from partcraft_lit.core.environment import is_first_process
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.images import kept_window
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.store.cached import cached_file, cached_values
-from partcraft_lit.core.types import AnnotatedSource, GroundTruthSource, ImageSource, PatchFeatures
-from partcraft_lit.parts.atlas import draw_atlas, draw_masks
+from partcraft_lit.core.types import ABSENT, AnnotatedSource, GroundTruthSource, ImageSource, PatchFeatures
+from partcraft_lit.core.visualization import part_colors, resize_labels
+from partcraft_lit.data.mask_files import NAMES_FILE
+from partcraft_lit.parts.atlas import Atlas
 from partcraft_lit.parts.dataset_parts import dataset_parts
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import Discovery
 from partcraft_lit.parts.discovery import discover as find_parts
+from partcraft_lit.parts.foreground import confidence_in_words
 from partcraft_lit.parts.keypoints import score_annotations
 from partcraft_lit.parts.quality import PartQuality, score_parts
 from partcraft_lit.parts.settings import PartsSettings
 
+#: In the folder of the parts: the codes of every image.
+CODES_FILE = "codes.csv"
 #: Raise by one when the same parts would be scored or drawn otherwise.
-_VERSION = 1
+_VERSION = 2
 
 
 def discover(
@@ -49,7 +60,7 @@ def discover(
     features = load_features()
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
-    facts = write_discovery(source, discovery, folder / "parts", store, stages)
+    facts = write_discovery(source, discovery, folder / "parts", store, stages, settings.parts.save_masks)
     stages.log(f"Parts: {folder / 'parts' / 'atlas.png'}")
     return facts
 
@@ -64,18 +75,17 @@ def discover_parts(
     with stages.stage("discover parts") as counter:
         discovery = find_parts(source, features, settings, seed=seed, store=store, progress=counter.part)
     report = discovery.report
-    confidence = report.foreground.get("confidence", float("nan"))
     shown = ", ".join(f"{part['name']} {part['images']}" for part in report.parts[1:])
-    stages.log(f"  foreground by rule with confidence {confidence:.2f}; images per part: {shown}")
+    stages.log(f"  {confidence_in_words(report.foreground['confidence'])}; images per part: {shown}")
     for note in report.notes:
         stages.log(f"  {note}")
     return discovery
 
 
 def write_discovery(
-    source: ImageSource, discovery: Discovery, folder: Path, store: Store, stages: Stages
+    source: ImageSource, discovery: Discovery, folder: Path, store: Store, stages: Stages, save_masks: bool = False
 ) -> dict[str, Any]:
-    """Dictionary, atlas, mask sheet and report; returns the report with the quality where the truth is known.
+    """Dictionary, codes, atlas, masks and report; returns the report with the quality where the truth is known.
 
     Of several processes of a run only the first writes. What an earlier run with these parts has scored and drawn is
     taken from the store.
@@ -99,11 +109,60 @@ def write_discovery(
     folder.mkdir(parents=True, exist_ok=True)
     discovery.dictionary.save(folder)
     atomic_write(folder / "discovery.json", json.dumps(facts, indent=1) + "\n")
+    write_codes(folder / CODES_FILE, source, discovery)
+    if save_masks:
+        write_masks(folder / "masks", source, discovery)
     with stages.stage("draw atlas"):
-        for name, draw in (("atlas", draw_atlas), ("masks", draw_masks)):
-            path = folder / f"{name}.png"
-            cached_file(store, name, about, path, functools.partial(draw, source, discovery, path))
+        atlas = Atlas(source, discovery)
+        sheets: dict[str, Callable[[Path], Path]] = {"atlas.png": atlas.draw_overview, "masks.png": atlas.draw_masks}
+        for name, (part, page) in atlas.pages().items():
+            sheets[name] = functools.partial(atlas.draw_codes, part=part, page=page)
+        for name, draw in sheets.items():
+            cached_file(store, "atlas", [*about, name], folder / name, functools.partial(draw, folder / name))
     return facts
+
+
+def write_codes(path: Path, source: ImageSource, discovery: Discovery) -> None:
+    """A line per image: its name and the code of each part, empty where the part is not in sight."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["image", *discovery.dictionary.names])
+    for index, codes in enumerate(discovery.codes.tolist()):
+        lines.writerow([source.name(index), *("" if code == ABSENT else code for code in codes)])
+    atomic_write(path, text.getvalue())
+
+
+def write_masks(folder: Path, source: ImageSource, discovery: Discovery) -> None:
+    """The parts of every image as label images, with ``parts.txt``: what ``dataset.masks`` reads.
+
+    Raises:
+        UserError: if two images would have the same mask.
+    """
+    names = discovery.dictionary.names
+    palette = part_colors(len(names)).flatten().tolist()
+    first: dict[str, str] = {}
+    for index in range(len(source)):
+        name = source.name(index)
+        stem = PurePosixPath(name).with_suffix(".png").as_posix()
+        if stem in first:
+            raise UserError(
+                f"parts.save_masks: {first[stem]} and {name} would share the mask {stem}. Rename one of them."
+            )
+        first[stem] = name
+        height, width = source.image(index).shape[1:]
+        top, left, kept_height, kept_width = kept_window(height, width)
+        labels = torch.zeros(height, width, dtype=torch.uint8)
+        labels[top : top + kept_height, left : left + kept_width] = resize_labels(
+            discovery.label_maps[index], (kept_height, kept_width), len(names), smooth=True
+        )
+        image = Image.fromarray(labels.numpy()).convert("P")
+        image.putpalette(palette)
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        path = folder / stem
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, content.getvalue())
+    atomic_write(folder / NAMES_FILE, "".join(f"{name}\n" for name in names[1:]))
 
 
 def _facts_of(source: ImageSource) -> list[Any]:

@@ -115,7 +115,7 @@ def train(
     settings.method.check_words(backbone.tokenizers, source.class_noun)
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
-    facts = write_discovery(source, discovery, folder / "parts", store, stages)
+    facts = write_discovery(source, discovery, folder / "parts", store, stages, settings.parts.save_masks)
     latents = image_latents(settings, source, backbone, store, stages)
     scaled = scaled_views(settings, source, discovery, backbone, store, stages)
     # Before anything is told to train: they show what the backbone draws as it is.
