@@ -35,7 +35,7 @@ from partcraft_lit.backbones.model_configs import SD1, SDXL_BASE
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion
 from partcraft_lit.backbones.stable_diffusion_xl import StableDiffusionXL
-from partcraft_lit.callbacks.attention_loss import AttentionLoss
+from partcraft_lit.callbacks.loss_terms import AttentionLoss
 from partcraft_lit.core.types import TokenizedPrompts, TrainingBatch
 from partcraft_lit.losses.attention import entropy_attention_loss
 from partcraft_lit.methods.optim import OptimSettings

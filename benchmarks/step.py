@@ -34,7 +34,7 @@ from transformers.utils.logging import disable_progress_bar
 from partcraft_lit.backbones.lora import add_lora
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion, load_mini
-from partcraft_lit.callbacks.attention_loss import AttentionTerm
+from partcraft_lit.callbacks.loss_terms import AttentionTerm
 from partcraft_lit.core.allocation import keep_freed_memory
 from partcraft_lit.core.types import TokenizedPrompts, TrainingBatch
 from partcraft_lit.losses.attention import entropy_attention_loss

@@ -91,7 +91,7 @@ def test_train_gets_typed_settings_and_a_folder(start, fake_run):
     assert result.code == 0, result.err
     (call,) = fake_run.calls
     assert call.settings.parts.M == 3 and len(call.source) == 20
-    assert call.resume_from is None and call.make_attention_loss is not None
+    assert call.resume_from is None and any("AttentionLoss" in type(c).__name__ for c in call.training.callbacks)
     assert call.argv == ["partcraft", "train", "parts.M=3"]  # as given, for the processes that Lightning starts
     assert call.folder.parent == Path.cwd() / "logs" / "train" / "runs"
     for name in (".hydra/config.yaml", "environment.json", "finished.json", "run.log"):

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from partcraft_lit.backbones.lora import add_lora
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion
-from partcraft_lit.callbacks.attention_loss import AttentionLoss
 from partcraft_lit.callbacks.checkpoint import Checkpoints
+from partcraft_lit.callbacks.loss_terms import AttentionLoss
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import StepOutput, TrainingBatch, TrainingExample
 from partcraft_lit.data.datamodule import Collate
@@ -344,8 +344,14 @@ def test_sampling_settings_can_be_changed_for_one_picture_or_for_all(module):
 # Checkpoints.
 
 
+def checkpoints_in(folder: Path) -> Checkpoints:
+    callback = Checkpoints(every_n_steps=1)
+    callback.folder = folder
+    return callback
+
+
 def test_a_checkpoint_holds_what_trains_and_no_more(module, tmp_path):
-    fit(module, Checkpoints(tmp_path, every_n_steps=1), steps=2)
+    fit(module, checkpoints_in(tmp_path), steps=2)
     path = tmp_path / "step=000002.ckpt"
     content = torch.load(path, weights_only=True)
     assert content["state_dict"].keys() == {name for name, p in module.named_parameters() if p.requires_grad}
@@ -373,7 +379,7 @@ def test_a_checkpoint_of_the_embedded_model_has_a_few_megabytes(tmp_path):
         resolution=64,
     )
     module = build(backbone, codes=20, layers=2, rank=4)
-    fit(module, Checkpoints(tmp_path, every_n_steps=1))
+    fit(module, checkpoints_in(tmp_path))
     whole = sum(p.numel() * p.element_size() for p in backbone.unet.parameters())
     assert (tmp_path / "step=000001.ckpt").stat().st_size < min(3e6, whole)
 
@@ -423,7 +429,7 @@ def test_a_checkpoint_on_other_weights_is_refused(module, make_components):
 
 
 def test_the_trainer_refuses_it_too(tiny_backbone, tmp_path: Path):
-    fit(build(copy.deepcopy(tiny_backbone)), Checkpoints(tmp_path, every_n_steps=1))
+    fit(build(copy.deepcopy(tiny_backbone)), checkpoints_in(tmp_path))
     other = build(copy.deepcopy(tiny_backbone), rank=3)
     trainer = Trainer(max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, barebones=False)
     loader = DataLoader([make_batch(other)], batch_size=None)

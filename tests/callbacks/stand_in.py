@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from partcraft_lit.callbacks.binding import ProbePrompts
 from partcraft_lit.core.types import LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
 
 PARTS, TOKENS, SIDE = 2, 2, 4
@@ -37,6 +38,26 @@ def make_batch(size: int = 3, seed: int = 0) -> TrainingBatch:
         sample_ids=torch.arange(size),
         image_ids=torch.arange(size),
     )
+
+
+class Run:
+    """What a run offers to its callbacks."""
+
+    part_names = ("background", "head", "wing")
+
+    def __init__(self, folder: Path, predictor: Any = None, remember: Any = None) -> None:
+        self.folder, self.predictor, self._remember = folder, predictor, remember
+        self.probe_prompts = ProbePrompts(["a <head:1>", "a <head:2> <wing:2>"], [11, 12], torch.zeros(2, 3).long())
+        self.probe_batch = make_batch(size=2)
+
+    def cached_grid(self, key: Any, draw: Any) -> Tensor:
+        return draw() if self._remember is None else self._remember(key, draw)
+
+
+def bound(callback: Any, folder: Path, **run: Any) -> Any:
+    """The callback, bound to such a run."""
+    callback.bind(Run(folder, **run))
+    return callback
 
 
 class Endless(IterableDataset[TrainingBatch]):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from stand_in import StandIn, fit
+from stand_in import StandIn, bound, fit
 
 from partcraft_lit.callbacks.checkpoint import Checkpoints, damage, manifest_path, newest_good
 from partcraft_lit.core.errors import UserError
@@ -21,7 +21,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    fit(StandIn(), Checkpoints(tmp_path / "checkpoints", every_n_steps=2, keep=3), folder=tmp_path, steps=7)
+    fit(StandIn(), bound(Checkpoints(every_n_steps=2, keep=3), tmp_path), folder=tmp_path, steps=7)
     return tmp_path / "checkpoints"
 
 
@@ -38,8 +38,8 @@ def test_a_checkpoint_is_plain_and_holds_the_step(folder: Path) -> None:
 
 
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
-    fit(StandIn(), Checkpoints(tmp_path / "c", every_n_steps=1), folder=tmp_path, steps=2, accumulate=3)
-    assert [name for name in names(tmp_path / "c") if name.startswith("step") and name.endswith("ckpt")] == [
+    fit(StandIn(), bound(Checkpoints(every_n_steps=1), tmp_path), folder=tmp_path, steps=2, accumulate=3)
+    assert [name for name in names(tmp_path / "checkpoints") if name.startswith("step") and name.endswith("ckpt")] == [
         "step=000001.ckpt",
         "step=000002.ckpt",
     ]
@@ -119,18 +119,13 @@ def test_a_full_disk_is_said_and_leaves_the_earlier_checkpoint(tmp_path: Path, m
 
     monkeypatch.setattr(Trainer, "save_checkpoint", save_until_full)
     with pytest.raises(UserError, match="The disk is full"):
-        fit(StandIn(), Checkpoints(tmp_path / "c", every_n_steps=2), folder=tmp_path, steps=8)
-    assert names(tmp_path / "c") == ["last.ckpt", "step=000002.ckpt", "step=000002.ckpt.json"]
-    assert newest_good(tmp_path / "c") == tmp_path / "c" / "step=000002.ckpt"
+        fit(StandIn(), bound(Checkpoints(every_n_steps=2), tmp_path), folder=tmp_path, steps=8)
+    assert names(tmp_path / "checkpoints") == ["last.ckpt", "step=000002.ckpt", "step=000002.ckpt.json"]
+    assert newest_good(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step=000002.ckpt"
 
 
 def test_saving_a_step_again_replaces_it(folder: Path, tmp_path: Path) -> None:
     module = StandIn()
-    checkpoints = Checkpoints(folder, every_n_steps=2, keep=3)
+    checkpoints = bound(Checkpoints(every_n_steps=2, keep=3), tmp_path)
     fit(module, checkpoints, folder=tmp_path, steps=6, ckpt_path=folder / "step=000004.ckpt", start=4)
     assert damage(folder / "step=000006.ckpt") is None
-
-
-def test_one_is_not_enough_to_keep(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"keep must be at least 2, .* got 1"):
-        Checkpoints(tmp_path, every_n_steps=1, keep=1)

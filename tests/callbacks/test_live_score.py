@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from stand_in import StandIn, fit, make_batch
+from stand_in import StandIn, bound, fit
 
 from partcraft_lit.callbacks.checkpoint import damage, newest_good
 from partcraft_lit.callbacks.live_score import LiveScore, read_best, why
@@ -34,8 +34,7 @@ class Reader:
 
 
 def live(folder, found, every=2) -> LiveScore:
-    asked = torch.zeros(2, 3, dtype=torch.long)
-    return LiveScore(folder / "checkpoints", ["a", "b"], [1, 2], asked, Reader(found), make_batch(), every)
+    return bound(LiveScore(every), folder, predictor=Reader(found))
 
 
 def test_the_best_weights_are_kept_and_the_reason_is_said(tmp_path):

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from stand_in import StandIn, fit
+from stand_in import StandIn, bound, fit
 
 from partcraft_lit.callbacks.checkpoint import Checkpoints
 from partcraft_lit.callbacks.hooks import log_metrics
@@ -21,7 +21,8 @@ def lines(path: Path) -> list[dict[str, float]]:
 
 def test_every_logged_number_is_a_line_also_without_any_logger(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
-    trainer = fit(StandIn(), MetricsLog(path), Throughput(every_n_steps=2), folder=tmp_path, steps=4, logger=False)
+    log = bound(MetricsLog(), tmp_path / "run")
+    trainer = fit(StandIn(), log, Throughput(every_n_steps=2), folder=tmp_path, steps=4, logger=False)
     curves = read_metrics(path)
     assert [step for step, _ in curves["train/loss"]] == [0, 1, 2, 3]
     assert curves["train/loss"][-1][1] == pytest.approx(float(trainer.callback_metrics["train/loss"]))
@@ -32,13 +33,14 @@ def test_every_logged_number_is_a_line_also_without_any_logger(tmp_path: Path) -
 
 def test_a_resumed_run_reads_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    fit(StandIn(), MetricsLog(path), Checkpoints(tmp_path / "ckpt", 3), folder=tmp_path, steps=5)
+    log, checkpoints = (bound(callback, tmp_path) for callback in (MetricsLog(), Checkpoints(3)))
+    fit(StandIn(), log, checkpoints, folder=tmp_path, steps=5)
     assert [step for step, _ in read_metrics(path)["train/loss"]] == [0, 1, 2, 3, 4]
     lost = read_metrics(path)["train/loss"][3:]
     with path.open("a") as file:
         file.write('{"step": 5, "train/lo')  # killed while writing
-    checkpoint = tmp_path / "ckpt" / "step=000003.ckpt"
-    fit(StandIn(), MetricsLog(path), folder=tmp_path, steps=7, ckpt_path=checkpoint, start=3)
+    checkpoint = tmp_path / "checkpoints" / "step=000003.ckpt"
+    fit(StandIn(), log, folder=tmp_path, steps=7, ckpt_path=checkpoint, start=3)
     curve = read_metrics(path)["train/loss"]
     assert [step for step, _ in curve] == [0, 1, 2, 3, 4, 5, 6]
     assert len([line for line in lines(path) if "train/loss" in line]) == 7
@@ -88,8 +90,8 @@ def test_a_missing_file_has_no_curves(tmp_path: Path) -> None:
 
 
 def test_numbers_of_callbacks_reach_all_loggers_on_their_axis(tmp_path: Path) -> None:
-    path = tmp_path / "m.jsonl"
-    log = MetricsLog(path)
+    path = tmp_path / "metrics.jsonl"
+    log = bound(MetricsLog(), tmp_path)
     trainer = fit(StandIn(), log, folder=tmp_path, steps=3)
     trainer.loggers = [log.logger]
     log_metrics(trainer, {"eval/emr@composition_2": 0.5})

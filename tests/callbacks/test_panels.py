@@ -10,11 +10,13 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
-from stand_in import StandIn, fit, make_batch
+from stand_in import StandIn, bound, fit
 
 from partcraft_lit.callbacks.attention_maps import AttentionMaps, attention_panel
+from partcraft_lit.callbacks.binding import ProbePrompts, check_folders
 from partcraft_lit.callbacks.hooks import EveryNSteps, evaluating
 from partcraft_lit.callbacks.samples import Samples
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import read_image
 
 NAMES = ["background", "head", "wing"]
@@ -35,7 +37,7 @@ class PictureLogger(DummyLogger):
 
 
 def samples(folder: Path, every: int = 2, **more: Any) -> Samples:
-    return Samples(["a <head:1>", "a <head:2> <wing:2>"], [11, 12], folder / "samples", every, min_side=32, **more)
+    return bound(Samples(every, min_side=32), folder, **more)
 
 
 def names(folder: Path) -> list[str]:
@@ -69,7 +71,7 @@ def test_the_file_says_how_to_make_it_again(tmp_path: Path) -> None:
 
 def test_training_is_the_same_with_and_without_pictures(tmp_path: Path) -> None:
     weights = []
-    for callbacks in ([], [samples(tmp_path), AttentionMaps(make_batch(), NAMES, tmp_path / "attention", 1, side=16)]):
+    for callbacks in ([], [samples(tmp_path), bound(AttentionMaps(1, side=16), tmp_path)]):
         torch.manual_seed(3)
         module = StandIn()
         fit(module, *callbacks, folder=tmp_path, steps=5)
@@ -92,7 +94,7 @@ def test_a_failing_sampler_warns_and_does_not_end_the_run(tmp_path: Path) -> Non
 
 def test_attention_maps_are_drawn_and_measured(tmp_path: Path) -> None:
     logger = PictureLogger()
-    callback = AttentionMaps(make_batch(size=2), NAMES, tmp_path / "attention", every_n_steps=2, side=32)
+    callback = bound(AttentionMaps(every_n_steps=2, side=32), tmp_path)
     fit(StandIn(), callback, folder=tmp_path, steps=2, logger=logger)
     assert names(tmp_path / "attention") == ["step_000000.png", "step_000002.png"]
     with Image.open(tmp_path / "attention" / "step_000000.png") as picture:
@@ -129,13 +131,17 @@ def test_only_the_grid_before_training_is_remembered(tmp_path: Path) -> None:
     assert read_image(tmp_path / "again" / "samples" / "step_000000.png").shape == (3, 8, 8)
 
 
-def test_prompts_and_seeds_must_match(tmp_path: Path) -> None:
+def test_prompts_and_seeds_must_match() -> None:
     with pytest.raises(ValueError, match="got 2 prompts and 1 seeds"):
-        Samples(["a", "b"], [1], tmp_path, 10)
+        ProbePrompts(["a", "b"], [1], torch.zeros(2, 3))
     with pytest.raises(ValueError, match="got 0 prompts"):
-        Samples([], [], tmp_path, 10)
-    with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
-        Samples(["a"], [1], tmp_path, 0)
+        ProbePrompts([], [], torch.zeros(0, 3))
+
+
+def test_two_grids_in_one_folder_are_refused() -> None:
+    check_folders([Samples(1), Samples(1, subfolder="more"), AttentionMaps(1)])
+    with pytest.raises(UserError, match=r"Two callbacks write into samples/ .* callbacks.NAME.subfolder=FOLDER"):
+        check_folders([Samples(1), Samples(2)])
 
 
 def test_every_n_steps_fires_once_and_not_where_training_resumes() -> None:

@@ -168,3 +168,54 @@ def test_losses_do_not_depend_on_whether_latents_are_stored(new_workshop, plain)
         assert first[0] == pytest.approx(second[0], rel=1e-5), name
         # Adam's first steps are as long for a tiny gradient as for a large one, so what was rounded otherwise grows.
         assert first == pytest.approx(second, rel=5e-3), name
+
+
+def test_callbacks_and_loss_terms_of_any_name(new_workshop, plain):
+    """A second sample grid under another key, and a term of the loss that reads no attention."""
+    workshop = new_workshop()
+    run = workshop.train(
+        *plain,
+        "trainer.max_steps=2",
+        "+callbacks.more._target_=partcraft_lit.callbacks.samples.Samples",
+        "+callbacks.more.every_n_steps=1",
+        "+callbacks.more.subfolder=more",
+        "loss.attention=none",
+        "+loss_terms.toy._target_=toy_loss.distance",
+        "+loss_terms.toy.weight=0.5",
+        "+loss_terms.toy.power=2",
+    )
+    assert sorted(path.name for path in (run / "more").iterdir()) == [f"step_{step:06d}.png" for step in range(3)]
+    curves = read_metrics(run / "metrics.jsonl")
+    for (_, total), (_, diffusion), (_, toy) in zip(
+        curves["train/loss"], curves["train/loss_diffusion"], curves["train/loss_toy"], strict=True
+    ):
+        assert toy == pytest.approx(diffusion, rel=1e-5)  # squares, as the diffusion loss has them
+        assert total == pytest.approx(diffusion + 0.5 * toy, rel=1e-5)
+    assert "train/loss_attn" not in curves
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "callbacks.checkpoints.every_n_steps=0",
+            "callbacks.checkpoints.every_n_steps=0: wanted a number of at least 1",
+        ),
+        ("callbacks.checkpoints.every_n_steps=-5", "every_n_steps=-5: wanted a number of at least 1"),
+        ("callbacks.checkpoints.keep=1", "callbacks.checkpoints.keep=1: wanted a number of at least 2"),
+        ("callbacks.samples.every_n_steps=0", "callbacks.samples.every_n_steps=0: wanted a number of at least 1"),
+        ("callbacks.attention_maps.every_n_steps=-1", "callbacks.attention_maps.every_n_steps=-1: wanted"),
+        ("callbacks.throughput.every_n_steps=0", "callbacks.throughput.every_n_steps=0: wanted"),
+        ("callbacks.progress.line_every_s=-1", "callbacks.progress.line_every_s=-1: wanted"),
+        ("callbacks.samples.subfolder=attention", "Two callbacks write into attention/"),
+        ("+loss_terms.toy._target_=toy_loss.distance", "loss_terms.toy.weight has to be given"),
+        ("+loss_terms.attn={_target_:toy_loss.distance,weight:1}", "loss_terms.attn: a term of the run has this name"),
+        ("+loss_terms.toy={_target_:toy_loss.distance,weight:-1}", "loss_terms.toy.weight=-1: wanted"),
+        ("+loss_terms.toy={_target_:toy_loss.distance,weight:1,pow:2}", "Unknown key 'loss_terms.toy.pow'"),
+    ],
+)
+def test_what_a_callback_or_term_does_not_take_is_refused_before_any_work(new_workshop, override, message):
+    workshop = new_workshop()
+    ended = workshop("train", override)
+    assert ended.code == 2 and message in ended.out and "Traceback" not in ended.out, ended.out
+    assert not workshop.runs

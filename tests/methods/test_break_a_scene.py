@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from partcraft_lit.callbacks.attention_loss import AttentionLoss
+from partcraft_lit.callbacks.loss_terms import AttentionLoss
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.losses.attention_mse import mse_attention_loss

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from partcraft_lit.backbones.attention import AttentionCapture
-from partcraft_lit.callbacks.attention_loss import LossTermOnAttention
+from partcraft_lit.callbacks.loss_terms import AddLossTerm
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.losses.attention_iou import gaussian_kernel
 from partcraft_lit.tokens.grammar import PartVocabulary
@@ -94,7 +94,7 @@ def test_it_trains_what_custom_diffusion_trains_and_the_term_falls(build, batch_
     before = value()
     trainer = Trainer(
         max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[LossTermOnAttention(term)],
+        enable_model_summary=False, callbacks=[AddLossTerm(term)],
     )  # fmt: skip
     trainer.fit(module, DataLoader([batch] * 10, batch_size=None))
     assert value() < before

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from partcraft_lit.callbacks.binding import TrainingRun
 from partcraft_lit.callbacks.hooks import log_metrics, part_module
 from partcraft_lit.callbacks.panels import Panel
-from partcraft_lit.core.types import TrainingBatch
+from partcraft_lit.core.settings import Positive
 from partcraft_lit.core.visualization import fit_square, grid, heat_overlay, label, overlay_parts, part_colors
 from partcraft_lit.metrics.leakage import leakage_matrix
 
@@ -24,23 +24,21 @@ class AttentionMaps(Panel):
     share of a part's attention that lies on the part itself.
 
     Args:
-        batch: probe images as a training batch, the same all along: noise and timesteps are part of it.
-        part_names: names of all M + 1 parts, the background first.
-        folder: where the images go.
         every_n_steps: optimizer steps between images.
         side: pixels of one cell of the image.
+        subfolder: of the run folder.
     """
 
-    key = "attention/overlay"
-    title = "The image of attention maps"
+    kind = "overlay"
+    title = "The attention overlay"
 
-    def __init__(
-        self, batch: TrainingBatch, part_names: Sequence[str], folder: Path | str, every_n_steps: int, side: int = 144
-    ) -> None:
-        super().__init__(folder, every_n_steps)
-        self.batch = batch
-        self.part_names = list(part_names)
+    def __init__(self, every_n_steps: Positive, side: Positive = 144, subfolder: str = "attention") -> None:
+        super().__init__(every_n_steps, subfolder)
         self.side = side
+
+    def bind(self, run: TrainingRun) -> None:
+        super().bind(run)
+        self.batch, self.part_names = run.probe_batch, list(run.part_names)
 
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
         module = part_module(pl_module)

@@ -10,14 +10,17 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from pydantic import Field
 
+from partcraft_lit.callbacks.binding import TrainingRun
 from partcraft_lit.callbacks.hooks import EveryNSteps
 from partcraft_lit.core.files import atomic_path, atomic_write
+from partcraft_lit.core.settings import Positive
 
 _NAME = re.compile(r"step=(\d+)\.ckpt")
 _log = logging.getLogger(__name__)
@@ -32,21 +35,17 @@ class Checkpoints(Checkpoint):
     tools.
 
     Args:
-        folder: where to.
         every_n_steps: optimizer steps between checkpoints.
         keep: how many to keep, at least 2, so that a damaged one has a predecessor.
-
-    Raises:
-        ValueError: if ``keep`` is less than 2.
     """
 
-    def __init__(self, folder: Path | str, every_n_steps: int, keep: int = 2) -> None:
-        if keep < 2:
-            raise ValueError(f"keep must be at least 2, so that a damaged checkpoint has a predecessor; got {keep}.")
-        self.folder = Path(folder)
+    def __init__(self, every_n_steps: Positive, keep: Annotated[int, Field(ge=2)] = 2) -> None:
         self.keep = keep
         self._trigger = EveryNSteps(every_n_steps)
         self._saved = -1
+
+    def bind(self, run: TrainingRun) -> None:
+        self.folder = run.folder / "checkpoints"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trigger.start(trainer.global_step)

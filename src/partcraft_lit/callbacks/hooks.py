@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
@@ -114,8 +114,3 @@ def log_image(trainer: Trainer, key: str, image: Tensor, caption: str) -> None:
 
 def log_step(trainer: Trainer) -> int:
     return max(trainer.global_step - 1, 0)
-
-
-def check_pairs(prompts: Sequence[str], seeds: Sequence[int]) -> None:
-    if len(prompts) != len(seeds) or not prompts:
-        raise ValueError(f"One seed per prompt, and at least one: got {len(prompts)} prompts and {len(seeds)} seeds.")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 
+from partcraft_lit.callbacks.binding import TrainingRun
 from partcraft_lit.callbacks.checkpoint import manifest_of, manifest_path
-from partcraft_lit.callbacks.hooks import EveryNSteps, check_pairs, evaluating, log_metrics, part_module, warn_on_error
+from partcraft_lit.callbacks.hooks import EveryNSteps, evaluating, log_metrics, part_module, warn_on_error
 from partcraft_lit.core.files import atomic_path, atomic_write
-from partcraft_lit.core.types import PartPredictor, TrainingBatch
+from partcraft_lit.core.settings import NonNegative, Positive
 from partcraft_lit.metrics.cosim import CosineSimilarity
 from partcraft_lit.metrics.emr import ExactMatchingRate
 from partcraft_lit.metrics.leakage import leakage_matrix
@@ -34,40 +33,25 @@ class LiveScore(Callback):
     finite is never the best.
 
     Args:
-        folder: where checkpoints are.
-        prompts: of the probe images.
-        seeds: one per prompt.
-        target_codes: (B, M + 1) what the prompts ask for.
-        predictor: reads parts off images.
-        batch: on which attention is measured.
         every_n_steps: optimizer steps between scores; the last step has one too.
-        steps: denoising steps of a probe image.
-        guidance_scale: of the probe images.
-
-    Raises:
-        ValueError: unless there is one seed per prompt, and at least one.
+        steps: denoising steps of a probe image; the module's own by default.
+        guidance_scale: of the probe images, likewise.
     """
 
     def __init__(
-        self,
-        folder: Path | str,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        target_codes: Tensor,
-        predictor: PartPredictor,
-        batch: TrainingBatch | None,
-        every_n_steps: int,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
+        self, every_n_steps: Positive, steps: Positive | None = None, guidance_scale: NonNegative | None = None
     ) -> None:
-        check_pairs(prompts, seeds)
-        self.folder = Path(folder) / "best"
-        self.prompts, self.seeds, self.target_codes = list(prompts), list(seeds), target_codes
-        self.predictor, self.batch = predictor, batch
         self.steps, self.guidance_scale = steps, guidance_scale
         self._trigger = EveryNSteps(every_n_steps)
         self._scored = -1
         self._best: dict[str, Any] = {}
+
+    def bind(self, run: TrainingRun) -> None:
+        """Takes from the run what is drawn and how it is read."""
+        self.folder = run.folder / "checkpoints" / "best"
+        self.prompts, self.seeds = list(run.probe_prompts.prompts), list(run.probe_prompts.seeds)
+        self.target_codes = run.probe_prompts.codes
+        self.predictor, self.batch = run.predictor, run.probe_batch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trigger.start(trainer.global_step)
@@ -109,13 +93,11 @@ class LiveScore(Callback):
         for key, metric in (("emr", ExactMatchingRate), ("cosim", CosineSimilarity)):
             numbers[f"live/{key}"] = float(metric(self.predictor).image_scores(found, self.target_codes).mean())
         numbers["live/score"] = (numbers["live/emr"] + numbers["live/cosim"]) / 2
-        if self.batch is not None:
-            batch = self.batch.to(pl_module.device)
-            maps = module.probe_attention(batch).float().cpu()
-            tokens, places = self.batch.tokens.part_ids.cpu(), self.batch.label_map.cpu()
-            inside = leakage_matrix(maps, tokens, places, self.predictor.num_parts).diagonal().nanmean()
-            if not inside.isnan():
-                numbers["live/attention_inside"] = float(inside)
+        maps = module.probe_attention(self.batch.to(pl_module.device)).float().cpu()
+        tokens, places = self.batch.tokens.part_ids.cpu(), self.batch.label_map.cpu()
+        inside = leakage_matrix(maps, tokens, places, self.predictor.num_parts).diagonal().nanmean()
+        if not inside.isnan():
+            numbers["live/attention_inside"] = float(inside)
         return numbers
 
     def _keep(self, trainer: Trainer, step: int) -> None:

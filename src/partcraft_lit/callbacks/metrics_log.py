@@ -15,7 +15,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from partcraft_lit.callbacks.binding import TrainingRun
 from partcraft_lit.core.files import atomic_write
+
+FILE_NAME = "metrics.jsonl"
 
 
 class MetricsLog(Callback):
@@ -24,13 +27,10 @@ class MetricsLog(Callback):
     A line is ``{"step": 12, "time": 1736500000.0, "train/loss": 0.41, ...}``; steps count from 0, as on the axis of
     other loggers. When a run resumes at step s, lines of step s and later are dropped: they belong to updates that are
     lost and come again, so that the file reads as if the run had never stopped.
-
-    Args:
-        path: the file.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.logger = JsonlLogger(path)
+    def bind(self, run: TrainingRun) -> None:
+        self.logger = JsonlLogger(run.folder / FILE_NAME)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # As a logger beside the others it hears everything; a callback's own hooks run before a step's numbers are out.

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from partcraft_lit.callbacks.binding import TrainingRun
 from partcraft_lit.callbacks.hooks import EveryNSteps, evaluating, log_image, warn_on_error
 from partcraft_lit.core.visualization import save_png
 
@@ -21,17 +22,21 @@ class Panel(Callback, ABC):
     Training does not notice: the random state and the modes of all modules are restored, and a failure is a warning.
 
     Args:
-        folder: images go to ``<folder>/step_000100.png``.
         every_n_steps: optimizer steps between images.
+        subfolder: of the run folder; images go to ``<subfolder>/step_000100.png``.
     """
 
-    #: What the loggers call it, and what a warning calls it.
-    key: str
+    #: What is drawn; loggers get it as ``<subfolder>/<kind>``. What a warning calls it.
+    kind: str
     title: str
 
-    def __init__(self, folder: Path | str, every_n_steps: int) -> None:
-        self.folder = Path(folder)
+    def __init__(self, every_n_steps: int, subfolder: str) -> None:
+        self.subfolder = subfolder
         self._trigger = EveryNSteps(every_n_steps)
+
+    def bind(self, run: TrainingRun) -> None:
+        """Takes from the run what does not change while it trains."""
+        self.folder = run.folder / self.subfolder
 
     @abstractmethod
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
@@ -66,4 +71,4 @@ class Panel(Callback, ABC):
         with warn_on_error(f"{self.title} at step {step}"), isolate_rng(), evaluating(pl_module):
             image = self.draw(trainer, pl_module)
             save_png(self.path(step), image, {**self.metadata(), "step": step})
-            log_image(trainer, self.key, image, caption=f"step {step}")
+            log_image(trainer, f"{self.subfolder}/{self.kind}", image, caption=f"step {step}")

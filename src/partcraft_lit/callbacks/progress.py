@@ -12,17 +12,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from partcraft_lit.callbacks.rate import Rate, count_images
+from partcraft_lit.core.settings import NonNegative
 
 
 class TrainingProgress(ProgressBar):
     """One line: bar, optimizer steps, images/s, time left, and the losses. Where no one watches, a line now and then.
+
+    Lightning's ``RichProgressBar`` counts batches instead of optimizer steps and writes nothing useful to a log file.
 
     Args:
         line_every_s: seconds between lines where the output is no terminal.
         console: where to; the terminal by default.
     """
 
-    def __init__(self, line_every_s: float = 30.0, console: Console | None = None) -> None:
+    def __init__(self, line_every_s: NonNegative = 30.0, console: Console | None = None) -> None:
         super().__init__()
         self.console = console or Console()
         self._line_every_s = line_every_s

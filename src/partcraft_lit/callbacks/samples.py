@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from partcraft_lit.callbacks.hooks import check_pairs, part_module
+from partcraft_lit.callbacks.binding import TrainingRun
+from partcraft_lit.callbacks.hooks import part_module
 from partcraft_lit.callbacks.panels import Panel
+from partcraft_lit.core.settings import NonNegative, Positive
 from partcraft_lit.core.visualization import grid, label, upscale
 
 
@@ -19,54 +19,45 @@ class Samples(Panel):
     """The same prompts with the same seeds, every N steps: ``samples/step_000100.png``.
 
     Args:
-        prompts: probe prompts, with part tokens.
-        seeds: one per prompt, fixed for the whole run, so that images of two steps differ by training alone.
-        folder: where the grids go.
         every_n_steps: optimizer steps between grids.
         columns: images in a row; near a square by default.
         negative_prompt: what the images should not show.
         steps: denoising steps; the module's own by default.
         guidance_scale: the module's own by default.
         min_side: images smaller than this are enlarged, so that a grid of a small model can be looked at.
-        remember: given what decides the grid before training, beside the model, and how to draw it, returns it; equal
-            starts have it in common. None draws it.
-
-    Raises:
-        ValueError: unless there is one seed per prompt, and at least one.
+        subfolder: of the run folder.
     """
 
-    key = "samples/grid"
+    kind = "grid"
     title = "The sample grid"
 
     def __init__(
         self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        folder: Path | str,
-        every_n_steps: int,
-        columns: int | None = None,
+        every_n_steps: Positive,
+        columns: Positive | None = None,
         negative_prompt: str = "",
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        min_side: int = 160,
-        remember: Callable[[Sequence[Any], Callable[[], Tensor]], Tensor] | None = None,
+        steps: Positive | None = None,
+        guidance_scale: NonNegative | None = None,
+        min_side: Positive = 160,
+        subfolder: str = "samples",
     ) -> None:
-        check_pairs(prompts, seeds)
-        super().__init__(folder, every_n_steps)
-        self.prompts = list(prompts)
-        self.seeds = list(seeds)
+        super().__init__(every_n_steps, subfolder)
         self.columns = columns
         self.negative_prompt = negative_prompt
         self.steps = steps
         self.guidance_scale = guidance_scale
         self.min_side = min_side
-        self._remember = remember
+
+    def bind(self, run: TrainingRun) -> None:
+        super().bind(run)
+        self.prompts, self.seeds = list(run.probe_prompts.prompts), list(run.probe_prompts.seeds)
+        self._cached_grid = run.cached_grid
 
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
-        if self._remember is None or trainer.global_step > 0:
+        if trainer.global_step > 0:
             return self._grid(pl_module)
         look = [self.steps, self.guidance_scale, self.columns, self.min_side]
-        return self._remember([dict(self.metadata()), *look], lambda: self._grid(pl_module))
+        return self._cached_grid([dict(self.metadata()), *look], lambda: self._grid(pl_module))
 
     def _grid(self, pl_module: LightningModule) -> Tensor:
         images = part_module(pl_module).generate(

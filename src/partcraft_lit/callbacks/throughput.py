@@ -11,16 +11,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from partcraft_lit.callbacks.hooks import EveryNSteps, log_metrics
 from partcraft_lit.callbacks.rate import Rate, count_images
+from partcraft_lit.core.settings import Positive
 
 
 class Throughput(Callback):
     """Logs ``perf/images_per_s`` (all processes) and ``perf/max_mem_gb`` (this one's peak: of the GPU if it uses one).
 
+    Beside Lightning's ``ThroughputMonitor``: its median over batches is not distorted by sampling and saving.
+
     Args:
         every_n_steps: optimizer steps between entries.
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
+    def __init__(self, every_n_steps: Positive = 50) -> None:
         self._trigger = EveryNSteps(every_n_steps)
         self._rate = Rate()
 

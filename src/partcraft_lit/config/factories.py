@@ -13,6 +13,7 @@ from partcraft_lit.config import compose as config
 from partcraft_lit.config.validation import missing, unknown, validate
 from partcraft_lit.core import environment
 from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.settings import NonNegative
 
 if TYPE_CHECKING:
     from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures
@@ -38,10 +39,13 @@ _OTHER_KEYS = (
     "trainer",
     "logger",
     "callbacks",
+    "loss_terms",
 )
 
 #: Of Lightning's own, those that the models here run on.
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+#: Of terms that a run may have by itself.
+_LOSS_NAMES = ("diffusion", "prior", "attn")
 #: Groups of settings that are objects.
 _OBJECTS = frozenset({"method"})
 
@@ -137,25 +141,45 @@ def image_features_loader(values: Mapping[str, Any]) -> Callable[[], list[ImageF
     return lambda: [load() for load in loaders]
 
 
-def callback_makers(values: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
-    """Name -> callback that waits for its folder, prompts or probe images."""
+def make_callbacks(values: Mapping[str, Any], settings: LossSettings) -> list[Any]:
+    """The callbacks of a run and its loss terms; those that need the run are bound to it after discovery.
+
+    Raises:
+        UserError: for a key or value that one of them does not take, or two that would overwrite each other's files.
+    """
+    from partcraft_lit.callbacks.binding import check_folders
+    from partcraft_lit.callbacks.loss_terms import AddLossTerm
+
     nodes = values["callbacks"] or {}
-    return {name: config.later(node, f"callbacks.{name}") for name, node in nodes.items() if node is not None}
+    made = [config.make(node, f"callbacks.{name}") for name, node in nodes.items() if node is not None]
+    check_folders(made)
+    attention = make_attention_loss(values, settings)
+    terms = [_loss_term(name, node) for name, node in (values.get("loss_terms") or {}).items() if node is not None]
+    return [*made, *([] if attention is None else [attention]), *map(AddLossTerm, terms)]
 
 
-def attention_loss_maker(values: Mapping[str, Any], settings: LossSettings) -> Callable[..., Any] | None:
-    """Makes the callback that adds the attention loss, once ``num_parts`` is known; None where there is none."""
+def make_attention_loss(values: Mapping[str, Any], settings: LossSettings) -> Any:
+    """The callback that adds the attention loss; None where there is none."""
     if not settings.uses_attention:
         return None
+    from partcraft_lit.callbacks.loss_terms import AttentionLoss
+
     kind = settings.attention
-    loss = config.later(values["attention"][kind], f"attention.{kind}")
+    return AttentionLoss(settings.lambda_attn, config.later(values["attention"][kind], f"attention.{kind}"))
 
-    def make(num_parts: int) -> Any:
-        from partcraft_lit.callbacks.attention_loss import AttentionLoss
 
-        return AttentionLoss(weight=settings.lambda_attn, loss=functools.partial(loss, num_parts=num_parts))
+def _loss_term(name: str, node: Mapping[str, Any]) -> Any:
+    """An entry of ``loss_terms``: a function of the step with its arguments, and a weight."""
+    from partcraft_lit.callbacks.loss_terms import StepTerm
 
-    return make
+    where = f"loss_terms.{name}"
+    if name in _LOSS_NAMES:
+        raise UserError(f"{where}: a term of the run has this name; call it otherwise.")
+    if not isinstance(node, Mapping) or "weight" not in node:
+        raise UserError(f"{where}.weight has to be given: what the term is multiplied with, for instance 0.1.")
+    weight = validate(node["weight"], NonNegative, f"{where}.weight")
+    arguments = {key: value for key, value in node.items() if key != "weight"}
+    return StepTerm(name, weight, config.later(arguments, where))
 
 
 def make_loggers(values: Mapping[str, Any], folder: Path) -> list[Any]:

@@ -347,11 +347,13 @@ class Backbone(Protocol):
 
 
 class LossTerm(Protocol):
-    """A term that a callback adds to the loss of a step."""
+    """A term that is added to the loss of a step, see ``callbacks.loss_terms``."""
 
     #: Key under which it is logged: ``train/loss_<name>``.
     name: str
     weight: float
+    #: Whether ``StepOutput.attention_maps`` must be there.
+    reads_attention: bool
 
     def __call__(self, step: StepOutput) -> Tensor:
         """(B,) unweighted values, in float32."""

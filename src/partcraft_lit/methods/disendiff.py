@@ -32,6 +32,7 @@ class DisentangledAttention:
     smooth: float
     bind: Literal["sum", "mean"]
     name: str = "disentangle"
+    reads_attention: bool = True
 
     def __call__(self, step: StepOutput) -> Tensor:
         """(B,) float32; 0 for a caption without tokens."""

@@ -36,7 +36,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         make_source=lambda: factories.make_source(values),
         load_backbone=factories.backbone_loader(values),
         load_features=factories.features_loader(values),
-        make_attention_loss=factories.attention_loss_maker(values, settings.loss),
+        attention_loss=factories.make_attention_loss(values, settings.loss),
         trainer=values["trainer"],
         wandb_mode=((values["logger"] or {}).get("wandb") or {}).get("mode"),
     )

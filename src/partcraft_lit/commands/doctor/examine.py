@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from partcraft_lit.callbacks.loss_terms import AttentionLoss
 from partcraft_lit.commands.doctor.forecast import Forecast, forecast, stored_bytes
 from partcraft_lit.commands.doctor.settings import DoctorSettings
 from partcraft_lit.commands.doctor.step import StepProbe
@@ -68,7 +69,7 @@ def examine(
     make_source: Callable[[], ImageSource],
     load_backbone: Callable[[], Backbone],
     load_features: Callable[[], PatchFeatures],
-    make_attention_loss: Callable[..., Any] | None,
+    attention_loss: AttentionLoss | None,
     trainer: Mapping[str, Any],
     wandb_mode: str | None,
 ) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def examine(
     Args:
         settings: of the run.
         doctor: settings of the forecast.
-        make_source, load_backbone, load_features, make_attention_loss: as the run gets them.
+        make_source, load_backbone, load_features, attention_loss: as the run gets them.
         trainer: the trainer's settings.
         wandb_mode: of the W&B logger; None where the run has none.
 
@@ -105,7 +106,7 @@ def examine(
         _check_disk(findings, settings.paths, stored_bytes(settings, source, backbone))
     result: dict[str, Any] = {"missing": findings.missing}
     if doctor.measure and source is not None and features is not None and backbone is not None:
-        probe = StepProbe.of(settings, backbone, source.class_noun, make_attention_loss, str(trainer["precision"]))
+        probe = StepProbe.of(settings, backbone, source.class_noun, attention_loss, str(trainer["precision"]))
         with offloaded(features, settings.hardware, settings.paths.store.expanduser()):
             found = forecast(settings, doctor, probe, source, features, trainer)
         _log_forecast(stages, found)

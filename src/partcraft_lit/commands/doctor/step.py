@@ -6,15 +6,15 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from partcraft_lit.callbacks.loss_terms import AttentionLoss
 from partcraft_lit.commands.train.assembly import assemble
 from partcraft_lit.commands.train.memory import images_per_example
 from partcraft_lit.commands.train.settings import TrainSettings
@@ -52,7 +52,7 @@ class StepProbe:
         settings: TrainSettings,
         backbone: Backbone,
         class_noun: str,
-        make_attention_loss: Callable[..., Any] | None,
+        attention_loss: AttentionLoss | None,
         precision: str,
     ) -> StepProbe:
         """A probe of the settings' module, with as many parts and codes as they ask for."""
@@ -61,9 +61,10 @@ class StepProbe:
         vocabulary = PartVocabulary(("background", *names), (parts.K,) * (parts.M + 1))
         module = assemble(settings, vocabulary, backbone, class_noun)
         module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to
-        if make_attention_loss is not None:
+        if attention_loss is not None:
+            attention_loss.set_num_parts(parts.M)
             module.request_attention()
-            module.add_loss_term(make_attention_loss(num_parts=parts.M).term)
+            module.add_loss_term(attention_loss.term)
         return cls(module, precision, images_per_example(settings) > 1)
 
     @property

@@ -22,7 +22,9 @@ def check(values: Mapping[str, Any]) -> TrainSettings:
     factories.check_choices(values)
     runs.check_ckpt_path(values)
     _check_objective(values)
-    return factories.settings_of(TrainSettings, values)
+    settings = factories.settings_of(TrainSettings, values)
+    factories.make_callbacks(values, settings.loss)
+    return settings
 
 
 def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
@@ -34,24 +36,25 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     if environment.is_first_process():
         environment.write(folder)
 
+    from partcraft_lit.commands.train.context import Loaders, Training
     from partcraft_lit.commands.train.memory import in_passes
     from partcraft_lit.commands.train.train import train
 
     settings, passes = in_passes(settings)
     make_trainer = factories.trainer_maker(values, passes)
+    callbacks = factories.make_callbacks(values, settings.loss)
     source = factories.make_source(values)
     factories.check_words(values, settings, source.class_noun)
     scores = train(
         settings,
         folder,
         source=source,
-        load_backbone=factories.backbone_loader(values),
-        load_features=factories.features_loader(values),
-        make_trainer=make_trainer,
-        load_image_features=factories.image_features_loader(values),
-        loggers=factories.make_loggers(values, folder),
-        callbacks=factories.callback_makers(values),
-        make_attention_loss=factories.attention_loss_maker(values, settings.loss),
+        load=Loaders(
+            factories.backbone_loader(values),
+            factories.features_loader(values),
+            factories.image_features_loader(values),
+        ),
+        training=Training(make_trainer, callbacks, factories.make_loggers(values, folder)),
         resume_from=runs.resume_from(values, folder),
         config=dict(values),
     )

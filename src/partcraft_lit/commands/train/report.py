@@ -12,18 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partcraft_lit.callbacks.metrics_log import read_metrics
-from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.callbacks.metrics_log import FILE_NAME, read_metrics
+from partcraft_lit.commands.train.context import RunContext
 from partcraft_lit.core import environment
+from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.images import read_image, to_uint8
-from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.types import ABSENT, ImageSource, TrainingBatch
 from partcraft_lit.evaluation.scoring import CEILING, Scores, labels_of
 from partcraft_lit.evaluation.truth import true_hybrids
 from partcraft_lit.metrics.composition import PartScores, Targets, composition_targets
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.discovery import Discovery
-from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.report.html import write_report
 from partcraft_lit.report.sections import (
     AttentionRow,
@@ -46,75 +45,62 @@ _SHOWN_IMAGES = 12
 _TRUTH = "truth_"
 
 
-def write_run_report(
-    folder: Path,
-    settings: TrainSettings,
-    source: ImageSource,
-    discovery: Discovery,
-    facts: Mapping[str, Any],
-    module: PersonalizationModule,
-    predictor: KMeansPartPredictor,
-    probe: TrainingBatch,
-    scores: Scores,
-    stages: Stages,
-    config: Mapping[str, Any],
-    notes: Sequence[str],
-) -> Path:
-    """``report.html`` in the run folder; one file that needs no network."""
-    names = discovery.dictionary.names
-    curves = read_metrics(folder / "metrics.jsonl")
-    report = Report(
+def report(run: RunContext) -> None:
+    """``report.html`` in the run folder; one file that needs no network. The first process of a run writes it."""
+    if not is_first_process():
+        return
+    with run.stages.stage("write report"):
+        path = write_report(run.folder / "report.html", _content(run))
+    for logger in run.training.loggers:
+        logger.finalize("success")
+    run.stages.log(f"Report: {path}")
+
+
+def _content(run: RunContext) -> Report:
+    source, discovery, metadata, names = run.source, run.discovery, run.metadata, run.part_names
+    return Report(
         title=f"{source.class_noun or 'object'}s, recomposed by parts".capitalize(),
         summary=_summary(source, discovery),
         part_names=names,
-        stats=_stats(facts, scores),
-        compositions=compose(settings, source, discovery, module, predictor, facts),
+        stats=_stats(metadata, run.scores),
+        compositions=compose(run),
         discovered=[
             discovered_image(source.image(i), discovery.label_maps[i], len(names) - 1, source.name(i))
             for i in _spread(len(source), _SHOWN_IMAGES)
         ],
         parts=[
             PartSummary(number, part["share"], part["images"], part["codes"])
-            for number, part in enumerate(facts["parts"])
+            for number, part in enumerate(metadata["parts"])
         ],
-        atlas=_plates(folder / "parts"),
-        attention=_attention(module, probe, len(names) - 1),
-        charts=training_charts(curves, names),
-        samples=_sample_plates(folder / "samples"),
-        scores=_score_rows(scores),
-        whole_images=image_rows(scores.pictures),
-        stages=[Stage(name, seconds) for name, seconds in stages.seconds.items()],
-        settings=config,
+        atlas=_plates(run.folder / "parts"),
+        attention=_attention(run.module, run.probe_batch, len(names) - 1),
+        charts=training_charts(read_metrics(run.folder / FILE_NAME), names),
+        samples=_sample_plates(run.folder / "samples"),
+        scores=_score_rows(run.scores),
+        whole_images=image_rows(run.scores.pictures),
+        stages=[Stage(name, seconds) for name, seconds in run.stages.seconds.items()],
+        settings=run.config,
         environment=environment.describe(),
         command=_command(sys.argv[1:]),
-        notes=[*notes, *facts.get("notes", [])],
+        notes=[*run.notes, *metadata.get("notes", [])],
         created=datetime.now().strftime("%d %B %Y, %H:%M"),
     )
-    return write_report(folder / "report.html", report)
 
 
-def compose(
-    settings: TrainSettings,
-    source: ImageSource,
-    discovery: Discovery,
-    module: PersonalizationModule,
-    predictor: KMeansPartPredictor,
-    facts: Mapping[str, Any],
-) -> list[Composition]:
+def compose(run: RunContext) -> list[Composition]:
     """The headline: hybrids from as many sources as can be had, beside the true image where it can be drawn."""
+    settings, source, discovery = run.settings.eval, run.source, run.discovery
     labels = labels_of(source)
     most = len(source) if labels is None else len(labels.unique())
     species = min(4, discovery.codes.shape[1] + 1, most)
-    targets = composition_targets(
-        discovery.codes, species, settings.eval.hybrids, settings.eval.seed, labels, present_only=True
-    )
-    prompts = [module.method.plain_caption(row) for row in targets.codes]
-    images = module.generate(prompts, targets.seeds)
-    found = predictor.predict(list(images)).codes
-    truths = true_hybrids(source, targets, facts)
+    targets = composition_targets(discovery.codes, species, settings.hybrids, settings.seed, labels, present_only=True)
+    prompts = [run.module.method.plain_caption(row) for row in targets.codes]
+    images = run.module.generate(prompts, targets.seeds)
+    codes = run.predictor.predict(list(images)).codes
+    truths = true_hybrids(source, targets, run.metadata)
     return [
         Composition(
-            sources=_sources(source, discovery, targets, row, found[row]),
+            sources=_sources(source, discovery, targets, row, codes[row]),
             image=images[row],
             prompt=prompts[row],
             truth=None if truths is None else truths[row],
@@ -123,7 +109,7 @@ def compose(
     ]
 
 
-def _sources(source: ImageSource, discovery: Discovery, targets: Targets, row: int, found: Tensor) -> list[Any]:
+def _sources(source: ImageSource, discovery: Discovery, targets: Targets, row: int, predicted: Tensor) -> list[Any]:
     """One image per foreground part that the hybrid shows: where it was taken from."""
     shown = []
     for part in range(1, targets.codes.shape[1]):
@@ -137,7 +123,7 @@ def _sources(source: ImageSource, discovery: Discovery, targets: Targets, row: i
                 discovery.label_maps[image],
                 discovery.dictionary.num_parts,
                 source.name(image),
-                matched=int(found[part]) == code,
+                matched=int(predicted[part]) == code,
             )
         )
     return shown
@@ -151,13 +137,13 @@ def _summary(source: ImageSource, discovery: Discovery) -> str:
     )
 
 
-def _stats(facts: Mapping[str, Any], scores: Scores) -> list[Stat]:
+def _stats(metadata: Mapping[str, Any], scores: Scores) -> list[Stat]:
     stats = []
-    if "quality" in facts:
-        quality = facts["quality"]
+    if "quality" in metadata:
+        quality = metadata["quality"]
         stats.append(Stat(f"{quality['mean_part_iou']:.2f}", "part IoU", "found parts against the truth"))
-    if "annotations" in facts:
-        found = facts["annotations"]
+    if "annotations" in metadata:
+        found = metadata["annotations"]
         stats.append(Stat(f"{found['box_iou']:.2f}", "box IoU", "found foreground against marked boxes"))
         if found["part_of"]:
             stats.append(Stat(f"{found['keypoint_accuracy']:.0%}", "keypoints in their part", "of those marked"))

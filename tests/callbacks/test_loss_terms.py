@@ -10,7 +10,7 @@ import torch
 from stand_in import StandIn, fit, make_batch
 from torch import Tensor
 
-from partcraft_lit.callbacks.attention_loss import AttentionLoss
+from partcraft_lit.callbacks.loss_terms import AddLossTerm, AttentionLoss, StepTerm
 from partcraft_lit.core.types import StepOutput
 from partcraft_lit.losses.attention import entropy_attention_loss
 
@@ -78,7 +78,7 @@ def test_weight_zero_trains_as_if_it_were_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
 def test_bad_weights_are_refused(weight: float) -> None:
-    with pytest.raises(ValueError, match="attention loss 'dice' must be finite and not negative"):
+    with pytest.raises(ValueError, match="loss term 'dice' must be finite and not negative"):
         AttentionLoss(weight, ENTROPY, name="dice")
 
 
@@ -86,3 +86,15 @@ def test_a_step_without_maps_is_an_error_that_says_why() -> None:
     batch = make_batch()
     with pytest.raises(RuntimeError, match="'attn' needs attention maps, and this step has none"):
         AttentionLoss(1.0, ENTROPY).term(StepOutput(batch, batch.latents, batch.noise))
+
+
+def off_by(step: StepOutput) -> Tensor:
+    return (step.model_pred - step.target).abs().flatten(1).mean(dim=1)
+
+
+def test_a_term_that_reads_no_attention_asks_for_none(tmp_path: Path) -> None:
+    module, requests = StandIn(), []
+    term = StepTerm("off", 0.5, lambda step: requests.append(module.requests) or off_by(step))
+    trainer = fit(module, AddLossTerm(term), folder=tmp_path, steps=1)
+    assert module.history == ["add off", "remove off"] and set(requests) == {0}
+    assert trainer.callback_metrics["train/loss_off"] > 0
