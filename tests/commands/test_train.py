@@ -199,11 +199,11 @@ def test_callbacks_and_loss_terms_of_any_name(new_workshop, plain):
     [
         (
             "callbacks.checkpoints.every_n_steps=0",
-            "callbacks.checkpoints.every_n_steps=0: wanted a number of at least 1",
+            "callbacks.checkpoints.every_n_steps=0: wanted a whole number of at least 1",
         ),
-        ("callbacks.checkpoints.every_n_steps=-5", "every_n_steps=-5: wanted a number of at least 1"),
-        ("callbacks.checkpoints.keep=1", "callbacks.checkpoints.keep=1: wanted a number of at least 2"),
-        ("callbacks.samples.every_n_steps=0", "callbacks.samples.every_n_steps=0: wanted a number of at least 1"),
+        ("callbacks.checkpoints.every_n_steps=-5", "every_n_steps=-5: wanted a whole number of at least 1"),
+        ("callbacks.checkpoints.keep=1", "callbacks.checkpoints.keep=1: wanted a whole number of at least 2"),
+        ("callbacks.samples.every_n_steps=0", "callbacks.samples.every_n_steps=0: wanted a whole number of at least 1"),
         ("callbacks.attention_maps.every_n_steps=-1", "callbacks.attention_maps.every_n_steps=-1: wanted"),
         ("callbacks.throughput.every_n_steps=0", "callbacks.throughput.every_n_steps=0: wanted"),
         ("callbacks.progress.line_every_s=-1", "callbacks.progress.line_every_s=-1: wanted"),
