@@ -126,12 +126,11 @@ def test_evaluate_can_override_whatever_decides_the_scores_of_a_run():
 
 def test_what_callbacks_and_loggers_still_wait_for_is_given_at_run_time():
     values = config.plain(config.compose("train"))
-    for name, make in factories.callback_makers(values).items():
-        waiting = required_of(make)
-        assert waiting <= {"folder", "path", "prompts", "seeds", "batch", "part_names"}, name
-    live = factories.callback_makers(config.plain(config.compose("train", ["callbacks=live"])))
-    given = {"folder", "prompts", "seeds", "target_codes", "predictor", "batch"}
-    assert required_of(live["live_score"]) == given and live.keys() > {"checkpoints", "samples"}
+    default, live = (
+        {type(made).__name__ for made in factories.make_callbacks(node, train.check(node).loss)}
+        for node in (values, config.plain(config.compose("train", ["callbacks=live"])))
+    )
+    assert default > {"Checkpoints", "Samples", "AttentionLoss"} and live == default | {"LiveScore"}
     for name, node in values["logger"].items():
         assert required_of(config.later(node, name)) == {"folder"}, name
     for name, node in values["features"].items():
@@ -292,12 +291,13 @@ def test_arguments_of_objects_are_checked_against_their_annotations():
 def test_no_attention_loss_leaves_no_trace_of_one():
     for override in ("loss.attention=none", "loss.lambda_attn=0"):
         values = config.plain(config.compose("train", [override]))
-        assert factories.attention_loss_maker(values, train.check(values).loss) is None
+        assert factories.make_attention_loss(values, train.check(values).loss) is None
 
 
 def test_the_attention_loss_has_the_configured_settings():
     values = config.plain(config.compose("train", ["loss.lambda_attn=0.5", "loss.normalizer=softmax"]))
-    callback = factories.attention_loss_maker(values, train.check(values).loss)(num_parts=5)
+    callback = factories.make_attention_loss(values, train.check(values).loss)
+    callback.set_num_parts(5)
     assert callback.term.weight == 0.5
     maps, ids = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 1, dtype=torch.long)
     expected = entropy_attention_loss(maps, ids, torch.zeros(1, 2, 2), 5, normalizer="softmax")
