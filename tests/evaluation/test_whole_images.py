@@ -133,3 +133,17 @@ def test_the_report_has_a_row_per_protocol_and_network():
     ]
     assert rows[0].numbers == {"fid": 3.0, "kid": 2.0} and rows[0].ceiling == {"fid": 1.0}
     assert rows[2].numbers == {"image": 0.7} and rows[2].ceiling == {"image": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("a photo of a <part1:3> sports car", "a photo of a sports car"),
+        ("a <part1:3> Sports Car, in snow", "a Sports Car, in snow"),
+        ("a photo of a <part1:3>", "a photo of a sports car"),
+        ("<part1:3> on a sports carpet", "on a sports carpet sports car"),
+    ],
+)
+def test_a_noun_of_two_words_is_read_once(birds, monkeypatch, prompt, text):
+    monkeypatch.setattr(birds, "class_noun", "sports car")
+    assert ImageScorer(birds, [], neighbours=0, facts={})._text(prompt) == text

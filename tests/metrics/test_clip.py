@@ -14,7 +14,6 @@ from torch.testing import assert_close
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.metrics.clip import (
     ClipEncoder,
-    ClipImageSimilarity,
     ClipScore,
     ClipTextSimilarity,
     load_clip,
@@ -96,14 +95,6 @@ def test_two_processes_agree_with_one(encoder, pictures, two_processes):
 
     for found in two_processes(work):
         assert_close(found, whole.compute())
-
-
-def test_images_are_compared_in_clips_space(encoder, pictures):
-    metric = ClipImageSimilarity(encoder)
-    metric.update(pictures(2), real=True)
-    metric.update(pictures(2), real=False)
-    assert metric.key == "clip-i@clip-tiny"
-    assert 0.5 < float(metric.compute()["value"]) <= 1
 
 
 def test_loading_from_a_folder(tiny_clip, encoder, tmp_path, pictures):

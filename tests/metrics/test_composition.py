@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import ABSENT, PartPrediction
 from partcraft_lit.metrics.composition import (
-    Targets,
+    PartScores,
     ceiling,
     composition_targets,
     most_species,
     reconstruction_targets,
     recrop,
-    score_targets,
     vae_round_trip,
 )
 
@@ -129,32 +128,13 @@ class BrightPredictor:
         return nn.functional.one_hot(codes.clamp_min(0), 9).double()
 
 
-def paint(codes: Tensor, seeds: Sequence[int]) -> Tensor:
-    del seeds
-    return (codes[:, 1] * 32 + 10).to(torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_a_perfect_painter_scores_one_with_any_batch_size(batch_size: int) -> None:
-    targets = Targets(torch.tensor([[0, 1], [0, 7], [0, 0], [0, 3]]), torch.zeros(4, 2), (1, 2, 3, 4))
-    done: list[int] = []
-    scores = score_targets(targets, paint, BrightPredictor(), ["background", "all of it"], batch_size, done.append)
-    assert scores.emr == {"all": 1, "without_background": 1, "part/background": 1, "part/all of it": 1}
-    assert scores.cosim["all"] == pytest.approx(1)
-    assert scores.num_images == done[-1] == 4
-
-
-def test_a_painter_who_is_wrong_half_of_the_time() -> None:
-    targets = Targets(torch.tensor([[0, 1], [0, 7]]), torch.zeros(2, 2), (0, 1))
-    scores = score_targets(targets, lambda codes, seeds: paint(codes.clamp(max=1), seeds), BrightPredictor())
-    assert scores.emr == {"all": 0.75, "without_background": 0.5, "part/0": 1, "part/1": 0.5}
-    assert scores.flat("composition_2")["eval/emr_without_background@composition_2"] == 0.5
-    assert scores.flat("composition_2")["eval/cosim@composition_2"] == 0.75
-
-
-def test_nothing_to_score_is_an_error_and_not_a_number() -> None:
-    with pytest.raises(ValueError, match="nothing to score"):
-        score_targets(Targets(torch.zeros(0, 2).long(), torch.zeros(0, 2).long(), ()), paint, BrightPredictor())
+def test_scores_are_flattened_for_logs() -> None:
+    scores = PartScores(emr={"all": 0.75, "without_background": 0.5}, cosim={"all": 0.8}, num_images=2)
+    assert scores.flat("composition_2") == {
+        "eval/emr@composition_2": 0.75,
+        "eval/emr_without_background@composition_2": 0.5,
+        "eval/cosim@composition_2": 0.8,
+    }
 
 
 class Brights:
@@ -200,6 +180,11 @@ def test_ceiling_is_below_one_when_codes_change() -> None:
     vae.decode_latents = lambda latents: nn.functional.interpolate(latents, scale_factor=2) - 40 / 127.5  # type: ignore
     scores = ceiling(Brights(), BrightPredictor(), vae, indices=[1, 3], part_names=["bg", "it"])  # type: ignore[arg-type]
     assert scores["vae_round_trip"].emr == {"all": 0.5, "without_background": 0, "part/bg": 1, "part/it": 0}
+
+
+def test_nothing_to_score_is_an_error_and_not_a_number() -> None:
+    with pytest.raises(ValueError, match="nothing to score"):
+        ceiling(Brights(), BrightPredictor(), DarkeningVae(), indices=[])  # type: ignore[arg-type]
 
 
 def test_round_trip_of_a_lossless_autoencoder_is_the_picture() -> None:

@@ -8,16 +8,24 @@ from partcraft_lit.parts.foreground import PatchPlaces, choose_foreground, inwar
 
 def grids(*maps: list[list[int]]) -> tuple[torch.Tensor, PatchPlaces]:
     tensors = [torch.tensor(rows) for rows in maps]
-    places = [PatchPlaces.of_grid(*tensor.shape, index) for index, tensor in enumerate(tensors)]
-    return torch.cat([tensor.flatten() for tensor in tensors]), PatchPlaces.concatenate(places)
+    return torch.cat([tensor.flatten() for tensor in tensors]), places_of(*(tensor.shape for tensor in tensors))
+
+
+def places_of(*shapes: tuple[int, int], inward: torch.Tensor | None = None) -> PatchPlaces:
+    """All cells of one grid per image, row by row."""
+    cells = [torch.arange(height * width) for height, width in shapes]
+    counts = torch.tensor([len(numbers) for numbers in cells])
+    heights, widths = torch.tensor([list(shape) for shape in shapes]).repeat_interleave(counts, dim=0).unbind(dim=1)
+    images = torch.arange(len(shapes)).repeat_interleave(counts)
+    return PatchPlaces.of_cells(torch.cat(cells), heights, widths, images, inward)
 
 
 CENTRED = [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
 
 
 def test_places_by_hand():
-    places = PatchPlaces.of_grid(3, 4, image=5)
-    assert places.image.tolist() == [5] * 12
+    places = places_of((3, 4))
+    assert places.image.tolist() == [0] * 12
     assert places.rows.view(3, 4)[:, 0].tolist() == pytest.approx([-2 / 3, 0, 2 / 3])
     assert places.cols.view(3, 4)[0].tolist() == pytest.approx([-0.75, -0.25, 0.25, 0.75])
     assert places.border.view(3, 4).tolist() == [[True] * 4, [True, False, False, True], [True] * 4]
@@ -45,7 +53,7 @@ def test_confidence_by_hand():
 
 def test_clusters_that_ignore_place_give_no_confidence():
     generator = torch.Generator().manual_seed(0)
-    places = PatchPlaces.concatenate([PatchPlaces.of_grid(16, 16, index) for index in range(100)])
+    places = places_of(*[(16, 16)] * 100)
     labels = torch.randint(0, 2, (25_600,), generator=generator)
     assert choose_foreground(labels, places, 2).confidence < 0.03
 
@@ -72,12 +80,12 @@ def test_a_group_that_covers_nearly_everything_is_doubted():
 def test_both_sides_are_never_empty(k):
     labels = torch.zeros(64, dtype=torch.long)
     labels[:k] = torch.arange(k)
-    choice = choose_foreground(labels, PatchPlaces.of_grid(8, 8, 0), k)
+    choice = choose_foreground(labels, places_of((8, 8)), k)
     assert 0 < int(choice.is_foreground.sum()) < k
 
 
 def test_one_cluster_is_all_foreground_without_confidence():
-    choice = choose_foreground(torch.zeros(16, dtype=torch.long), PatchPlaces.of_grid(4, 4, 0), 1)
+    choice = choose_foreground(torch.zeros(16, dtype=torch.long), places_of((4, 4)), 1)
     assert choice.is_foreground.tolist() == [True]
     assert choice.confidence == 0
 
@@ -120,18 +128,11 @@ def test_many_clusters_are_split_by_inwardness_where_it_is_known():
     labels = torch.zeros(32, 32, dtype=torch.long)
     labels[8:24, 8:16] = 1
     labels[8:24, 16:24] = 2
-    choice = choose_foreground(labels.flatten(), PatchPlaces.of_grid(32, 32, 0, *inwardness([pixels], [(32, 32)])), 3)
+    choice = choose_foreground(
+        labels.flatten(), places_of((32, 32), inward=inwardness([pixels], [(32, 32)])[0].flatten()), 3
+    )
     assert choice.is_foreground.tolist() == [False, True, False]
     assert choice.separation > 0.8
-    unknown = choose_foreground(labels.flatten(), PatchPlaces.of_grid(32, 32, 0), 3)
+    unknown = choose_foreground(labels.flatten(), places_of((32, 32)), 3)
     assert unknown.is_foreground.tolist() == [False, True, True]
     assert unknown.separation != unknown.separation
-
-
-def test_places_keep_what_is_known():
-    pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    known, unknown = PatchPlaces.of_grid(4, 4, 0, pixels), PatchPlaces.of_grid(4, 4, 1)
-    both = PatchPlaces.concatenate([known, known]).select(torch.tensor([3, 20]))
-    assert both.inwardness is not None
-    assert both.inwardness.shape == (2,)
-    assert PatchPlaces.concatenate([known, unknown]).inwardness is None

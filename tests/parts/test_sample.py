@@ -53,9 +53,6 @@ def test_patches_are_those_of_their_places(creatures, meaningful, max_patches):
 
 
 def test_cells_of_a_grid_are_counted_row_by_row():
-    places = PatchPlaces.of_grid(2, 4, image=3)
-    assert places.rows.tolist() == [-0.5] * 4 + [0.5] * 4
-    assert places.cols.tolist() == [-0.75, -0.25, 0.25, 0.75] * 2
     picked = PatchPlaces.of_cells(torch.tensor([5]), torch.tensor([2]), torch.tensor([4]), torch.tensor([3]))
     assert (picked.rows.item(), picked.cols.item(), picked.image.item()) == (0.5, -0.25, 3)
 

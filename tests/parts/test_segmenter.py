@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import pytest
+import numpy as np
 import torch
 from torch.testing import assert_close
 
-from partcraft_lit.parts.segmenter import Segmenter, absorb_specks, connected_pieces
+from partcraft_lit.parts.segmenter import Segmenter, absorb_small_components, connected_components
 
 
 def segmenter(**settings) -> Segmenter:
@@ -44,7 +44,7 @@ def test_small_parts_go_to_the_next_nearest_part_or_to_the_background():
     assert segmenter(min_cells=4).label(grid).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
-def test_specks_take_the_label_around_them():
+def test_small_components_take_the_label_around_them():
     grid = features([[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [2, 0, 0, 0]])
     cleaned = segmenter(min_component_size=2).label(grid).tolist()
     assert cleaned == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
@@ -57,43 +57,35 @@ def test_hash_follows_everything_that_decides_a_label_map():
     assert len({same.hash, other.hash, segmenter(min_component_size=2).hash, flipped.hash}) == 4
 
 
-def test_pieces_by_hand():
-    labels = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 0, 0]])
-    pieces = connected_pieces(labels)
-    groups = sorted(torch.bincount(pieces.flatten())[pieces.unique()].tolist())
-    assert groups == [1, 1, 3, 4]
-    assert pieces[0, 0] == pieces[1, 1]
-    assert pieces[2, 0] != pieces[1, 1]  # corners do not connect
+def test_components_by_hand():
+    labels = np.array([[[1, 1, 0], [0, 1, 0], [1, 0, 0]]])
+    components = connected_components(labels)[0]
+    assert sorted(np.bincount(components.ravel()).tolist()) == [1, 1, 3, 4]
+    assert components[0, 0] == components[1, 1]
+    assert components[2, 0] != components[1, 1]  # corners do not connect
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_pieces_against_a_flood_fill(seed):
-    labels = torch.randint(0, 3, (9, 12), generator=torch.Generator().manual_seed(seed))
-    expected = torch.full_like(labels, -1)
-    for start in range(labels.numel()):
-        row, column = divmod(start, 12)
-        if expected[row, column] >= 0:
-            continue
-        todo = [(row, column)]
-        while todo:
-            r, c = todo.pop()
-            inside = 0 <= r < 9 and 0 <= c < 12
-            if inside and expected[r, c] < 0 and labels[r, c] == labels[row, column]:
-                expected[r, c] = start
-                todo += [(r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)]
-    assert torch.equal(connected_pieces(labels), expected)
+def test_components_end_with_their_image():
+    assert np.unique(connected_components(np.ones((3, 2, 2), dtype=np.int64))).tolist() == [0, 1, 2]
 
 
-def test_absorbing_leaves_large_pieces_and_uniform_maps():
-    labels = torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]])
-    assert torch.equal(absorb_specks(labels, 3, 4), labels)
-    uniform = torch.ones(2, 2, dtype=torch.long)
-    assert torch.equal(absorb_specks(uniform, 3, 9), uniform)
+def test_absorbing_keeps_large_components_and_uniform_maps():
+    labels = torch.tensor([[[1, 1, 2, 2], [1, 1, 2, 2]]])
+    assert torch.equal(absorb_small_components(labels, 3, 4), labels)
+    uniform = torch.ones(1, 2, 2, dtype=torch.long)
+    assert torch.equal(absorb_small_components(uniform, 3, 9), uniform)
+
+
+def test_a_component_takes_the_commonest_label_of_its_eight_neighbours():
+    labels = torch.tensor([[[0, 0, 2, 2], [0, 1, 2, 2], [2, 2, 2, 2]], [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]])
+    cleaned = absorb_small_components(labels, 3, 2)
+    assert cleaned[0].tolist() == [[0, 0, 2, 2], [0, 2, 2, 2], [2, 2, 2, 2]]  # three of label 0, five of label 2
+    assert cleaned[1].tolist() == [[0] * 4] * 3
 
 
 def test_images_labelled_together_are_labelled_as_one_by_one():
     generator = torch.Generator().manual_seed(0)
-    sizes = [(5, 6), (3, 9), (5, 6), (5, 6), (3, 9)]  # of two shapes, so that specks are absorbed in two groups
+    sizes = [(5, 6), (3, 9), (5, 6), (5, 6), (3, 9)]  # of two shapes, so that components are absorbed in two groups
     grids = [features(torch.randint(0, 3, size, generator=generator).tolist()) for size in sizes]
     labelling = segmenter(min_component_size=3, min_cells=4)
     together = labelling.label_all(grids)

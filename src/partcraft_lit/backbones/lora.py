@@ -37,8 +37,8 @@ class LoraLayer:
         return len(self.down)
 
     def delta(self) -> Tensor:
-        """(outputs, inputs) weight delta, float64."""
-        return self.scale * (self.up.double() @ self.down.double())
+        """(outputs, inputs) weight delta, float64 on the CPU."""
+        return self.scale * (self.up.cpu().double() @ self.down.cpu().double())
 
     def folded(self) -> LoraLayer:
         """The same delta with the scale folded into ``up``, so alpha equals the rank: tools disagree on any other."""

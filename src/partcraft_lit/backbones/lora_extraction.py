@@ -39,7 +39,7 @@ def extract_lora_layers(before: Mapping[str, Tensor], after: Mapping[str, Tensor
 
 def _factors(change: Tensor) -> tuple[Tensor, Tensor]:
     """(outputs, rank) and (rank, inputs), each with the root of the singular values."""
-    left, values, right = torch.linalg.svd(change.double().cpu(), full_matrices=False)
+    left, values, right = torch.linalg.svd(change.cpu().double(), full_matrices=False)
     rank = int((values > _TOLERANCE * values[0]).sum())
     roots = values[:rank].sqrt()
     return left[:, :rank] * roots, roots[:, None] * right[:rank]

@@ -18,7 +18,7 @@ from partcraft_lit.data.concept_prompts import COMBINED, ConceptSet
 from partcraft_lit.evaluation.image_scores import Row
 from partcraft_lit.evaluation.sampling import draw_missing
 from partcraft_lit.metrics.clip import ClipEncoder, ClipScore
-from partcraft_lit.metrics.features import ImageFeatures, unit
+from partcraft_lit.metrics.features import ImageFeatures, unit_float64
 from partcraft_lit.module import PersonalizationModule
 
 #: Drawn images of the truth with which an image is compared.
@@ -253,8 +253,8 @@ def _drawn_request(
 def _described(network: ImageFeatures, images: Sequence[Tensor]) -> Tensor:
     """(I, D) float64 directions; images of one size go through the network together."""
     if len({image.shape for image in images}) == 1:
-        return unit(network(torch.stack(list(images))).double()).cpu()
-    return torch.cat([unit(network(image[None]).double()).cpu() for image in images])
+        return unit_float64(network(torch.stack(list(images))))
+    return torch.cat([unit_float64(network(image[None])) for image in images])
 
 
 def _add(rows: Sequence[dict[str, Any]], key: str, values: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from partcraft_lit.data.concept_prompts import plain_text
 from partcraft_lit.evaluation.truth import true_hybrids
 from partcraft_lit.metrics.clip import ClipEncoder, ClipScore, ClipTextSimilarity
 from partcraft_lit.metrics.composition import Targets
-from partcraft_lit.metrics.features import ImageFeatures, PixelFeatures, unit
+from partcraft_lit.metrics.features import ImageFeatures, PixelFeatures, unit_float64
 from partcraft_lit.metrics.fid import FrechetDistance
 from partcraft_lit.metrics.kid import KernelDistance
 from partcraft_lit.metrics.memorisation import Memorisation
@@ -123,7 +124,7 @@ class ImageScorer:
     def _text(self, prompt: str) -> str:
         """What CLIP reads: it knows no tokens, so the object's noun stands for them."""
         text, noun = plain_text(prompt), self._source.class_noun or "object"
-        return text if noun in text.split() else f"{text} {noun}"
+        return text if re.search(rf"(?<!\w){re.escape(noun)}(?!\w)", text, re.IGNORECASE) else f"{text} {noun}"
 
     def _real(self, network: ImageFeatures, indices: Sequence[int]) -> Tensor:
         """(len(indices), D), each image described once."""
@@ -141,7 +142,7 @@ def _whole(targets: Targets) -> bool:
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
     """(I, D), (I, D) -> (I,) float64."""
-    return (unit(a.double()) * unit(b.double())).sum(dim=1)
+    return (unit_float64(a) * unit_float64(b)).sum(dim=1)
 
 
 def _describe(network: ImageFeatures, images: Iterable[Tensor]) -> Tensor:

@@ -11,9 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.metrics.features import ImageFeatures, Shared, View, checked_images, unit
+from partcraft_lit.metrics.features import Shared, View, checked_images, unit_float64
 from partcraft_lit.metrics.networks.pretrained import load_network, locate, model_type
-from partcraft_lit.metrics.similarity import ImageSimilarity
 
 #: Short names of hub ids. Most papers report ViT-B/32.
 MODELS = {
@@ -74,13 +73,6 @@ class ClipEncoder:
         return torch.cat(found)
 
 
-class ClipImageSimilarity(ImageSimilarity):
-    """CLIP-I: :class:`ImageSimilarity` in CLIP's space."""
-
-    def __init__(self, encoder: ImageFeatures, **kwargs: Any) -> None:
-        super().__init__(encoder, name="clip-i", **kwargs)
-
-
 class ClipTextSimilarity(Metric):
     """CLIP-T: mean cosine of an image and the text that it was asked to show. High is good.
 
@@ -126,7 +118,7 @@ class ClipTextSimilarity(Metric):
         encoder = self._encoder.value
         seen = images if images.is_floating_point() else encoder(images)
         read = encoder.texts(texts)
-        return (unit(seen.double()) * unit(read.double().to(seen.device))).sum(dim=1)
+        return (unit_float64(seen) * unit_float64(read)).sum(dim=1)
 
     def update(self, images: Tensor, texts: Sequence[str]) -> None:
         """Adds images; as :meth:`scores`."""

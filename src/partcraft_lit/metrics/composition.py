@@ -16,9 +16,6 @@ from partcraft_lit.core.types import ABSENT, Backbone, ImageSource, PartPredicto
 from partcraft_lit.metrics.cosim import CosineSimilarity
 from partcraft_lit.metrics.emr import ExactMatchingRate
 
-#: (B, M + 1) codes and B seeds -> (B, 3, H, W) uint8 pictures.
-Generate = Callable[[Tensor, Sequence[int]], Tensor]
-
 
 @dataclass(frozen=True)
 class Targets:
@@ -114,33 +111,6 @@ def reconstruction_targets(codes: Tensor, limit: int | None = None, seed: int = 
         sources=chosen[:, None].expand(-1, codes.shape[1]).clone(),
         seeds=tuple(derive_seed(seed, "reconstruction picture", int(image)) for image in chosen),
     )
-
-
-def score_targets(
-    targets: Targets,
-    generate: Generate,
-    predictor: PartPredictor,
-    part_names: Sequence[str] | None = None,
-    batch_size: int = 16,
-    on_batch: Callable[[int], None] | None = None,
-) -> PartScores:
-    """Generates a picture per target, reads its parts back, and scores them.
-
-    Args:
-        targets: what to ask for.
-        generate: the model under test.
-        predictor: reads parts; each picture is read once for both metrics.
-        part_names: as in :class:`PartMetric`.
-        batch_size: pictures at a time; does not change the result if ``generate`` keeps to its seeds.
-        on_batch: called with the number of pictures done.
-    """
-    scorer = _Scorer(predictor, part_names)
-    for start in range(0, len(targets), batch_size):
-        batch = targets[start : start + batch_size]
-        scorer.add(list(generate(batch.codes, batch.seeds)), batch.codes)
-        if on_batch is not None:
-            on_batch(start + len(batch))
-    return scorer.scores()
 
 
 @torch.no_grad()

@@ -19,5 +19,7 @@ class CosineSimilarity(PartMetric):
     """
 
     def similarity(self, predicted_codes: Tensor, target_codes: Tensor) -> Tensor:
-        found, asked = (self.predictor.centroids(codes) for codes in (predicted_codes, target_codes))  # (B, M + 1, D)
-        return F.cosine_similarity(found.double(), asked.double(), dim=-1).to(self.part_sums.device)
+        predicted, target = (
+            self.predictor.centroids(codes).cpu().double() for codes in (predicted_codes, target_codes)
+        )  # (B, M + 1, D)
+        return F.cosine_similarity(predicted, target, dim=-1).to(self.part_sums.device)

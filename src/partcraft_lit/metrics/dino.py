@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.metrics.features import ImageFeatures, View, checked_images
+from partcraft_lit.metrics.features import View, checked_images
 from partcraft_lit.metrics.networks.pretrained import load_network, locate, model_type
-from partcraft_lit.metrics.similarity import ImageSimilarity
 
 #: Short names of hub ids. Papers report ``dino_small16`` (ViT-S/16); numbers of the two families do not compare.
 MODELS = {
@@ -58,13 +57,6 @@ class DinoFeatures:
         seen = (self._view(piece.to(self.device)) for piece in pieces)
         outputs = [self.model(pixel_values=pixels, **self._arguments) for pixels in seen]
         return torch.cat([output.last_hidden_state[:, 0] for output in outputs])
-
-
-class DinoSimilarity(ImageSimilarity):
-    """DINO score: :class:`ImageSimilarity` in the space of DINO or DINOv2, which the key names."""
-
-    def __init__(self, features: ImageFeatures, **kwargs: Any) -> None:
-        super().__init__(features, name="dino", **kwargs)
 
 
 def load_dino(source: str, batch_size: int = 32, device: str | torch.device = "cpu") -> DinoFeatures:

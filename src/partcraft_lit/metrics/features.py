@@ -86,7 +86,7 @@ class FeatureMetric(Metric):
             )
         if not bool(vectors.isfinite().all()):
             raise ValueError(f"{self.features.id} gave features that are not finite; half precision may overflow.")
-        return vectors.to(self.device, torch.float64)
+        return vectors.cpu().double().to(self.device)
 
 
 class PooledPatchFeatures:
@@ -162,3 +162,8 @@ def checked_images(images: Tensor) -> Tensor:
 def unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1; a zero vector stays zero."""
     return F.normalize(vectors, dim=-1)
+
+
+def unit_float64(vectors: Tensor) -> Tensor:
+    """Likewise, in float64 on the CPU: MPS has no float64."""
+    return unit(vectors.cpu().double())

@@ -28,7 +28,7 @@ from partcraft_lit.core.visualization import (
 )
 from partcraft_lit.parts.discovery import Discovery
 from partcraft_lit.parts.foreground import confidence_in_words
-from partcraft_lit.parts.segmenter import connected_pieces
+from partcraft_lit.parts.segmenter import connected_components
 
 _TILE = 104
 _PART_CROPS = 12
@@ -191,7 +191,7 @@ def _save(path: str | Path, title: str, image: Tensor) -> Path:
 
 
 def part_box(label_map: Tensor, part: int, height: int, width: int, margin: float = 0.2) -> tuple[int, int, int, int]:
-    """A square of pixels around the largest piece of one part, as far as the image allows.
+    """A square of pixels around the largest component of one part, as far as the image allows.
 
     Args:
         label_map: (grid height, grid width), with the part in it.
@@ -202,9 +202,9 @@ def part_box(label_map: Tensor, part: int, height: int, width: int, margin: floa
     Returns:
         top, left, bottom, right; inside the image, at least three cells wide.
     """
-    pieces = connected_pieces(label_map)
-    sizes = torch.bincount(pieces[label_map == part])  # specks elsewhere would make the crop show everything
-    rows, columns = (pieces == sizes.argmax()).nonzero().unbind(dim=1)
+    components = torch.from_numpy(connected_components(label_map[None].numpy())[0])
+    sizes = torch.bincount(components[label_map == part])  # specks elsewhere would make the crop show everything
+    rows, columns = (components == sizes.argmax()).nonzero().unbind(dim=1)
     cell_height, cell_width = height / label_map.shape[0], width / label_map.shape[1]
     top, bottom = float(rows.min()) * cell_height, float(rows.max() + 1) * cell_height
     left, right = float(columns.min()) * cell_width, float(columns.max() + 1) * cell_width

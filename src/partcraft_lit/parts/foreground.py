@@ -1,4 +1,4 @@
-"""Which clusters of patches are the object: decided by where they lie, never by eye."""
+"""Chooses the patch clusters that are the object, by their position in the image."""
 
 from __future__ import annotations
 
@@ -58,51 +58,27 @@ class PatchPlaces:
             inwardness=inward,
         )
 
-    @classmethod
-    def of_grid(cls, height: int, width: int, image: int, inward: Tensor | None = None) -> PatchPlaces:
-        """All cells of one grid, row by row, with what :func:`inwardness` says of them, if it is given."""
-        cells = torch.arange(height * width)
-        heights, widths, images = (torch.full_like(cells, side) for side in (height, width, image))
-        return cls.of_cells(cells, heights, widths, images, None if inward is None else inward.reshape(-1))
 
-    def select(self, index: Tensor) -> PatchPlaces:
-        inwardness = None if self.inwardness is None else self.inwardness[index]
-        return PatchPlaces(self.image[index], self.rows[index], self.cols[index], self.border[index], inwardness)
-
-    @staticmethod
-    def concatenate(places: list[PatchPlaces]) -> PatchPlaces:
-        known = [place.inwardness for place in places if place.inwardness is not None]
-        return PatchPlaces(
-            image=torch.cat([place.image for place in places]),
-            rows=torch.cat([place.rows for place in places]),
-            cols=torch.cat([place.cols for place in places]),
-            border=torch.cat([place.border for place in places]),
-            inwardness=torch.cat(known) if len(known) == len(places) else None,
-        )
-
-
-def inwardness(pictures: Sequence[Tensor], grids: Sequence[tuple[int, int]], side: int = 32) -> list[Tensor]:
-    """How far each cell is from the border of the picture, in colour: the least sum of colour steps on any way there.
+def inwardness(images: Sequence[Tensor], grids: Sequence[tuple[int, int]], side: int = 32) -> list[Tensor]:
+    """How far each cell is from the border of the image: the geodesic distance in colour.
 
     A background that reaches the border and changes gradually is near it everywhere, also between an animal's legs; an
     object is a step away, wherever it stands.
 
     Args:
-        pictures: (3, H, W) uint8 each.
+        images: (3, H, W) uint8 each.
         grids: height and width of the grid of cells of each.
-        side: the shorter side of the small picture in which ways are measured.
+        side: the shorter side of the downscaled image that distances are measured in.
 
     Returns:
-        (height, width) float32 each; 1 is the farthest place of the picture, 0 its border.
+        (height, width) float32 each; 1 is the farthest cell of the image, 0 its border.
 
     Source: the geodesic saliency of Wei et al., ECCV 2012, on pixels instead of superpixels.
     """
-    small = [
-        resize(pixels.float() / 255, short_side_size(pixels.shape[1], pixels.shape[2], side)) for pixels in pictures
-    ]
+    small = [resize(pixels.float() / 255, short_side_size(pixels.shape[1], pixels.shape[2], side)) for pixels in images]
     alike: dict[torch.Size, list[int]] = defaultdict(list)
-    for number, picture in enumerate(small):
-        alike[picture.shape].append(number)
+    for number, image in enumerate(small):
+        alike[image.shape].append(number)
     found: dict[int, Tensor] = {}
     for numbers in alike.values():
         costs = _least_cost(torch.stack([small[number] for number in numbers]))
@@ -113,8 +89,10 @@ def inwardness(pictures: Sequence[Tensor], grids: Sequence[tuple[int, int]], sid
 
 
 def _least_cost(small: Tensor) -> Tensor:
-    """(B, 3, h, w) pictures -> (B, h, w): colour steps to the border. Pictures are taken together because a step of the
-    search costs the same for many as for one."""
+    """(B, 3, h, w) images -> (B, h, w) geodesic distance to the border.
+
+    Ours, since scipy's Dijkstra takes one image at a time and adds in float64: dictionaries would change.
+    """
     right = (small[..., 1:] - small[..., :-1]).square().sum(dim=1).sqrt()
     down = (small[..., 1:, :] - small[..., :-1, :]).square().sum(dim=1).sqrt()
     cost = torch.zeros(len(small), *small.shape[2:])

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from partcraft_lit.core.images import kept_window
 from partcraft_lit.core.types import BACKGROUND, Annotation
-from partcraft_lit.parts.quality import assign, normalised_mutual_information
+from partcraft_lit.parts.quality import normalized_mutual_information
 
 #: What `part_at` says of a point outside the label map.
 OUTSIDE = -1
@@ -30,7 +31,7 @@ class AnnotationQuality:
         keypoint_accuracy: share of visible keypoints that lie in the part of their kind, which is the part that most
             keypoints of this kind lie in; several kinds may share a part.
         keypoint_accuracy_paired: the same for kinds and parts matched one to one, over the matched kinds only.
-        keypoint_nmi: normalised mutual information of a keypoint's kind and the part (or background) it lies in. One
+        keypoint_nmi: normalized mutual information of a keypoint's kind and the part (or background) it lies in. One
             part for everything scores about 0 here.
         part_of: kind of keypoint -> its part 1...M, None if it never lies on one.
         accuracy_of: kind of keypoint -> its share of ``keypoint_accuracy``.
@@ -81,7 +82,7 @@ def score_annotations(
         keypoint_in_foreground=_share(counts[:, 1:].sum(), total),
         keypoint_accuracy=_share(sum(float(counts[row, part]) for row, part in enumerate(part_of) if part), total),
         keypoint_accuracy_paired=paired_accuracy(counts),
-        keypoint_nmi=normalised_mutual_information(kinds, found[visible]),
+        keypoint_nmi=normalized_mutual_information(kinds, found[visible]),
         part_of=dict(zip(names, part_of, strict=True)),
         accuracy_of=dict(zip(names, accuracies, strict=True)),
         holds=_holds(names, part_of),
@@ -149,7 +150,7 @@ def paired_accuracy(counts: Tensor) -> float:
     Args:
         counts: (P, M + 1), the background first. Kinds that remain without a part are left out.
     """
-    rows, columns = assign(counts[:, 1:]) if len(counts) else ([], [])
+    rows, columns = linear_sum_assignment(counts[:, 1:], maximize=True)
     right = sum(int(counts[row, column + 1]) for row, column in zip(rows, columns, strict=True))
     return _share(right, sum(int(counts[row].sum()) for row in rows))
 

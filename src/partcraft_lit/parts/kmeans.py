@@ -55,6 +55,8 @@ def cosine_kmeans(
     Source: faiss ``Clustering`` with ``spherical``. Its own defaults would look at 256 points per centroid only, leave
     the input as long as it is, and start from random points.
     """
+    from sklearn.metrics import mutual_info_score  # slow to import, like faiss
+
     _check(x, k)
     x = x.detach().float().cpu()
     directed = torch.cat([F.normalize(chunk, dim=1).norm(dim=1) > 0.5 for chunk in x.split(_ROWS)])
@@ -69,7 +71,7 @@ def cosine_kmeans(
         centroids = F.normalize(_lloyd(points, start, niter), dim=1)
         value = float(_similarity(points, centroids).double().mean())
         if groups is not None:
-            value -= GROUP_COST * mutual_information(nearest(points, centroids), groups[kept])
+            value -= GROUP_COST * float(mutual_info_score(nearest(points, centroids).numpy(), groups[kept].numpy()))
         if value > best_value:
             best, best_value = centroids, value
     assert best is not None
@@ -138,16 +140,6 @@ def _starts(points: Tensor, k: int, nredo: int, seed: int, groups: Tensor | None
     for redo in range(nredo):
         chosen = large[int(numpy_generator(seed, "kmeans", "group", redo).integers(len(large)))]
         yield _plus_plus(points[groups == chosen], k, seed, nredo + redo)
-
-
-def mutual_information(first: Tensor, second: Tensor) -> float:
-    """Of two labellings (N,) int64, in nats."""
-    (_, rows), (_, columns) = (labels.unique(return_inverse=True) for labels in (first, second))
-    width = int(columns.max()) + 1
-    joint = torch.bincount(rows * width + columns, minlength=(int(rows.max()) + 1) * width).double()
-    joint = joint.view(-1, width) / len(first)
-    entropy = [float(torch.special.entr(table).sum()) for table in (joint.sum(dim=1), joint.sum(dim=0), joint)]
-    return max(entropy[0] + entropy[1] - entropy[2], 0.0)
 
 
 def _plus_plus(points: Tensor, k: int, seed: int, redo: int) -> Tensor:

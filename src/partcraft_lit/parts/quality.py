@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from partcraft_lit.core.images import clamp_aspect
@@ -14,8 +16,8 @@ from partcraft_lit.core.types import ABSENT, GroundTruth
 from partcraft_lit.core.visualization import resize_labels
 
 
-class Truthful(Protocol):
-    """What this module needs of a :class:`~partcraft_lit.core.types.GroundTruthSource`."""
+class HasGroundTruth(Protocol):
+    """The part of :class:`~partcraft_lit.core.types.GroundTruthSource` that is scored against."""
 
     part_names: Sequence[str]
 
@@ -33,7 +35,7 @@ class PartQuality:
         part_iou: per true part, after the matching that makes their sum largest; 0 for a true part that is left over.
         mean_part_iou: mean over true parts, the background not counted.
         match: true part name -> discovered part 1...M, or None.
-        nmi: per true part: normalised mutual information of the matched part's codes and the part's species, over
+        nmi: per true part: normalized mutual information of the matched part's codes and the part's species, over
             images that show both; NaN where no image does. It rises by chance as codes become many and images few: read
             it beside ``nmi_shuffled``.
         mean_nmi: mean over the true parts that have one.
@@ -52,7 +54,7 @@ class PartQuality:
         return asdict(self)
 
 
-def score_parts(source: Truthful, label_maps: Sequence[Tensor], codes: Tensor) -> PartQuality:
+def score_parts(source: HasGroundTruth, label_maps: Sequence[Tensor], codes: Tensor) -> PartQuality:
     """Compares discovered parts with the truth.
 
     Args:
@@ -70,9 +72,9 @@ def score_parts(source: Truthful, label_maps: Sequence[Tensor], codes: Tensor) -
     names = list(source.part_names)
     counts = confusion([truth.label_map for truth in truths], label_maps, len(names) + 1, codes.shape[1])
     iou = pairwise_iou(counts)
-    rows, columns = assign(iou[1:, 1:])
+    rows, columns = linear_sum_assignment(iou[1:, 1:], maximize=True)
     match: dict[str, int | None] = dict.fromkeys(names)
-    match |= {names[row]: column + 1 for row, column in zip(rows, columns, strict=True)}
+    match |= {names[row]: int(column) + 1 for row, column in zip(rows, columns, strict=True)}
     part_iou = {name: 0.0 if part is None else float(iou[names.index(name) + 1, part]) for name, part in match.items()}
     species = torch.tensor([truth.species for truth in truths])
     nmi = _code_scores(names, match, species, codes)
@@ -89,101 +91,32 @@ def score_parts(source: Truthful, label_maps: Sequence[Tensor], codes: Tensor) -
     )
 
 
-def confusion(truths: Sequence[Tensor], label_maps: Sequence[Tensor], num_true: int, num_found: int) -> Tensor:
-    """(num_true, num_found) numbers of pixels with each pair of labels, the background being label 0 of both."""
-    counts = torch.zeros(num_true * num_found, dtype=torch.long)
+def confusion(truths: Sequence[Tensor], label_maps: Sequence[Tensor], num_true: int, num_predicted: int) -> Tensor:
+    """(num_true, num_predicted) numbers of pixels with each pair of labels, the background being label 0 of both."""
+    counts = torch.zeros(num_true * num_predicted, dtype=torch.long)
     for truth, label_map in zip(truths, label_maps, strict=True):
         seen = clamp_aspect(truth).long()
-        found = resize_labels(label_map, seen.shape, num_found)
-        counts += torch.bincount((seen * num_found + found).flatten(), minlength=len(counts))
-    return counts.view(num_true, num_found)
+        predicted = resize_labels(label_map, seen.shape, num_predicted)
+        counts += torch.bincount((seen * num_predicted + predicted).flatten(), minlength=len(counts))
+    return counts.view(num_true, num_predicted)
 
 
 def pairwise_iou(counts: Tensor) -> Tensor:
-    """Intersection over union of each pair of labels, from their (true, found) pixel counts; 0 for two empty labels."""
+    """IoU of each pair of labels from their (true, predicted) pixel counts; 0 for two empty labels."""
     union = counts.sum(dim=1, keepdim=True) + counts.sum(dim=0, keepdim=True) - counts
     return counts.double() / union.clamp_min(1)
 
 
-def assign(gain: Tensor) -> tuple[list[int], list[int]]:
-    """Pairs rows with columns so that the sum of ``gain`` is largest, as many pairs as the smaller side has.
-
-    Args:
-        gain: (rows, columns), finite.
-
-    Returns:
-        The rows in ascending order and the column of each.
-
-    Source: the Hungarian method with potentials and shortest augmenting paths, as in Jonker and Volgenant, 1987;
-    O(rows^2 * columns).
-    """
-    if gain.shape[0] > gain.shape[1]:
-        columns, rows = assign(gain.T)
-        pairs = sorted(zip(rows, columns, strict=True))
-        return [row for row, _ in pairs], [column for _, column in pairs]
-    cost = (-gain.double()).tolist()
-    height, width = gain.shape
-    row_of = _augment(cost, height, width)
-    pairs = sorted((row, column) for column, row in enumerate(row_of) if row >= 0)
-    return [row for row, _ in pairs], [column for _, column in pairs]
-
-
-def _augment(cost: list[list[float]], height: int, width: int) -> list[int]:
-    """The row that each column is given, -1 for none; one shortest augmenting path per row."""
-    infinity = float("inf")
-    row_potential, column_potential = [0.0] * height, [0.0] * width
-    row_of = [-1] * width
-    for row in range(height):
-        least, previous, visited = [infinity] * width, [-1] * width, [False] * width
-        current_row, current = row, -1
-        while current_row >= 0:
-            for column in range(width):
-                if visited[column]:
-                    continue
-                reduced = cost[current_row][column] - row_potential[current_row] - column_potential[column]
-                if reduced < least[column]:
-                    least[column], previous[column] = reduced, current
-            following = min((c for c in range(width) if not visited[c]), key=least.__getitem__)
-            step = least[following]
-            row_potential[row] += step
-            for column in range(width):
-                if visited[column]:
-                    row_potential[row_of[column]] += step
-                    column_potential[column] -= step
-                else:
-                    least[column] -= step
-            visited[following] = True
-            current, current_row = following, row_of[following]
-        while current >= 0:
-            before = previous[current]
-            row_of[current] = row_of[before] if before >= 0 else row
-            current = before
-    return row_of
-
-
-def normalised_mutual_information(first: Tensor, second: Tensor) -> float:
+def normalized_mutual_information(first: Tensor, second: Tensor) -> float:
     """Mutual information of two labellings over the mean of their entropies: 0 independent, 1 equal up to names.
 
     Args:
-        first, second: (N,) non-negative integers.
+        first, second: (N,) integers.
 
     Returns:
-        NaN for no items; 1 if both labellings have one label only.
+        NaN for N = 0, where scikit-learn has 1; 1 if both labellings have one label only.
     """
-    if len(first) == 0:
-        return float("nan")
-    _, rows = first.unique(return_inverse=True)
-    _, columns = second.unique(return_inverse=True)
-    width = int(columns.max()) + 1
-    joint = torch.bincount(rows * width + columns, minlength=(int(rows.max()) + 1) * width).double()
-    joint = joint.view(-1, width) / len(first)
-    entropies = _entropy(joint.sum(dim=1)), _entropy(joint.sum(dim=0))
-    mean = sum(entropies) / 2
-    return 1.0 if mean == 0 else max((sum(entropies) - _entropy(joint)) / mean, 0.0)
-
-
-def _entropy(probability: Tensor) -> float:
-    return float(torch.special.entr(probability).sum())
+    return float(normalized_mutual_info_score(first.numpy(), second.numpy())) if len(first) else float("nan")
 
 
 def _foreground_iou(counts: Tensor) -> float:
@@ -202,7 +135,7 @@ def _code_scores(
             scores[name] = float("nan")
             continue
         both = (species[:, index] != ABSENT) & (codes[:, part] != ABSENT)
-        scores[name] = normalised_mutual_information(species[both, index], codes[both, part])
+        scores[name] = normalized_mutual_information(species[both, index], codes[both, part])
     return scores
 
 

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,7 +30,7 @@ class Segmenter:
         is_foreground: (k0,) bool.
         part_centroids: (M, D) of length 1.
         min_cells: a part with fewer cells counts as absent; its cells go to the next nearest part.
-        min_component_size: connected pieces with fewer cells take the label of their surroundings; 1 leaves all.
+        min_component_size: connected components of fewer cells take the label of their surroundings; 1 keeps all.
     """
 
     offset: Tensor
@@ -63,10 +66,10 @@ class Segmenter:
         return self.label_all([features])[0]
 
     def label_all(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """As ``label``, for several images, of any sizes; quicker than one after the other."""
+        """As ``label``, for several images of any sizes, which is faster than one by one."""
         labels = [self._nearest_parts(grid) for grid in features]
         if self.min_component_size > 1:
-            labels = self._without_specks(labels)
+            labels = self._without_small_components(labels)
         if self.min_cells > 1:
             labels = [
                 self._without_small_parts(label_map, self.directions(grid))
@@ -80,15 +83,15 @@ class Segmenter:
         labels[~self.foreground(directions)] = BACKGROUND
         return labels
 
-    def _without_specks(self, labels: list[Tensor]) -> list[Tensor]:
+    def _without_small_components(self, labels: list[Tensor]) -> list[Tensor]:
         alike: dict[torch.Size, list[int]] = defaultdict(list)
         for number, label_map in enumerate(labels):
             alike[label_map.shape].append(number)
         cleaned: dict[int, Tensor] = {}
         for numbers in alike.values():
             together = torch.stack([labels[number] for number in numbers])
-            found = absorb_specks(together, self.num_parts + 1, self.min_component_size)
-            cleaned.update(zip(numbers, found, strict=True))
+            absorbed = absorb_small_components(together, self.num_parts + 1, self.min_component_size)
+            cleaned.update(zip(numbers, absorbed, strict=True))
         return [cleaned[number] for number in range(len(labels))]
 
     def describe(self, features: Tensor, label_map: Tensor) -> Tensor:
@@ -110,47 +113,47 @@ class Segmenter:
         return torch.where(lost, nearest(directions, alive) + 1, labels)
 
 
-def absorb_specks(labels: Tensor, num_labels: int, smallest: int) -> Tensor:
-    """Gives every connected piece of fewer than ``smallest`` cells the commonest label of the cells around it.
+def absorb_small_components(labels: Tensor, num_labels: int, min_size: int) -> Tensor:
+    """Gives every connected component of fewer than ``min_size`` cells the commonest label of the cells around it.
 
-    Pieces are 4-connected; the cells around them are the 8 neighbours. All pieces are judged on the map as it came, so
-    the order does not matter; a piece that covers the whole map stays.
+    Components are 4-connected; the cells around them are the 8 neighbours. All components are judged on the map as it
+    came, so the order does not matter; a component that covers the whole map stays.
 
     Args:
-        labels: (grid height, grid width) int64, or several of them, (images, grid height, grid width).
+        labels: (images, grid height, grid width) int64.
         num_labels: labels run 0...num_labels - 1; of equally common ones the smallest is taken.
-        smallest: cells a piece needs in order to stay.
+        min_size: cells a component needs in order to stay.
     """
-    maps = labels.view(-1, *labels.shape[-2:])
-    pieces = connected_pieces(maps)
-    sizes = torch.bincount(pieces.flatten())
-    result = maps.clone()
-    for piece in ((sizes > 0) & (sizes < smallest)).nonzero()[:, 0].tolist():
-        image = piece // maps[0].numel()
-        inside = pieces[image] == piece
-        around = (F.max_pool2d(inside[None, None].float(), 3, stride=1, padding=1)[0, 0] > 0) & ~inside
-        if bool(around.any()):
-            result[image][inside] = torch.bincount(maps[image][around], minlength=num_labels).argmax()
-    return result.view(labels.shape)
+    maps = labels.numpy()
+    components = connected_components(maps)
+    sizes = np.bincount(components.ravel())
+    boxes = ndimage.find_objects(components + 1)
+    result = maps.copy()
+    for component in np.flatnonzero(sizes < min_size):
+        image, rows, columns = boxes[component]
+        window = (image, _grown(rows), _grown(columns))
+        inside = components[window] == component
+        around = ndimage.binary_dilation(inside[0], np.ones((3, 3)))[None] & ~inside
+        if around.any():
+            result[window][inside] = np.bincount(maps[window][around], minlength=num_labels).argmax()
+    return torch.from_numpy(result)
 
 
-def connected_pieces(labels: Tensor) -> Tensor:
-    """(..., height, width) labels -> as many int64 numbers: of each cell, the 4-connected piece of equal labels.
+def connected_components(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(images, height, width) labels -> for each cell, the number of its 4-connected component of equal labels.
 
-    A piece has the number of its first cell, all cells of all images being numbered through.
+    Numbers count from 0 over all images; no component reaches from one image into another.
     """
-    pieces = torch.arange(labels.numel()).view(labels.shape)
-    same_down = labels[..., 1:, :] == labels[..., :-1, :]
-    same_right = labels[..., 1:] == labels[..., :-1]
-    while True:  # the smallest number spreads through its piece; at most as many rounds as the longest path
-        before = pieces.clone()
-        _spread_low(pieces[..., 1:, :], pieces[..., :-1, :], same_down)
-        _spread_low(pieces[..., 1:], pieces[..., :-1], same_right)
-        if torch.equal(pieces, before):
-            return pieces
+    within_image = np.zeros((3, 3, 3), dtype=bool)
+    within_image[1] = ndimage.generate_binary_structure(2, 1)
+    components, count = np.zeros(labels.shape, dtype=np.int64), 0
+    for label in np.unique(labels):
+        numbered, found = ndimage.label(labels == label, within_image)
+        components[numbered > 0] = numbered[numbered > 0] + (count - 1)
+        count += found
+    return components
 
 
-def _spread_low(first: Tensor, second: Tensor, same: Tensor) -> None:
-    """Where two neighbours are of one piece, both take the lower number, in place."""
-    first.copy_(torch.where(same, torch.minimum(first, second), first))
-    second.copy_(torch.where(same, torch.minimum(second, first), second))
+def _grown(side: slice) -> slice:
+    """One cell more at either end."""
+    return slice(max(side.start - 1, 0), side.stop + 1)
