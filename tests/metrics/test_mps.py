@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from partcraft_lit.backbones.lora import LoraLayer
-from partcraft_lit.backbones.low_rank import _factors
+from partcraft_lit.backbones.lora_extraction import _factors
 from partcraft_lit.evaluation.concepts import _described
 from partcraft_lit.evaluation.whole_images import _cosines
 from partcraft_lit.metrics.clip import ClipScore
@@ -29,9 +29,7 @@ class OnMps(torch.Tensor):
         if func is torch.Tensor.cpu:
             return result.as_subclass(torch.Tensor)
         if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
-            raise TypeError(
-                "Cannot convert a MPS Tensor to float64: MPS has no float64."
-            )
+            raise TypeError("Cannot convert a MPS Tensor to float64: MPS has no float64.")
         return result
 
 
