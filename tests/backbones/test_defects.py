@@ -27,7 +27,7 @@ def vectors_for(backbone, tokens):
 
 def test_a_part_may_stand_in_a_training_prompt_twice(each_backbone, read):
     """There it is an error. Here each occurrence has its own vector and its own map, and both train."""
-    tokens = read("a photo of a <head:0> <head:1> bird", "<wing:2> <head:2> <wing:0>")
+    tokens = read("a photo of a <head:0> <wing:1> <head:1> bird", "<wing:2> <head:2> <wing:0>")
     vectors = vectors_for(each_backbone, tokens).requires_grad_()
     conditioning = each_backbone.encode_prompts(tokens, vectors)
     with AttentionCapture(each_backbone.unet, each_backbone.attention_layers) as capture:
