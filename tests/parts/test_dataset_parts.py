@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from partcraft_lit.core.types import ABSENT, GroundTruth
 from partcraft_lit.parts.color import ColorFeatures
 from partcraft_lit.parts.dataset_parts import check_dataset_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
+from partcraft_lit.parts.quality import score_parts
 
 
 class Squares:
@@ -122,3 +124,18 @@ def test_messages():
         check_dataset_parts(Plain(), parts_settings(M=2, source="masks"))
     with pytest.raises(UserError, match=r"this data set has no classes: put the images of each concept into a folder"):
         check_dataset_parts(Plain(), parts_settings(M=2, source="classes"))
+
+
+def test_a_part_that_no_image_shows_is_noted(features):
+    class Named(Squares):
+        part_names = ("red", "blue", "green")
+
+    source = Named()
+    found = dataset_parts(source, features, source="masks", K=2)
+    assert "No image shows green." in found.report.notes
+    assert found.report.parts[3] == {"name": "green", "images": 0, "share": 0.0, "codes": 1, "similarity": None}
+    assert found.codes[:, 3].tolist() == [ABSENT] * 4
+    assert found.report.lowered_codes["green"] == 1
+    json.loads(json.dumps(found.report.as_dict(), allow_nan=False))
+    quality = score_parts(source, found.label_maps, found.codes)
+    assert quality.part_iou == {"red": 1.0, "blue": 1.0, "green": 0.0}

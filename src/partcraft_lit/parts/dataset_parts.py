@@ -90,7 +90,8 @@ def dataset_parts(
     report = DiscoveryReport(
         num_images=len(source), num_patches=0, foreground={"confidence": 1.0}, notes=[f"Parts are given: {given}."]
     )
-    report.parts = describe_parts(dictionary, label_maps, codes, part_features)
+    report.describe(describe_parts(dictionary, label_maps, codes, part_features), settings)
+    report.notes += [f"No image shows {part['name']}." for part in report.parts[1:] if not part["images"]]
     return Discovery(dictionary, label_maps, codes, part_features, report)
 
 

@@ -50,6 +50,7 @@ class DiscoveryReport:
         foreground: the rule's choice: confidence 0...1, share of the area, evidence of every cluster.
         parts: per part, the background first: name, images that show it, share of all cells, codes, mean cosine of its
             images to their code's centroid.
+        lowered_codes: name -> codes of each foreground part that has fewer than K.
         notes: deviations from the settings, in sentences.
         seconds: per stage.
         from_store: read from the store, nothing was fitted.
@@ -59,9 +60,16 @@ class DiscoveryReport:
     num_patches: int
     foreground: dict[str, Any]
     parts: list[dict[str, Any]] = field(default_factory=list)
+    lowered_codes: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     from_store: bool = False
+
+    def describe(self, parts: list[dict[str, Any]], settings: PartsSettings) -> None:
+        """Takes in what ``describe_parts`` gives."""
+        self.parts = parts
+        if settings.codes == "kmeans":
+            self.lowered_codes = {part["name"]: part["codes"] for part in parts[1:] if part["codes"] < settings.K}
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -190,7 +198,7 @@ class _Run:
             segmented, segmenter = self._timed("label images", lambda: self._segment(segmenter, cache))
         tables, codes = self._timed("fit codes", lambda: self._fit_codes(segmented))
         dictionary = self._name(segmenter, tables, report)
-        report.parts = segmented.describe(dictionary, codes)
+        report.describe(segmented.describe(dictionary, codes), self.settings)
         report.seconds = self.seconds
         self._store_dictionary(dictionary)
         return Discovery(dictionary, segmented.label_maps, codes, segmented.part_features, report)
@@ -269,11 +277,11 @@ class _Run:
             num_images=len(self.source),
             num_patches=int(facts["num_patches"]),
             foreground=dict(facts["foreground"]),
-            parts=segmented.describe(dictionary, codes),
             notes=list(facts["notes"]),
             seconds=self.seconds,
             from_store=True,
         )
+        report.describe(segmented.describe(dictionary, codes), self.settings)
         return Discovery(dictionary, segmented.label_maps, codes, segmented.part_features, report)
 
     # --- pass 1 -------------------------------------------------------------------------------------------------

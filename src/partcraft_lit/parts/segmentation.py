@@ -148,13 +148,20 @@ def describe_parts(
         similarity[chunk] = F.cosine_similarity(part_features[chunk].float(), dictionary.centroids(codes[chunk]), dim=2)
         release()
     present = codes != ABSENT
+
+    def mean_similarity(part: int) -> float | None:
+        values = similarity[present[:, part], part]
+        return round(float(values.mean()), 4) if len(values) else None
+
     return [
         {
             "name": dictionary.names[part],
             "images": int(present[:, part].sum()),
             "share": round(float(share[part]), 4),
             "codes": dictionary.num_codes(part),
-            "similarity": round(float(similarity[present[:, part], part].mean()), 4),
+            "similarity": round(float(similarity[present[:, part], part].mean()), 4)
+            if present[:, part].any()
+            else None,
         }
         for part in range(parts)
     ]

@@ -71,15 +71,25 @@ def discover_parts(
     """Finds the parts, or takes them from the store or the data set; says what it had to change."""
     if settings.source != "discover":
         with stages.stage("read parts") as counter:
-            return dataset_parts(source, features, settings, seed=seed, progress=counter.part)
+            discovery = dataset_parts(source, features, settings, seed=seed, progress=counter.part)
+        _log_codes(discovery, settings, stages)
+        return discovery
     with stages.stage("discover parts") as counter:
         discovery = find_parts(source, features, settings, seed=seed, store=store, progress=counter.part)
     report = discovery.report
     shown = ", ".join(f"{part['name']} {part['images']}" for part in report.parts[1:])
     stages.log(f"  {confidence_in_words(report.foreground['confidence'])}; images per part: {shown}")
-    for note in report.notes:
-        stages.log(f"  {note}")
+    _log_codes(discovery, settings, stages)
     return discovery
+
+
+def _log_codes(discovery: Discovery, settings: PartsSettings, stages: Stages) -> None:
+    """Logs the effective numbers of codes where K was lowered, and the notes."""
+    if discovery.report.lowered_codes:
+        codes = ", ".join(f"{name} {number}" for name, number in discovery.report.lowered_codes.items())
+        stages.log(f"  fewer codes than parts.K={settings.K}: {codes}")
+    for note in discovery.report.notes:
+        stages.log(f"  {note}")
 
 
 def write_discovery(
