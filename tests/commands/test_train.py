@@ -50,6 +50,12 @@ def test_dictionary(tiny_run):
     dictionary = PartDictionary.load(tiny_run / "parts")
     assert dictionary.num_parts == 2 and len(dictionary.names) == 3
     assert max(dictionary.codes_per_part) <= 3
+    lowered = {name: n for name, n in zip(dictionary.names, dictionary.codes_per_part, strict=True) if n < 3}
+    lowered.pop("background", None)
+    scores = json.loads((tiny_run / "scores.json").read_text(encoding="utf-8"))
+    assert {key: value for key, value in scores.items() if key.startswith("codes/")} == {
+        f"codes/{name}": n for name, n in lowered.items()
+    }
 
 
 def test_unreadable_files_are_listed_and_the_run_goes_on(tiny_run, pictures):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from partcraft_lit.core.progress import Stages
-from partcraft_lit.evaluation.scoring import Scorer
+from partcraft_lit.evaluation.scoring import Scorer, Scores
 
 
 def test_two_classes_give_no_hybrids_of_four(tmp_path, capsys):
@@ -22,3 +22,8 @@ def test_two_classes_give_no_hybrids_of_four(tmp_path, capsys):
     assert list(alike.protocols())[-1] == "4 species"
     alike.log_left_out(Stages())
     assert not capsys.readouterr().out
+
+
+def test_effective_numbers_of_codes_are_scores():
+    assert Scores(codes={"head": 3}).flat() == {"codes/head": 3.0}
+    assert Scores().flat() == {}

@@ -130,6 +130,9 @@ def test_a_part_that_no_image_shows_is_noted(features):
     class Named(Squares):
         part_names = ("red", "blue", "green")
 
+        def truth(self, index: int) -> GroundTruth:
+            return GroundTruth(self.label_map(index), (0, 0, ABSENT), self.part_names)
+
     source = Named()
     found = dataset_parts(source, features, source="masks", K=2)
     assert "No image shows green." in found.report.notes

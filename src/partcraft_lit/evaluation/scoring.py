@@ -66,6 +66,7 @@ class Scores:
         pictures: numbers about whole images of the trained model, by protocol; behind ``CEILING`` those of images
             that a perfect model would draw.
         rows: one per image of the trained model.
+        codes: name -> effective number of codes, of the parts that have fewer than K.
     """
 
     protocols: dict[str, PartScores] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Scores:
     truth: dict[str, dict[str, float]] = field(default_factory=dict)
     pictures: dict[str, dict[str, float]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    codes: dict[str, int] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
         """One number per key, for logs and files."""
@@ -84,7 +86,7 @@ class Scores:
         for kind, group_of in (("truth", self.truth), ("pictures", self.pictures)):
             for protocol, values in group_of.items():
                 numbers.update({f"{kind}/{key}@{protocol.replace(' ', '_')}": value for key, value in values.items()})
-        return numbers
+        return numbers | {f"codes/{name}": float(number) for name, number in self.codes.items()}
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def evaluate(
         pictures=image_scorer(settings.eval, source, networks, facts),
         concepts=concept_scorer(settings.eval, source, networks, dictionary.names),
     )
-    scores = Scores(truth=annotation_scores(facts))
+    scores = Scores(truth=annotation_scores(facts), codes=facts.get("lowered_codes", {}))
     with stages.stage("measure ceilings"):
         scores.ceilings = measure_ceiling(scorer, source, backbone, Store(settings.paths.store))
     scorer.log_left_out(stages)

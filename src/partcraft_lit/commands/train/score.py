@@ -39,7 +39,7 @@ def score_bounds(run: RunContext) -> None:
         image_scorer(settings, run.source, run.image_features, run.metadata),
         concept_scorer(settings, run.source, run.image_features, run.part_names),
     )
-    run.scores = Scores(truth=annotation_scores(run.metadata))
+    run.scores = Scores(truth=annotation_scores(run.metadata), codes=run.metadata["lowered_codes"])
     if not settings.enabled:
         return
     run.scorer.log_left_out(run.stages)
