@@ -52,7 +52,7 @@ class ComposedImages:
     def __init__(self, folder: Path, number: int) -> None:
         self.folder = folder.resolve().name
         self._files = ImageFolder(folder / "images")
-        with (folder / "composition.csv").open(newline="") as table:
+        with (folder / "composition.csv").open(encoding="utf-8", newline="") as table:
             rows = {row["file"]: row for row in csv.DictReader(table)}
         number = min(number, len(self._files)) or len(self._files)
         self._chosen = [index * len(self._files) // number for index in range(number)]
