@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_csv_other_columns_and_no_labels(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text('﻿file_name,caption\na.png,"red, plain"\n', encoding="utf-8")
     source = MetadataFolder(tmp_path, text="caption")
     assert source.text_of(0) == "red, plain" and source.class_names == [] and source.label(0) is None
+
+
+def test_names_in_both_spellings_are_one_name(tmp_path: Path) -> None:
+    """A table from Linux (NFC) over files from a Mac's archive (NFD), and the other way round."""
+    for on_disk, in_table in (("NFD", "NFC"), ("NFC", "NFD")):
+        folder = tmp_path / on_disk
+        picture(folder / unicodedata.normalize(on_disk, "\u00e9t\u00e9.png"))
+        row = {"file_name": unicodedata.normalize(in_table, "\u00e9t\u00e9.png"), "text": "summer"}
+        (folder / "metadata.jsonl").write_text(json.dumps(row), encoding="utf-8")
+        source = MetadataFolder(folder)
+        assert len(source) == 1 and source.text_of(0) == "summer"
 
 
 def test_tables_of_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import torch
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.types import ABSENT, PartToken
-from partcraft_lit.tokens.captions import TEMPLATES, CaptionBuilder
+from partcraft_lit.tokens.captions import TEMPLATES, CaptionBuilder, clean_text
 from partcraft_lit.tokens.grammar import PartVocabulary, parse
 
 VOCABULARY = PartVocabulary(["background", "head", "wing", "tail"], [4, 20, 20, 10])
@@ -52,6 +52,30 @@ def test_orders_are_uniform_and_ordered_without_shuffle():
     assert len(orders) == 6
     assert all(abs(count - 200) < 45 for count in orders.values())
     assert {tuple(token.part for token in tokens_of(c)) for c in captions(50, shuffle=False)} == {(0, 1, 3)}
+
+
+def test_an_images_own_caption_takes_the_place_of_the_templates():
+    builder = CaptionBuilder(VOCABULARY, shuffle=False, class_noun="bird", background=False)
+    bare, tokens = "<head:17> <tail:5> bird", "<head:17> <tail:5>"
+    for text, expected in (
+        ("a red Bird on a birdhouse", f"a red {tokens} bird on a birdhouse"),
+        ("sunset over the sea", f"{bare}, sunset over the sea"),
+    ):
+        made = [builder(CODES, torch_generator(0, "caption", index), text) for index in range(100)]
+        without = [builder(CODES, torch_generator(0, "caption", index)) for index in range(100)]
+        assert set(made) == {bare, expected}
+        assert [one == bare for one in made] == [one == bare for one in without]  # equal draws
+    nothing = torch.full((4,), ABSENT)
+    plain = CaptionBuilder(VOCABULARY, background=False)
+    assert plain(nothing, torch_generator(0), "a red bird") == "a red bird"
+    assert plain(nothing, torch_generator(0)) == ""
+
+
+def test_captions_of_people_become_prompts():
+    assert clean_text(" I <3\n\tbirds {} \ud800<head:3> ", lambda text: True) == "I 3 birds head:3"
+    words = " ".join(f"w{number}" for number in range(1000))
+    for most in (0, 1, 7, 60):
+        assert len(clean_text(words, lambda text, most=most: len(text.split()) <= most).split()) == most
 
 
 def test_noun_follows_the_tokens_and_background_can_be_left_out():

@@ -234,6 +234,15 @@ class GroundTruthSource(Protocol):
     def truth(self, index: int) -> GroundTruth: ...
 
 
+@runtime_checkable
+class CaptionedSource(Protocol):
+    """An image source whose images may come with captions."""
+
+    def text_of(self, index: int) -> str | None:
+        """The caption as it was written, or None."""
+        ...
+
+
 @dataclass(frozen=True)
 class Annotation:
     """What people marked in an image, in its own pixels.

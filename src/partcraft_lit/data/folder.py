@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.files import read_text
 from partcraft_lit.core.images import readable_extensions
 from partcraft_lit.core.settings import Positive
 from partcraft_lit.core.store import Store
@@ -32,7 +33,8 @@ _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 class ImageFolder(ImageFiles):
     """All readable images below a folder, sorted by path: an image source.
 
-    Hidden files and files without an image extension are skipped; the rest is as in `ImageFiles`.
+    Hidden files and files without an image extension are skipped; the rest is as in `ImageFiles`. ``a.txt`` beside
+    ``a.jpg`` is its caption.
 
     Args:
         dir: the folder; ``~`` is understood.
@@ -70,6 +72,15 @@ class ImageFolder(ImageFiles):
         if masks is not None:
             self._masks = MaskFiles(masks, self._paths, [self.size(index) for index in range(len(self))])
             self.part_names = self._masks.part_names  # only here: without it the source does not know the truth
+
+    def text_of(self, index: int) -> str | None:
+        """The caption in the text file beside an image, or None.
+
+        Raises:
+            UserError: if the file is not UTF-8.
+        """
+        path = (self.dir / self._paths[index]).with_suffix(".txt")
+        return read_text(path) if path.is_file() else None
 
     def mask(self, index: int) -> Tensor | None:
         """(height, width) uint8 number of the part of each pixel, 0 for background; None without masks."""

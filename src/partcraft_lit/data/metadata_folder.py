@@ -1,10 +1,12 @@
-"""A folder in Hugging Face's ``imagefolder`` format: images, and tables that say what they show."""
+"""Hugging Face's ``imagefolder`` format: images, and tables with their captions and labels."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.files import read_text
 from partcraft_lit.core.store import Store
 from partcraft_lit.data.folder import list_images
 from partcraft_lit.data.image_files import ImageFiles, existing_folder
@@ -38,7 +41,7 @@ class MetadataFolder(ImageFiles):
         dir: the folder.
         split: only tables below a folder of this name ("train"); all if empty.
         label: column with the class, a name or a number; no classes where there is no such column.
-        text: column with a caption, given by ``text_of``.
+        text: column with a caption, returned by ``text_of``.
         class_noun: what the images show, as one noun.
         store: see `ImageFiles`.
 
@@ -101,8 +104,9 @@ def _read(folder: Path, table: Path, label: str, text: str) -> Iterator[_Row]:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise UserError(f"{where}: file_name {name!r} leads out of the folder of the table.")
-        place = table.parent / path
-        if not place.is_file():
+        place = _existing(table.parent / path)
+        if place is None:
+            place = table.parent / path
             raise UserError(f"{where}: there is no image {place}.")
         caption, kind = row.get(text), row.get(label)
         yield _Row(
@@ -112,22 +116,31 @@ def _read(folder: Path, table: Path, label: str, text: str) -> Iterator[_Row]:
         )
 
 
+def _existing(path: Path) -> Path | None:
+    """A file by its name in either Unicode spelling: tables and archives from macOS and elsewhere differ."""
+    spelled = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return next((place for place in (path, *spelled) if place.is_file()), None)
+
+
 def _lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with their numbers; those of a CSV file count from 2, below the header."""
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        if table.suffix == ".csv":
-            yield from enumerate(csv.DictReader(file), start=2)
-            return
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{table}, row {number} is no JSON: {error}.") from error
-            if not isinstance(row, dict):
-                raise UserError(f'{table}, row {number}: wanted an object such as {{"file_name": "a.jpg"}}.')
-            yield number, row
+    content = read_text(table)
+    if table.suffix == ".csv":
+        try:
+            yield from enumerate(csv.DictReader(io.StringIO(content, newline="")), start=2)
+        except csv.Error as error:
+            raise UserError(f"{table} is no CSV table: {error}.") from error
+        return
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{table}, row {number} is no JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise UserError(f'{table}, row {number}: wanted an object such as {{"file_name": "a.jpg"}}.')
+        yield number, row
 
 
 def _classes(rows: list[_Row], label: str) -> tuple[list[str], list[int]]:

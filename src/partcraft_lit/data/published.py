@@ -1,4 +1,4 @@
-"""What the readers of published data sets share: finding the folder, reading tables, choosing a split and classes."""
+"""Shared by the readers of published data sets: finding the folder, reading tables, choosing a split and classes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from partcraft_lit.core.errors import UserError, did_you_mean, nearest_names
+from partcraft_lit.core.files import read_text
 from partcraft_lit.data.image_files import existing_folder
 
 Split = Literal["train", "test", "all"]
@@ -47,7 +48,7 @@ def read_table(path: Path, columns: int) -> Iterator[list[str]]:
     Raises:
         UserError: for a row with fewer columns, naming it.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -29,7 +29,7 @@ class TrainingSet(Dataset[TrainingExample]):
         latents: of the images or of crops; see ``data.crops``.
         label_maps: N part maps of whole images, uint8 (grid height, grid width), any grid size.
         codes: (N, M + 1) codes, ``ABSENT`` for parts not in an image.
-        make_caption: codes (M + 1,) and a generator -> caption.
+        make_caption: codes (M + 1,), a generator and, where there are texts, the image's -> caption.
         resolution: side of the training crop in pixels.
         vae_scale_factor: pixels per latent.
         attention_size: side of the returned label maps.
@@ -37,6 +37,7 @@ class TrainingSet(Dataset[TrainingExample]):
         flip: mirror half of the samples.
         crop: "random" or "center", in whole latents.
         present_only: omit parts from the caption that the crop cut away, so that no token attends to nothing.
+        texts: N captions that come with the images, given to ``make_caption``; "" for none. None if no image has one.
         transform: applied to each complete example, or None.
 
     Raises:
@@ -51,7 +52,7 @@ class TrainingSet(Dataset[TrainingExample]):
         latents: LatentSource,
         label_maps: Sequence[Tensor],
         codes: Tensor,
-        make_caption: Callable[[Tensor, torch.Generator], str],
+        make_caption: Callable[..., str],
         resolution: int,
         vae_scale_factor: int,
         attention_size: int,
@@ -59,6 +60,7 @@ class TrainingSet(Dataset[TrainingExample]):
         flip: bool,
         crop: Literal["random", "center"],
         present_only: bool = True,
+        texts: Sequence[str] | None = None,
         transform: ExampleTransform | None = None,
     ) -> None:
         if crop not in ("random", "center"):
@@ -70,6 +72,7 @@ class TrainingSet(Dataset[TrainingExample]):
             "label_maps": len(label_maps),
             "codes": len(codes),
             "source_len": source_len,
+            "texts": source_len if texts is None else len(texts),
         }
         if len(set(lengths.values())) > 1 or source_len < 1:
             raise ValueError(f"Expected one of each per image, and at least one image; got {lengths}.")
@@ -79,6 +82,7 @@ class TrainingSet(Dataset[TrainingExample]):
         self._maps = label_maps if isinstance(label_maps, LabelMaps) else LabelMaps.in_memory(label_maps)
         self._codes = codes.clone()
         self._make_caption = make_caption
+        self._texts = texts
         self._side = resolution // vae_scale_factor
         self._pixels = vae_scale_factor
         self._attention_size = attention_size
@@ -106,7 +110,7 @@ class TrainingSet(Dataset[TrainingExample]):
             timestep=int(steps),
             label_map=label_map,
             codes=codes,
-            prompt=self._make_caption(codes, self._generator("caption", sample_id)),
+            prompt=self._caption(image_id, codes, self._generator("caption", sample_id)),
             sample_id=sample_id,
             image_id=image_id,
             crop=(*crop.original_size, crop.top * self._pixels, crop.left * self._pixels),
@@ -114,6 +118,11 @@ class TrainingSet(Dataset[TrainingExample]):
         )
         # The stream keeps its first name: another one would change the bytes of every augmented run.
         return self._transform(example, self._generator("alter", sample_id)) if self._transform else example
+
+    def _caption(self, image_id: int, codes: Tensor, generator: torch.Generator) -> str:
+        if self._texts is None:
+            return self._make_caption(codes, generator)
+        return self._make_caption(codes, generator, self._texts[image_id])
 
     def _generator(self, purpose: str, sample_id: int) -> torch.Generator:
         return torch_generator(self._seed, purpose, sample_id)

@@ -1,8 +1,9 @@
-"""Training captions: the parts of an image as tokens, bare or inside a neutral sentence."""
+"""Training captions: the parts of an image as tokens, bare, in a neutral sentence or in the image's own caption."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -44,6 +45,8 @@ TEMPLATES: tuple[str, ...] = (
     "a photo of a small {}",
 )
 
+#: No text encoder here has room for more.
+_MOST_WORDS = 512
 #: Which of an image's parts a caption names: "all", or a "union" of k of them, where k is drawn first.
 Subset = Literal["all", "union"]
 
@@ -103,15 +106,16 @@ class CaptionBuilder:
         for template in self.templates:
             check_template(template)
 
-    def __call__(self, codes: Tensor | Sequence[int], generator: torch.Generator) -> str:
+    def __call__(self, codes: Tensor | Sequence[int], generator: torch.Generator, text: str = "") -> str:
         """A training caption in the prompt grammar.
 
         Args:
             codes: (M + 1,) code of each part, ``ABSENT`` where the image does not show it.
             generator: on the CPU.
+            text: the image's own caption (see `clean_text`), which takes the place of the templates.
 
         Returns:
-            The caption; the class noun alone, or "", if there is no part to name.
+            The caption; the class noun alone, or ``text``, if there is no part to name.
 
         Raises:
             ValueError: if ``codes`` does not fit the vocabulary.
@@ -130,12 +134,19 @@ class CaptionBuilder:
         if tokens:
             safe = max(tokens, key=lambda token: keep[token.part])
             tokens = [token for token in tokens if token is safe or keep[token.part] >= self.drop_prob]
-        return self._sentence(tokens, template if with_template else "{}")
+        if text:
+            template = self._around(text)
+        return self._sentence(tokens, template if with_template else "{}") or text
 
     def plain(self, codes: Tensor | Sequence[int], template: str = "a photo of a {}") -> str:
         """The caption without chance, all present parts in order: for samples, probes and scores."""
         check_template(template)
         return self._sentence(self._tokens(codes), template)
+
+    def _around(self, text: str) -> str:
+        """An image's caption as a template: the tokens stand where the class noun does, else before the text."""
+        noun = re.search(rf"\b{re.escape(self.class_noun)}\b", text, re.IGNORECASE) if self.class_noun else None
+        return f"{text[: noun.start()]}{{}}{text[noun.end() :]}" if noun else f"{{}}, {text}"
 
     def _tokens(self, codes: Tensor | Sequence[int]) -> list[PartToken]:
         values = [int(code) for code in (codes.tolist() if isinstance(codes, Tensor) else codes)]
@@ -159,6 +170,23 @@ class CaptionBuilder:
     def _phrase(self, token: PartToken) -> str:
         word = render([token], self.vocabulary)
         return f"{word} {self.vocabulary.names[token.part]}" if self.nouns else word
+
+
+def clean_text(text: str, fits: Callable[[str], bool]) -> str:
+    """A caption as people write them, for use in prompts: one line, without the grammar's signs, cut to whole words.
+
+    Args:
+        text: of any length.
+        fits: whether a text is short enough; the longest beginning that fits is taken.
+    """
+    words = re.sub(r"[<>{}\x00-\x1f\ud800-\udfff]", " ", text).split()[:_MOST_WORDS]
+    low, high = 0, len(words)
+    if fits(" ".join(words)):
+        return " ".join(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(" ".join(words[:middle])) else (low, middle - 1)
+    return " ".join(words[:low])
 
 
 def sample_union(tokens: list[PartToken], share: float, keep: Sequence[float]) -> list[PartToken]:

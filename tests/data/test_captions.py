@@ -1,0 +1,51 @@
+"""Captions that come with images, on their way into training prompts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.types import TokenizedPrompts
+from partcraft_lit.data.captions import caption_texts
+from partcraft_lit.data.folder import ImageFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.png", "b.jpg", "c.png"):
+        Image.new("RGB", (12, 10), "red").save(tmp_path / name)
+    return tmp_path
+
+
+def twelve_words(prompts: list[str]) -> TokenizedPrompts:
+    """Stands for a text encoder with twelve positions."""
+    if any(len(prompt.split()) > 12 for prompt in prompts):
+        raise UserError("too long")
+    none = torch.zeros(1, 0, dtype=torch.long)
+    return TokenizedPrompts((none,), none, none, none)
+
+
+def test_a_text_file_beside_an_image_is_its_caption(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "a.txt").write_bytes("\ufeffa red\r\nbird\r\n".encode())
+    (folder / "c.txt").write_text("one two three four five six seven eight nine ten eleven", encoding="utf-8")
+    with caplog.at_level(logging.INFO):
+        texts = caption_texts(ImageFolder(folder), ["a photo of a <head:3>"] * 3, twelve_words)
+    assert texts == ["a red bird", "", "one two three four five six seven"]
+    assert "2 of 3 images have captions" in caplog.text and "1 captions are longer" in caplog.text
+
+
+def test_without_captions_nothing_changes(folder: Path) -> None:
+    assert caption_texts(ImageFolder(folder), [""] * 3, twelve_words) is None
+    (folder / "b.txt").write_text(" \n", encoding="utf-8")
+    assert caption_texts(ImageFolder(folder), [""] * 3, twelve_words) is None
+
+
+def test_a_caption_in_another_encoding_is_an_error(folder: Path) -> None:
+    (folder / "b.txt").write_bytes("größer".encode("cp1252"))
+    with pytest.raises(UserError, match=r"b\.txt cannot be read as UTF-8 text"):
+        caption_texts(ImageFolder(folder), [""] * 3, twelve_words)
