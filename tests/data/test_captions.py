@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from partcraft_lit.commands.train.examples import training_set
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import TokenizedPrompts
 from partcraft_lit.data.captions import caption_texts
+from partcraft_lit.data.crops import PixelCrops
 from partcraft_lit.data.folder import ImageFolder
+from partcraft_lit.tokens.captions import CaptionBuilder
+from partcraft_lit.tokens.grammar import PartVocabulary
 
 
 @pytest.fixture
@@ -37,6 +42,38 @@ def test_a_text_file_beside_an_image_is_its_caption(folder: Path, caplog: pytest
         texts = caption_texts(ImageFolder(folder), ["a photo of a <head:3>"] * 3, twelve_words)
     assert texts == ["a red bird", "", "one two three four five six seven"]
     assert "2 of 3 images have captions" in caplog.text and "1 captions are longer" in caplog.text
+
+
+def test_training_prompts_hold_the_captions(folder: Path) -> None:
+    (folder / "a.txt").write_text("a red bird", encoding="utf-8")
+    vocabulary = PartVocabulary(["background", "head"], [1, 2])
+    builder = CaptionBuilder(vocabulary, template_prob=1.0, class_noun="bird", background=False, templates=("my {}",))
+    codes = torch.tensor([[0, 0], [0, 1], [0, 0]])
+    run = SimpleNamespace(
+        settings=SimpleNamespace(
+            seed=0,
+            data=SimpleNamespace(present_only=False, flip=False, crop="center", scale_variants=0),
+            loss=SimpleNamespace(region="all"),
+        ),
+        source=ImageFolder(folder),
+        discovery=SimpleNamespace(codes=codes, label_maps=[torch.zeros(2, 2, dtype=torch.uint8)] * 3),
+        scaled=None,
+        latents=PixelCrops(ImageFolder(folder), channels=4, resolution=8, factor=1),
+        module=SimpleNamespace(
+            method=SimpleNamespace(
+                make_caption=builder, plain_caption=builder.plain, tokenize=twelve_words, transform=None
+            )
+        ),
+        backbone=SimpleNamespace(
+            resolution=8,
+            vae_scale_factor=1,
+            attention_size=2,
+            noise_scheduler=SimpleNamespace(alphas_cumprod=torch.ones(10)),
+        ),
+    )
+    examples = training_set(run)
+    prompts = {example.image_id: example.prompt for example in (examples[number] for number in range(3))}
+    assert prompts == {0: "a red <head:0> bird", 1: "my <head:1> bird", 2: "my <head:0> bird"}
 
 
 def test_without_captions_nothing_changes(folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from partcraft_lit.commands.train.context import RunContext
 from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.types import ABSENT, TrainingBatch
+from partcraft_lit.data.captions import caption_texts
 from partcraft_lit.data.crops import encode_crops
 from partcraft_lit.data.datamodule import Collate
 from partcraft_lit.data.latents import posterior
@@ -27,6 +28,9 @@ _PROBE_IMAGES = 4
 def training_set(run: RunContext) -> TrainingSet:
     """Sample numbers -> examples with the method's captions, of scaled views where there are any."""
     discovery, scaled, method = run.discovery, run.scaled, run.module.method
+    texts = caption_texts(run.source, [method.plain_caption(codes) for codes in discovery.codes], method.tokenize)
+    if texts is not None and scaled:
+        texts = [text for text in texts for _ in range(len(scaled.codes) // len(texts))]
     return TrainingSet(
         seed=run.settings.seed,
         source_len=len(scaled.codes if scaled else discovery.codes),
@@ -34,6 +38,7 @@ def training_set(run: RunContext) -> TrainingSet:
         label_maps=scaled.label_maps if scaled else discovery.label_maps,
         codes=scaled.codes if scaled else discovery.codes,
         make_caption=method.make_caption,
+        texts=texts,
         transform=ComposedTransform(scaled.transform, method.transform) if scaled else method.transform,
         present_only=run.settings.data.present_only,
         **_geometry(run, _label_side(run)),
