@@ -129,7 +129,9 @@ def _check_faiss(findings: Findings) -> None:
     if importlib.util.find_spec("faiss") is None:
         findings.lack("the package faiss is not installed; part discovery needs it")
         return
-    ended = subprocess.run([sys.executable, "-c", _FAISS_AFTER_TORCH], capture_output=True, encoding="utf-8", check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", _FAISS_AFTER_TORCH], capture_output=True, encoding="utf-8", check=False
+    )
     if ended.returncode == 0:
         findings.good("faiss runs beside torch")
         return
