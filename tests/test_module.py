@@ -113,6 +113,8 @@ def attention_loss(weight: float) -> AttentionLoss:
 class Constant:
     """A loss term whose value is known."""
 
+    reads_attention = False
+
     def __init__(self, name: str, weight: float, value: float) -> None:
         self.name, self.weight, self.value = name, weight, value
 
@@ -417,6 +419,45 @@ def test_a_checkpoint_of_other_settings_is_refused(tiny_backbone, changed, messa
         other.load_state_dict(state)
     for name, value in saved(other).items():
         assert torch.equal(value, before[name])
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused(module):
+    state = saved(module)
+    next(iter(state.values())).view(-1)[0] = float("nan")
+    with pytest.raises(UserError, match="its weights are not finite"):
+        module.load_state_dict(state)
+
+
+def rates(trainer: Trainer) -> dict[str, float]:
+    return {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+
+
+def test_a_run_that_had_cooled_down_is_extended_at_the_rates_of_the_longer_run(tiny_backbone, tmp_path):
+    def settings(total: int) -> OptimSettings:
+        return dataclasses.replace(OPTIM, cooldown_steps=2, total_steps=total)
+
+    ended = fit(build(copy.deepcopy(tiny_backbone), optim=settings(2)), checkpoints_in(tmp_path), steps=2)
+    assert set(rates(ended).values()) == {0.0}
+    longer = build(copy.deepcopy(tiny_backbone), optim=settings(6))
+    before = []
+    longer.on_train_batch_start = lambda *_: before.append(rates(longer.trainer))
+    trainer = Trainer(
+        max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    loader = DataLoader([make_batch(longer)] * 2, batch_size=None)
+    trainer.fit(longer, loader, ckpt_path=tmp_path / "step=000002.ckpt", weights_only=True)
+    assert before[0] == {"lora": OPTIM.lora_lr, "mapper": OPTIM.mapper_lr}
+
+
+def test_halved_rates_are_kept_by_the_checkpoint(tiny_backbone, tmp_path):
+    module = build(copy.deepcopy(tiny_backbone))
+    module.scale_rates(0.5)
+    trainer = fit(module, checkpoints_in(tmp_path))
+    assert rates(trainer)["mapper"] == OPTIM.mapper_lr / 2
+    content = torch.load(tmp_path / "step=000001.ckpt", weights_only=True)
+    other = build(copy.deepcopy(tiny_backbone))
+    other.on_load_checkpoint(content)
+    assert rates(fit(other))["mapper"] == OPTIM.mapper_lr / 2
 
 
 def test_a_checkpoint_on_other_weights_is_refused(module, make_components):

@@ -16,6 +16,7 @@ from partcraft_lit.backbones.sampling import sample
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.backbones.trainable_weights import trainable_groups
 from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.finite import first_nonfinite
 from partcraft_lit.core.types import Backbone, LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
 from partcraft_lit.losses.diffusion import (
     RegionMean,
@@ -73,6 +74,8 @@ class PersonalizationModule(LightningModule):
         self._terms: dict[str, LossTerm] = {}
         self._capture: AttentionCapture | None = None
         self._requests = 0
+        # Of learning rates: what the checkpoint was trained with, and what came to it in this process.
+        self._scale_before, self._scale_here = 1.0, 1.0
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         step = self.forward_step(batch)
@@ -160,6 +163,27 @@ class PersonalizationModule(LightningModule):
         ]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _rate_scale(self) -> float:
+        return self._scale_before * self._scale_here
+
+    def scale_rates(self, factor: float) -> None:
+        """All learning rates of the next fit, and of runs that continue its checkpoints, times ``factor``."""
+        self._scale_here *= factor
+
+    def on_train_start(self) -> None:
+        """Rates are those of the settings at this step; a checkpoint knows those of the run that wrote it.
+
+        The two differ where a run that had cooled down is extended.
+        """
+        schedules = self.lr_schedulers()
+        for optimizer in self.trainer.optimizers:
+            rates = [self._rate_scale * self._optim.rate(group["name"]) for group in optimizer.param_groups]
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * self._optim.factor(group["name"], self.global_step)
+            if schedules is not None:
+                cast(Any, schedules).base_lrs = rates
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Groups that rest keep their state: AdamW passes by what has no gradient, and clipping does not see it."""
@@ -273,16 +297,21 @@ class PersonalizationModule(LightningModule):
         """Takes exactly what trains.
 
         Raises:
-            UserError: if a tensor is missing, unexpected, or of another shape.
+            UserError: if a tensor is missing, unexpected, of another shape, or not finite.
         """
         shapes = {name: tuple(parameter.shape) for name, parameter in self._trainable_names().items()}
         _check_same(shapes, {name: tuple(value.shape) for name, value in state_dict.items()})
+        if name := first_nonfinite(state_dict):
+            raise UserError(f"The checkpoint cannot be used: its weights are not finite ({name}). Take an earlier one.")
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["frozen"] = {"backbone": self.backbone.name, "hash": self.backbone.hash}
+        if self._rate_scale != 1.0:
+            checkpoint["rate_scale"] = self._rate_scale
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._scale_before = float(checkpoint.get("rate_scale", 1.0))
         frozen = checkpoint.get("frozen", {})
         if frozen and frozen.get("hash") != self.backbone.hash:
             raise UserError(

@@ -50,6 +50,9 @@ class Run:
         self.probe_prompts = ProbePrompts(["a <head:1>", "a <head:2> <wing:2>"], [11, 12], torch.zeros(2, 3).long())
         self.probe_batch = make_batch(size=2)
 
+    def image_name(self, index: int) -> str:
+        return f"{index}.png"
+
     def cached_grid(self, key: Any, draw: Any) -> Tensor:
         return draw() if self._remember is None else self._remember(key, draw)
 

@@ -27,8 +27,29 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_n_steps_and_after_the_last_the_newest_are_kept(folder: Path) -> None:
     kept = [f"step=00000{step}.ckpt" for step in (4, 6, 7)]
-    assert names(folder) == sorted([*kept, *(f"{name}.json" for name in kept), "last.ckpt"])
+    assert names(folder) == sorted(file for name in [*kept, "last.ckpt"] for file in (name, f"{name}.json"))
     assert (folder / "last.ckpt").read_bytes() == (folder / "step=000007.ckpt").read_bytes()
+
+
+def test_the_last_is_a_copy_with_a_manifest_of_its_own(folder: Path) -> None:
+    newest, last = folder / "step=000007.ckpt", folder / "last.ckpt"
+    assert newest.stat().st_ino != last.stat().st_ino and damage(last) is None
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    assert "SHA-256 differs" in str(damage(last)) and damage(newest) is None
+    for path in folder.glob("step=*"):
+        path.unlink()
+    assert newest_good(folder) is None
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path, folder: Path) -> None:
+    half = [folder / ".step=000009.123-abcd.tmp.ckpt", folder / "best" / ".step=000002.123-abcd.tmp.ckpt"]
+    for path in half:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    fit(StandIn(), bound(Checkpoints(every_n_steps=2), tmp_path), folder=tmp_path, steps=2)
+    assert not any(path.exists() for path in half)
 
 
 def test_a_checkpoint_is_plain_and_holds_the_step(folder: Path) -> None:
@@ -95,7 +116,7 @@ def test_without_manifest_a_checkpoint_must_load(folder: Path) -> None:
     (folder / "step=000007.ckpt").write_bytes(b"no checkpoint at all")
     said: list[str] = []
     assert newest_good(folder, said.append) == folder / "step=000006.ckpt"
-    assert "it cannot be loaded" in said[0]
+    assert "it is no file that torch.save has written" in said[0]
     torch.save({"state_dict": {}}, folder / "step=000008.ckpt")
     assert "global_step or state_dict is missing" in str(damage(folder / "step=000008.ckpt"))
 
@@ -120,7 +141,12 @@ def test_a_full_disk_is_said_and_leaves_the_earlier_checkpoint(tmp_path: Path, m
     monkeypatch.setattr(Trainer, "save_checkpoint", save_until_full)
     with pytest.raises(UserError, match="The disk is full"):
         fit(StandIn(), bound(Checkpoints(every_n_steps=2), tmp_path), folder=tmp_path, steps=8)
-    assert names(tmp_path / "checkpoints") == ["last.ckpt", "step=000002.ckpt", "step=000002.ckpt.json"]
+    assert names(tmp_path / "checkpoints") == [
+        "last.ckpt",
+        "last.ckpt.json",
+        "step=000002.ckpt",
+        "step=000002.ckpt.json",
+    ]
     assert newest_good(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step=000002.ckpt"
 
 
@@ -129,3 +155,13 @@ def test_saving_a_step_again_replaces_it(folder: Path, tmp_path: Path) -> None:
     checkpoints = bound(Checkpoints(every_n_steps=2, keep=3), tmp_path)
     fit(module, checkpoints, folder=tmp_path, steps=6, ckpt_path=folder / "step=000004.ckpt", start=4)
     assert damage(folder / "step=000006.ckpt") is None
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("code has run",)
+
+
+def test_a_pickle_that_could_run_code_is_not_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"global_step": 1, "state_dict": Evil()}, tmp_path / "evil.ckpt")
+    assert "could run code" in str(damage(tmp_path / "evil.ckpt")) and capsys.readouterr().out == ""

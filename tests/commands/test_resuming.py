@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy_loss
+import yaml
 
 from partcraft_lit.callbacks.metrics_log import read_metrics
 from partcraft_lit.core import rundir
@@ -162,3 +164,44 @@ def state(folder: Path) -> dict[str, bytes]:
         name: value.numpy().tobytes()
         for name, value in torch.load(newest(folder), weights_only=True)["state_dict"].items()
     }
+
+
+BROKEN = (
+    "trainer.max_steps=8",
+    "callbacks.checkpoints.every_n_steps=4",
+    "+loss_terms.broken={_target_:toy_loss.broken,after:8,weight:1}",
+)
+
+
+def test_a_loss_that_is_not_finite_goes_back_once_and_then_ends(new_workshop, plain, monkeypatch):
+    monkeypatch.setattr(toy_loss, "broken_for", 3)
+    workshop = new_workshop()
+    with pytest.warns(
+        UserWarning, match=r"skipped: step 4, species .*\.(png|jpg) at timestep \d+, .*32-true"
+    ):
+        ended = workshop("train", *plain, *BROKEN)
+    assert ended.code == 0, ended.out
+    (folder,) = workshop.runs
+    assert "3 steps in a row had a loss or gradients that are not finite" in ended.out
+    assert "step=000004.ckpt, with half the learning rates" in ended.out
+    content = torch.load(folder / "checkpoints" / "step=000008.ckpt", weights_only=True)
+    assert content["rate_scale"] == 0.5
+    rate = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())["optim"]["lora_lr"]
+    assert content["optimizer_states"][0]["param_groups"][0]["lr"] == rate / 2
+    assert [step for step, _ in losses(folder)] == list(range(8))
+
+    monkeypatch.setattr(toy_loss, "broken_for", 6)
+    with pytest.warns(UserWarning, match="the step is skipped"):
+        ended = workshop("train", *plain, *BROKEN, "seed=3")
+    assert ended.code == 2 and "Training stops here. Lower the learning rates" in ended.out, ended.out
+    assert "Traceback" not in ended.out and not (workshop.runs[-1] / "finished.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"root:x:0:0", b"PK\x05\x06" + bytes(18)])
+def test_a_named_file_that_is_no_checkpoint_is_told_before_any_work(new_workshop, tmp_path, content):
+    path = tmp_path / "named.ckpt"
+    path.write_bytes(content)
+    workshop = new_workshop()
+    ended = workshop("train", f"ckpt_path={path}")
+    assert ended.code == 2 and f"ckpt_path={path} cannot be continued: it" in ended.out, ended.out
+    assert "Traceback" not in ended.out and not workshop.runs

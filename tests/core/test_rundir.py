@@ -131,3 +131,12 @@ def test_what_was_saved(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step=000002.ckpt").touch()
     assert "step=000002.ckpt" in rundir.saved_so_far(tmp_path)
+
+
+def test_the_length_counts_where_the_rates_fall_at_the_end():
+    def digest(cooldown: int, total: int) -> str:
+        optim = {"cooldown_steps": cooldown, "total_steps": total}
+        return rundir.settings_hash({"optim": optim, "trainer": {"max_steps": total}})
+
+    assert digest(0, 100) == digest(0, 200)
+    assert digest(10, 100) != digest(10, 200)

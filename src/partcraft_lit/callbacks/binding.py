@@ -58,6 +58,10 @@ class TrainingRun(Protocol):
     @property
     def predictor(self) -> PartPredictor: ...
 
+    def image_name(self, index: int) -> str:
+        """What a person calls the image of ``TrainingBatch.image_ids``."""
+        ...
+
     def cached_grid(self, key: Sequence[Any], draw: Callable[[], Tensor]) -> Tensor:
         """(3, height, width) uint8 sample grid of the untrained model, shared by all runs that start alike.
 

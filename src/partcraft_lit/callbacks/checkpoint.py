@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +16,13 @@ from typing import Annotated, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from pydantic import Field
 
 from partcraft_lit.callbacks.binding import TrainingRun
 from partcraft_lit.callbacks.hooks import EveryNSteps
 from partcraft_lit.core.files import atomic_path, atomic_write
+from partcraft_lit.core.finite import first_nonfinite
 from partcraft_lit.core.settings import Positive
 
 _NAME = re.compile(r"step=(\d+)\.ckpt")
@@ -31,8 +34,8 @@ class Checkpoints(Checkpoint):
 
     A checkpoint is written under a temporary name, flushed to the disk, measured, and only then renamed; its size and
     SHA-256 stand in ``step=001400.ckpt.json`` before that. So whatever happens, a file of that name either agrees with
-    its manifest or is passed over by :func:`newest_good`. ``last.ckpt`` is the newest once more, for people and other
-    tools.
+    its manifest or is passed over by :func:`newest_good`. ``last.ckpt`` is a copy of the newest, for people and other
+    tools, with a manifest of its own. Weights that are not finite are never written, so they evict no good checkpoint.
 
     Args:
         every_n_steps: optimizer steps between checkpoints.
@@ -49,6 +52,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trigger.start(trainer.global_step)
+        self._saved = -1
+        if trainer.is_global_zero:
+            remove_temporary(self.folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,9 +65,12 @@ class Checkpoints(Checkpoint):
         if due or (step != self._saved and 0 < trainer.max_steps <= step):
             self.save(trainer)
 
-    def save(self, trainer: Trainer) -> Path:
-        """Saves now; every process has to call it."""
+    def save(self, trainer: Trainer) -> Path | None:
+        """Saves now, unless the weights are not finite; every process has to call it."""
         step = trainer.global_step
+        if name := first_nonfinite(trainer.lightning_module.state_dict()):
+            rank_zero_warn(f"No checkpoint is written at step {step}: the weights are not finite ({name}).")
+            return None
         path = self.folder / f"step={step:06d}.ckpt"
         self._saved = step
         if not trainer.is_global_zero:
@@ -70,8 +79,10 @@ class Checkpoints(Checkpoint):
         with atomic_path(path) as temporary:
             trainer.save_checkpoint(temporary, weights_only=False)
             atomic_write(manifest_path(path), json.dumps(manifest_of(temporary, step), indent=1) + "\n")
-        with atomic_path(self.folder / "last.ckpt") as temporary:
-            _link(path, temporary)
+        last = self.folder / "last.ckpt"
+        with atomic_path(last) as temporary:
+            shutil.copyfile(path, temporary)  # a hard link would share the damage of the newest
+            shutil.copyfile(manifest_path(path), manifest_path(last))
         self._prune()
         return path
 
@@ -102,8 +113,14 @@ def newest_good(folder: Path | str, say: Callable[[str], None] = _log.warning) -
     return None
 
 
+def remove_temporary(folder: Path) -> None:
+    """Removes what killed runs have left below ``folder`` of checkpoints that were never finished."""
+    for path in folder.rglob(".*.tmp.ckpt"):
+        path.unlink(missing_ok=True)
+
+
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None. With a manifest its bytes decide; without one, whether it loads."""
+    """What is wrong with a checkpoint, or None: its bytes are those of its manifest, it loads, and it is finite."""
     if not path.is_file():
         return "it is not a file"
     if not manifest_path(path).exists():
@@ -115,7 +132,9 @@ def damage(path: Path) -> str | None:
         return f"its manifest cannot be read ({type(error).__name__}: {error})"
     if path.stat().st_size != size:
         return f"it has {path.stat().st_size} bytes instead of {size}"
-    return None if _sha256(path) == digest else "its bytes are not those that were written (SHA-256 differs)"
+    if _sha256(path) != digest:
+        return "its bytes are not those that were written (SHA-256 differs)"
+    return _loading_error(path)
 
 
 def manifest_of(path: Path, step: int) -> dict[str, Any]:
@@ -142,21 +161,21 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _loading_error(path: Path) -> str | None:
+    if not zipfile.is_zipfile(path):
+        return "it is no file that torch.save has written, or only a part of one"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads only what is looked at
+    except pickle.UnpicklingError:
+        return "it holds other things than tensors and plain values, and is not loaded since they could run code"
     except Exception as error:  # torch.load raises nearly anything on damaged bytes
         first_line = str(error).split("\n", maxsplit=1)[0]
         return f"it cannot be loaded ({type(error).__name__}: {first_line})"
     if not isinstance(content, dict) or not {"global_step", "state_dict"} <= content.keys():
         return "it is no checkpoint of a training run: global_step or state_dict is missing"
-    return None
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # file systems without hard links
-        shutil.copyfile(source, target)
+    if not isinstance(content["state_dict"], dict):
+        return "its state_dict is not a dictionary"
+    name = first_nonfinite(content["state_dict"])
+    return None if name is None else f"its weights are not finite ({name})"
 
 
 def _sha256(path: Path) -> str:

@@ -55,6 +55,7 @@ class LiveScore(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trigger.start(trainer.global_step)
+        self._scored = -1
         self._best = read_best(self.folder.parent)
         if self._best.get("step", 0) > trainer.global_step:  # of updates that are lost and come again
             self._best = {}

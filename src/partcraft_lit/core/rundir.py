@@ -60,7 +60,10 @@ YOUNGER: Mapping[str, Any] = {"data.crops": "cut", "loss_terms": {}}
 
 def settings_hash(values: Mapping[str, Any], leave_out: Sequence[str] = NOT_HASHED) -> str:
     """Eight hex digits of plain, resolved values, without the keys in ``leave_out``; order of keys does not matter."""
-    kept = _without(values, "", frozenset(leave_out))
+    left_out = set(leave_out)
+    if values.get("optim", {}).get("cooldown_steps"):  # it ends at the last step, so the length decides what is trained
+        left_out.discard("optim.total_steps")
+    kept = _without(values, "", frozenset(left_out))
     text = json.dumps(kept, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

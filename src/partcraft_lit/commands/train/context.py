@@ -138,6 +138,9 @@ class RunContext:
         prompts = [self.module.method.plain_caption(row) for row in targets.codes]
         return ProbePrompts(prompts, targets.seeds, targets.codes)
 
+    def image_name(self, index: int) -> str:
+        return self.source.name(index // max(1, self.settings.data.scale_variants))
+
     def cached_grid(self, key: Sequence[Any], draw: Callable[[], Tensor]) -> Tensor:
         model = [_GRID_VERSION, weights_digest(self.module), asdict(self.module.sampling)]
         return cached_image(self.store, "grids", [*model, *key], draw)

@@ -4,50 +4,83 @@ from __future__ import annotations
 
 import functools
 import warnings
+from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 
 from partcraft_lit.callbacks.binding import NeedsRun
+from partcraft_lit.callbacks.checkpoint import newest_good
 from partcraft_lit.callbacks.live_score import read_best
 from partcraft_lit.callbacks.loss_terms import AddLossTerm
+from partcraft_lit.callbacks.nonfinite import NonFiniteTraining, SkipNonFinite
 from partcraft_lit.commands.train.context import RunContext
 from partcraft_lit.commands.train.examples import prior_examples, probe_batch, training_set
 from partcraft_lit.commands.train.memory import offloaded
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.finite import first_nonfinite
 from partcraft_lit.data.datamodule import PartDataModule
 from partcraft_lit.data.latents import posterior
 
+_DIVERGED = (
+    "Training stops here. Lower the learning rates (optim.*_lr), train in trainer.precision=32-true, or look at the "
+    "images that are named."
+)
+
 
 def fit(run: RunContext) -> None:
+    """Trains; goes back to the last good checkpoint once where the loss is not finite any more.
+
+    Raises:
+        UserError: if training is not finite again, or there is nothing to go back to.
+    """
     run.probe_batch = probe_batch(run)
     callbacks = bound_callbacks(run)
     with offloaded(run.features, run.settings.hardware, run.store.root):
-        trainer = run.training.make_trainer(
-            logger=list(run.training.loggers),
-            callbacks=callbacks,
-            default_root_dir=run.folder,
-            use_distributed_sampler=False,  # the data module deals samples out itself
-            enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),  # else Lightning would add its own
-        )
-        data = _data_module(run, trainer.accumulate_grad_batches)
-        if run.resume_from is not None:
-            run.stages.log(f"Continuing from {run.resume_from}")
-        groups = run.module.trainable_groups()
-        counts = [f"{name} {sum(p.numel() for p in group):,}" for name, group in groups.items()]
-        run.stages.log("  trainable parameters: " + ", ".join(counts))
-        with run.stages.stage("train"), warnings.catch_warnings():
-            # Frozen networks are in evaluation mode on purpose; the other is about Lightning's own code.
-            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
-            trainer.fit(run.module, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
+        try:
+            _fit(run, callbacks, run.resume_from)
+        except NonFiniteTraining as error:
+            checkpoint = newest_good(run.folder / "checkpoints")
+            if checkpoint is None or torch.distributed.is_initialized():
+                raise UserError(f"{error} {_DIVERGED}") from error
+            run.stages.log(f"{error} Training goes back to {checkpoint}, with half the learning rates.")
+            run.module.scale_rates(0.5)
+            try:
+                _fit(run, callbacks, checkpoint)
+            except NonFiniteTraining as again:
+                raise UserError(f"{again} {_DIVERGED}") from again
     run.module.to(next(run.backbone.unet.parameters()).device).eval()
     if best := read_best(run.folder / "checkpoints"):
         run.stages.log(f"  {best['why']}")
 
 
+def _fit(run: RunContext, callbacks: list[Callback], resume_from: Path | None) -> None:
+    trainer = run.training.make_trainer(
+        logger=list(run.training.loggers),
+        callbacks=callbacks,
+        default_root_dir=run.folder,
+        use_distributed_sampler=False,  # the data module deals samples out itself
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),  # else Lightning would add its own
+    )
+    data = _data_module(run, trainer.accumulate_grad_batches)
+    if resume_from is not None:
+        run.stages.log(f"Continuing from {resume_from}")
+    groups = run.module.trainable_groups()
+    counts = [f"{name} {sum(p.numel() for p in group):,}" for name, group in groups.items()]
+    run.stages.log("  trainable parameters: " + ", ".join(counts))
+    with run.stages.stage("train"), warnings.catch_warnings():
+        # Frozen networks are in evaluation mode on purpose; the other is about Lightning's own code.
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
+        trainer.fit(run.module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    if name := first_nonfinite(run.module.state_dict()):
+        raise NonFiniteTraining(f"The weights are not finite after step {trainer.global_step} ({name}).")
+
+
 def bound_callbacks(run: RunContext) -> list[Callback]:
     """The callbacks of the run, with what they ask it for, and the loss terms of its method."""
-    callbacks = [*run.training.callbacks, *map(AddLossTerm, run.module.method.loss_terms())]
+    callbacks = [SkipNonFinite(), *run.training.callbacks, *map(AddLossTerm, run.module.method.loss_terms())]
     for callback in callbacks:
         if isinstance(callback, NeedsRun):
             callback.bind(run)

@@ -34,7 +34,7 @@ def choose_run_folder(verb: str, values: Mapping[str, Any]) -> tuple[Path, str]:
 
 
 def check_ckpt_path(values: Mapping[str, Any]) -> None:
-    """Raises a UserError unless ``ckpt_path`` is auto, null, a run folder or a checkpoint."""
+    """Raises a UserError unless ``ckpt_path`` is auto, null, a run folder or a checkpoint that can be loaded."""
     given = values["ckpt_path"]
     if given in (None, "auto"):
         return
@@ -46,6 +46,11 @@ def check_ckpt_path(values: Mapping[str, Any]) -> None:
     if not path.exists():
         near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise UserError(f"ckpt_path={given}: there is no such file or folder. {near}".rstrip())
+    if not path.is_dir():
+        from partcraft_lit.callbacks.checkpoint import damage
+
+        if (reason := damage(path)) is not None:
+            raise UserError(f"ckpt_path={given} cannot be continued: {reason}. Name a run, or another checkpoint.")
 
 
 def resume_from(values: Mapping[str, Any], folder: Path) -> Path | None:
