@@ -176,9 +176,7 @@ BROKEN = (
 def test_a_loss_that_is_not_finite_goes_back_once_and_then_ends(new_workshop, plain, monkeypatch):
     monkeypatch.setattr(toy_loss, "broken_for", 3)
     workshop = new_workshop()
-    with pytest.warns(
-        UserWarning, match=r"skipped: step 4, species .*\.(png|jpg) at timestep \d+, .*32-true"
-    ):
+    with pytest.warns(UserWarning, match=r"skipped: step 4, species .*\.(png|jpg) at timestep \d+, .*32-true"):
         ended = workshop("train", *plain, *BROKEN)
     assert ended.code == 0, ended.out
     (folder,) = workshop.runs
