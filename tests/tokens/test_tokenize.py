@@ -11,7 +11,7 @@ from partcraft_lit.tokens.captions import TEMPLATES
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.tokenize import PromptTokenizer, placeholder_id, tokenize
 
-VOCABULARY = PartVocabulary(["background", "head", "left wing"], [4, 20, 20])
+VOCABULARY = PartVocabulary(["background", "head", "left-wing"], [4, 20, 20])
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_part_tokens_take_one_place_each(tiny_tokenizer):
 
 
 def test_the_ids_around_part_tokens_are_those_of_any_other_word(tiny_tokenizer):
-    prompt = "a photo of a <head:17>, <left wing:5> bird"
+    prompt = "a photo of a <head:17>, <left-wing:5> bird"
     tokens = tokenize([prompt], VOCABULARY, [tiny_tokenizer])
     blank = placeholder_id(tiny_tokenizer)
     plain = "a photo of a red, blue bird"

@@ -22,7 +22,7 @@ def check_part_names(names: Sequence[str]) -> None:
                 f"{name!r} cannot name a part: a name begins with a letter and goes on with letters, digits, '_' or "
                 "'-', so that <name:3> can be read in a prompt."
             )
-    taken = ["background", *(name.lower() for name in names)]
+    taken = ["background", *(name.casefold() for name in names)]
     double = sorted({name for name in taken if taken.count(name) > 1})
     if double:
         raise UserError(f"Names of parts must differ, also from 'background'; {double[0]!r} is taken twice.")

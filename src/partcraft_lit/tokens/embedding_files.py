@@ -87,12 +87,11 @@ def exported_part(
         prefix: what file names begin with, since all embeddings lie in one folder there.
     """
     digits = len(str(vocabulary.num_codes[token.part] - 1))
-    name = "-".join(vocabulary.names[token.part].split())
     vectors = baked[token.part, token.code].detach().float().cpu().split(list(widths))
     return ExportedPart(
         token=token,
         placeholder=render([token], vocabulary),
-        stem=f"{prefix}-{name}-{token.code:0{digits}d}",
+        stem=f"{prefix}-{vocabulary.names[token.part]}-{token.code:0{digits}d}",
         vectors=tuple(vector[None].clone() for vector in vectors),
     )
 

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from partcraft_lit.core.errors import UserError, nearest_names
+from partcraft_lit.core.part_names import check_part_names
 from partcraft_lit.core.types import BACKGROUND, PartToken
 
 BACKGROUND_NAME = "background"
@@ -27,7 +28,6 @@ MAX_WEIGHT = 4.0
 _BRACKETS = re.compile(r"<([^<>]*)>(?:\*([-+]?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)))?")
 #: The lookbehind admits starts of words alone, which keeps the search linear in the length of the prompt.
 _UNOPENED = re.compile(r"(?<![^\s<>:])[^\s<>:]+\s*:\s*[0-9]+\s*>")
-_NAME = re.compile(r"[^\s<>:\x00-\x1f\ud800-\udfff]+(?: [^\s<>:\x00-\x1f\ud800-\udfff]+)*")
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _INDEX = re.compile(r"[0-9]{1,9}")  # the bound keeps int() cheap and far above any real count
 
@@ -37,8 +37,7 @@ class PartVocabulary:
     """The parts and codes that a prompt can name.
 
     Attributes:
-        names: M + 1 names, the background first. A name is one or more words without ``<``, ``>`` and ``:``, is not a
-            number, and differs from the others in more than case.
+        names: M + 1 names, the background first; see :func:`~partcraft_lit.core.part_names.check_part_names`.
         num_codes: M + 1 counts; codes of part m are 0...num_codes[m] - 1.
 
     Raises:
@@ -62,22 +61,7 @@ class PartVocabulary:
                 f"Part {BACKGROUND} must be called {BACKGROUND_NAME!r}, got the names {list(self.names)}; "
                 f"put {BACKGROUND_NAME!r} first."
             )
-        self._check_names()
-
-    def _check_names(self) -> None:
-        seen: dict[str, str] = {}
-        for name in self.names:
-            if not _NAME.fullmatch(name) or name.isdigit():
-                raise UserError(
-                    f"Part name {name!r} cannot be written in a prompt: a name is words with single spaces between, "
-                    f"without '<', '>' and ':', and not a number alone. Rename the part."
-                )
-            if name.casefold() in seen:
-                raise UserError(
-                    f"Part names {seen[name.casefold()]!r} and {name!r} are the same in a prompt, where case does not "
-                    f"matter. Rename one of them."
-                )
-            seen[name.casefold()] = name
+        check_part_names(self.names[1:])
 
     @property
     def num_parts(self) -> int:
@@ -200,7 +184,6 @@ def _text(text: str, vocabulary: PartVocabulary) -> list[str | PartToken]:
 def _token(match: re.Match[str], vocabulary: PartVocabulary, where: str) -> PartToken:
     written = _excerpt(match.group(0))
     name, colon, code = (part.strip() for part in match.group(1).partition(":"))
-    name = " ".join(name.split())
     if not name:
         raise UserError(f"{written} names no part; a part token is written {_example(vocabulary)}.")
     try:
