@@ -1,4 +1,4 @@
-"""Pictures: what the pixels are, by hand on tiny images, and what is refused."""
+"""Images: what the pixels are, by hand on tiny images, and what is refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_hex_color() -> None:
     assert visualization.hex_color([0, 114, 178]) == "#0072b2"
 
 
-def test_grid_places_pictures_row_by_row() -> None:
+def test_grid_places_images_row_by_row() -> None:
     sheet = visualization.grid([flat(2, 2, value) for value in (10, 20, 30)], columns=2, pad=1, background=(0, 0, 0))
     assert sheet.tolist()[0] == [
         [10, 10, 0, 20, 20],
@@ -69,7 +69,7 @@ def test_grid_places_pictures_row_by_row() -> None:
     ]
 
 
-def test_grid_centres_pictures_of_unlike_sizes_and_takes_a_batch() -> None:
+def test_grid_centres_images_of_unlike_sizes_and_takes_a_batch() -> None:
     sheet = visualization.grid([flat(4, 2), flat(2, 4)], columns=2, pad=0)
     assert sheet.shape == (3, 4, 8)
     assert (sheet[:, :, 1:3] == 100).all()
@@ -79,9 +79,9 @@ def test_grid_centres_pictures_of_unlike_sizes_and_takes_a_batch() -> None:
 
 
 def test_empty_grid_and_stack_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         visualization.grid([])
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         visualization.stack([])
 
 
@@ -93,7 +93,7 @@ def test_stack_keeps_every_pixel() -> None:
     assert torch.equal(stacked[:, 6:10, 1:3], bottom)
 
 
-def test_overlay_without_outline_is_the_mix_of_colour_and_picture() -> None:
+def test_overlay_without_outline_is_the_mix_of_colour_and_image() -> None:
     label_map = torch.tensor([[0, 1]], dtype=torch.uint8)
     colors = torch.tensor([[0, 0, 0], [200, 0, 100]], dtype=torch.uint8)
     tinted = visualization.overlay_parts(flat(2, 4), label_map, colors, opacity=0.5, outline=False, smooth=False)
@@ -163,7 +163,7 @@ def test_heat_is_brightest_where_the_map_is_largest() -> None:
     row, column = divmod(int(shown.argmax()), 32)
     assert 8 <= row < 16
     assert 16 <= column < 24
-    assert shown[28, 2] < 60  # the picture, darkened
+    assert shown[28, 2] < 60  # the image, darkened
 
 
 def test_heat_survives_an_empty_map_and_a_common_scale() -> None:

@@ -131,8 +131,8 @@ def test_the_report_has_a_row_per_protocol_and_network():
         ("Reconstruction", "b"),
         ("Combined", "a"),
     ]
-    assert rows[0].numbers == {"fid": 3.0, "kid": 2.0} and rows[0].ceiling == {"fid": 1.0}
-    assert rows[2].numbers == {"image": 0.7} and rows[2].ceiling == {"image": 0.9}
+    assert rows[0].metrics == {"fid": 3.0, "kid": 2.0} and rows[0].ceiling == {"fid": 1.0}
+    assert rows[2].metrics == {"image": 0.7} and rows[2].ceiling == {"image": 0.9}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Small pure helpers that make pictures for people: palettes, overlays, captions, grids, PNGs that say what they are.
+"""Image composition: part palettes, overlays, labels, grids, and PNGs with metadata.
 
-Every picture is a (3, height, width) uint8 tensor in RGB on the CPU; every function returns a new one. Overlays are
-drawn at the size of the picture they get: enlarge a small picture first (:func:`upscale`) and its outlines stay thin.
+Every image is a (3, height, width) uint8 tensor in RGB on the CPU; every function returns a new one. Overlays are drawn
+at the size of the image they get: enlarge a small image first (:func:`upscale`) and its outlines stay thin.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
@@ -37,18 +38,6 @@ _OKABE_ITO: tuple[Color, ...] = (
     (213, 94, 0),
     (86, 180, 233),
     (240, 228, 66),
-)
-#: Anchors of matplotlib's "magma" (CC0), dark to bright: brightness rises evenly, so it also reads in grey.
-_MAGMA: tuple[Color, ...] = (
-    (0, 0, 4),
-    (28, 16, 68),
-    (79, 18, 123),
-    (129, 37, 129),
-    (181, 54, 122),
-    (229, 80, 100),
-    (251, 135, 97),
-    (254, 194, 135),
-    (252, 253, 191),
 )
 
 
@@ -114,7 +103,7 @@ def overlay_parts(
         outline: white lines where two parts meet.
         smooth: interpolate the memberships of a coarse map instead of showing its cells as blocks. A coarse map is no
             more exact for it.
-        gray: tint a grey version of the picture, so that a part shows its own colour and not a mixture.
+        gray: tint a grey version of the image, so that a part shows its own colour and not a mixture.
 
     Returns:
         (3, height, width) uint8.
@@ -153,13 +142,13 @@ def highlight_part(
 
 
 def heat_overlay(image: Tensor, heat: Tensor, maximum: float | None = None, opacity: float = 0.9) -> Tensor:
-    """Lays a heat map over a picture in grey: dark where there is none, bright and dense where there is most.
+    """Lays a heat map over an image in grey: dark where there is none, bright and dense where there is most.
 
     Args:
         image: (3, height, width) uint8.
         heat: (grid height, grid width), non-negative, any scale.
         maximum: the value shown brightest; the map's own maximum by default. Give it to make maps comparable.
-        opacity: of the colours where the map is largest; half of that where it is 0, so that the picture stays visible.
+        opacity: of the colours where the map is largest; half of that where it is 0, so that the image stays visible.
     """
     heat = heat.detach().float().nan_to_num(0.0)
     top = float(heat.max()) if maximum is None else maximum
@@ -225,10 +214,10 @@ def grid(
     background: Color = WHITE,
     border: int = 0,
 ) -> Tensor:
-    """Lays pictures out row by row.
+    """Lays images out row by row.
 
     Args:
-        images: (N, 3, H, W) or a sequence of (3, h, w) pictures of any sizes; each is centred in a cell as large as the
+        images: (N, 3, H, W) or a sequence of (3, h, w) images of any sizes; each is centred in a cell as large as the
             largest, without scaling.
         columns: cells in a row; the nearest to a square by default.
         pad: pixels between cells.
@@ -238,25 +227,25 @@ def grid(
     Returns:
         (3, height, width) uint8.
     """
-    pictures = [_checked(image) for image in images]
-    if not pictures:
-        raise ValueError("A grid needs at least one picture.")
-    columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    high, wide = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
+    cells = [_checked(image) for image in images]
+    if not cells:
+        raise ValueError("A grid needs at least one image.")
+    columns = min(columns or math.ceil(math.sqrt(len(cells))), len(cells))
+    rows = math.ceil(len(cells) / columns)
+    high, wide = (max(cell.shape[axis] for cell in cells) for axis in (1, 2))
     canvas = _blank(rows * (high + pad) - pad + 2 * border, columns * (wide + pad) - pad + 2 * border, background)
-    for index, picture in enumerate(pictures):
+    for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
-        top = border + row * (high + pad) + (high - picture.shape[1]) // 2
-        left = border + column * (wide + pad) + (wide - picture.shape[2]) // 2
-        canvas[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
+        top = border + row * (high + pad) + (high - cell.shape[1]) // 2
+        left = border + column * (wide + pad) + (wide - cell.shape[2]) // 2
+        canvas[:, top : top + cell.shape[1], left : left + cell.shape[2]] = cell
     return canvas
 
 
 def stack(images: Sequence[Tensor], pad: int = 8, background: Color = WHITE, border: int = 0) -> Tensor:
-    """Pictures of any widths under one another, aligned left."""
+    """Images of any widths under one another, aligned left."""
     if not images:
-        raise ValueError("A stack needs at least one picture.")
+        raise ValueError("A stack needs at least one image.")
     wide = max(_checked(image).shape[2] for image in images)
     high = sum(image.shape[1] for image in images) + pad * (len(images) - 1)
     canvas = _blank(high + 2 * border, wide + 2 * border, background)
@@ -268,7 +257,7 @@ def stack(images: Sequence[Tensor], pad: int = 8, background: Color = WHITE, bor
 
 
 def fit_square(image: Tensor, side: int, background: Color = WHITE) -> Tensor:
-    """The whole picture inside a square of ``side`` pixels, centred, with bars where its aspect differs."""
+    """The whole image inside a square of ``side`` pixels, centred, with bars where its aspect differs."""
     scaled = upscale(image, side)
     canvas = _blank(side, side, background)
     top, left = (side - scaled.shape[1]) // 2, (side - scaled.shape[2]) // 2
@@ -312,7 +301,7 @@ def encode_png(image: Tensor, metadata: Mapping[str, object] | None = None) -> b
 
 def encode_jpeg(image: Tensor, quality: int = 88) -> bytes:
     buffer = io.BytesIO()
-    # No "optimize": Pillow then needs the whole file in one buffer, which it makes too small for noisy pictures.
+    # No "optimize": Pillow then needs the whole file in one buffer, which it makes too small for noisy images.
     to_pil(image).save(buffer, format="JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
@@ -327,7 +316,7 @@ def save_png(path: Path | str, image: Tensor, metadata: Mapping[str, object] | N
 
 def _checked(image: Tensor) -> Tensor:
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"A picture is (3, height, width) uint8, got {tuple(image.shape)} {image.dtype}.")
+        raise ValueError(f"An image is (3, height, width) uint8, got {tuple(image.shape)} {image.dtype}.")
     return image
 
 
@@ -361,11 +350,9 @@ def _boundaries(labels: Tensor, thickness: int) -> Tensor:
 
 
 def _magma(unit: Tensor) -> Tensor:
-    """(height, width) in 0...1 -> (3, height, width) colours in 0...255."""
-    anchors = torch.tensor(_MAGMA, dtype=torch.float32)
-    position = unit * (len(anchors) - 1)
-    low = position.floor().long().clamp(max=len(anchors) - 2)
-    return torch.lerp(anchors[low], anchors[low + 1], (position - low)[..., None]).permute(2, 0, 1)
+    """(height, width) in 0...1 -> (3, height, width) colours in 0...255; brightness rises evenly, also in grey."""
+    colors = matplotlib.colormaps["magma"](unit.numpy(), bytes=True)  # (height, width, 4)
+    return torch.from_numpy(colors[..., :3].copy()).permute(2, 0, 1).float()
 
 
 @cache

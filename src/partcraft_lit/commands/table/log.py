@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from partcraft_lit.commands.table.comparison import Cell
 
 _COLUMNS = ("row", "column", "mean", "low", "high", "seeds", "images", "best", "p_value", "reported")
-_PICTURES = ("figure.png", "maps.png")
+_FIGURES = ("figure.png", "maps.png")
 
 
 def log_table(
@@ -45,7 +45,7 @@ def _log(logger: Any, folder: Path, cells: Mapping[str, Mapping[str, Cell]], pro
         logger.log_table("table", columns=["row", *cells], data=_means(cells))
         logger.log_table("cells", columns=list(_COLUMNS), data=list(_every_cell(cells)))
     if hasattr(logger, "log_image"):
-        for name in _PICTURES:
+        for name in _FIGURES:
             if (folder / name).is_file():
                 logger.log_image(name.removesuffix(".png"), images=[str(folder / name)])
     logger.finalize("success")

@@ -130,10 +130,9 @@ def _sources(source: ImageSource, discovery: Discovery, targets: Targets, row: i
 
 
 def _summary(source: ImageSource, discovery: Discovery) -> str:
-    number = discovery.dictionary.num_parts
     return (
-        f"{number} parts were found in {len(source):,} images without a label. Each part of each kind has a token; a "
-        f"prompt of tokens from several images gives an object that none of them shows."
+        f"{discovery.dictionary.num_parts} parts were discovered in {len(source):,} images without labels. Every code "
+        "of a part has its own token; a prompt with tokens of several images composes an object that none shows."
     )
 
 
@@ -141,20 +140,20 @@ def _stats(metadata: Mapping[str, Any], scores: Scores) -> list[Stat]:
     stats = []
     if "quality" in metadata:
         quality = metadata["quality"]
-        stats.append(Stat(f"{quality['mean_part_iou']:.2f}", "part IoU", "found parts against the truth"))
+        stats.append(Stat(f"{quality['mean_part_iou']:.2f}", "part IoU", "discovered parts against the truth"))
     if "annotations" in metadata:
         found = metadata["annotations"]
-        stats.append(Stat(f"{found['box_iou']:.2f}", "box IoU", "found foreground against marked boxes"))
+        stats.append(Stat(f"{found['box_iou']:.2f}", "box IoU", "discovered foreground against annotated boxes"))
         if found["part_of"]:
-            stats.append(Stat(f"{found['keypoint_accuracy']:.0%}", "keypoints in their part", "of those marked"))
+            stats.append(Stat(f"{found['keypoint_accuracy']:.0%}", "keypoints in their part", "of those annotated"))
     ceiling = scores.ceilings.get("vae_round_trip")
     for protocol, values in scores.protocols.items():
         if protocol in ("reconstruction", "4 species"):
             note = f"ceiling {ceiling.emr['all']:.2f}" if ceiling else ""
             stats.append(Stat(f"{values.emr['all']:.2f}", f"EMR, {protocol}", note))
-    for protocol, numbers in scores.truth.items():
-        if "part_accuracy" in numbers and protocol in ("reconstruction", "4 species"):
-            stats.append(Stat(f"{numbers['part_accuracy']:.0%}", f"parts right, {protocol}", "read by an oracle"))
+    for protocol, metrics in scores.truth.items():
+        if "part_accuracy" in metrics and protocol in ("reconstruction", "4 species"):
+            stats.append(Stat(f"{metrics['part_accuracy']:.0%}", f"part accuracy, {protocol}", "read by the oracle"))
     return stats
 
 
@@ -171,24 +170,24 @@ def _ceiling_row(name: str, values: PartScores) -> ScoreRow:
     return ScoreRow(f"Real images, {name.replace('_', ' ')}", values)
 
 
-def image_rows(pictures: Mapping[str, Mapping[str, float]]) -> list[WholeImageRow]:
+def image_rows(scores: Mapping[str, Mapping[str, float]]) -> list[WholeImageRow]:
     """``fid@<id>`` and the like by protocol -> a row per protocol and network, with the ceiling beside it."""
     rows = []
-    for protocol, numbers in pictures.items():
+    for protocol, metrics in scores.items():
         if protocol.startswith(CEILING):
             continue
-        ceilings = pictures.get(CEILING + protocol, {})
-        for network in dict.fromkeys(key.partition("@")[2] for key in numbers if "@" in key):
-            found = _of_network(numbers, network)
+        ceilings = scores.get(CEILING + protocol, {})
+        for network in dict.fromkeys(key.partition("@")[2] for key in metrics if "@" in key):
+            values = _of_network(metrics, network)
             # of concepts: what images of the truth have among themselves
-            known = {key.removeprefix(_TRUTH): value for key, value in found.items() if key.startswith(_TRUTH)}
-            own = {key: value for key, value in found.items() if not key.startswith(_TRUTH)}
+            known = {key.removeprefix(_TRUTH): value for key, value in values.items() if key.startswith(_TRUTH)}
+            own = {key: value for key, value in values.items() if not key.startswith(_TRUTH)}
             rows.append(WholeImageRow(protocol.capitalize(), network, own, known | _of_network(ceilings, network)))
     return rows
 
 
-def _of_network(numbers: Mapping[str, float], network: str) -> dict[str, float]:
-    return {key.partition("@")[0]: value for key, value in numbers.items() if key.partition("@")[2] == network}
+def _of_network(metrics: Mapping[str, float], network: str) -> dict[str, float]:
+    return {key.partition("@")[0]: value for key, value in metrics.items() if key.partition("@")[2] == network}
 
 
 def _attention(module: PersonalizationModule, probe: TrainingBatch, num_parts: int) -> list[AttentionRow]:
@@ -213,7 +212,10 @@ def _sample_plates(folder: Path) -> list[Plate]:
 
 
 def _plates(folder: Path) -> list[Plate]:
-    captions = {"atlas.png": "Parts and their most frequent codes", "masks.png": "Part masks"}
+    captions = {
+        "atlas.png": "Parts and their most frequent codes; all codes are in parts/atlas_part*.png",
+        "masks.png": "Part masks",
+    }
     return [
         Plate(read_image(folder / name), caption) for name, caption in captions.items() if (folder / name).is_file()
     ]
