@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from partcraft_lit.commands.export.publish import check_output, publish
 from partcraft_lit.core.images import read_image
 from partcraft_lit.core.randomness import derive_seed
 
@@ -58,7 +62,8 @@ def test_everything_is_there_and_proved(exported):
         assert found["layers"] == facts["layers"] > 0 and found["parts"] == len(facts["parts"]) == 4
         assert found["weights"] < 1e-5 and found["text"] < 1e-5 and found["image_max"] <= 1
     present = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
-    assert {"export.json", *facts["files"]} == {name for name in present if not name.startswith((".", "run."))}
+    assert {"export.json", *facts["files"]} == present
+    assert not list(exported.parent.glob(".birds*"))  # where it was made
 
 
 def test_the_lines_to_paste_draw_the_same_picture(exported, tiny_run, tiny_sd_folder, workshop, tmp_path, monkeypatch):
@@ -128,14 +133,41 @@ def test_embeddings_have_the_keys_of_each_tool(exported):
             assert torch.equal(tensors["emb_params"], vector)
 
 
+TRIGGERS = {
+    "diffusers/pytorch_lora_weights.safetensors": "<part1:0>, <part2:0>",
+    "diffusers/text_encoder/birds-part1-1.safetensors": "<part1:1>",
+    "a1111/models/Lora/birds.safetensors": "birds-part1-0, birds-part2-0",
+    "comfyui/models/embeddings/birds-part2-0.safetensors": "embedding:birds-part2-0",
+}
+
+
 def test_headers_say_what_calls_the_file_up_and_nothing_of_this_machine(exported, tiny_run):
     for path in exported.rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
             header = file.metadata()
-        assert header["modelspec.trigger_phrase"] == "<part1:0>, <part1:1>, <part1:2>, <part2:0>"
-        assert header["ss_network_dim"] == header["ss_network_alpha"] == "4"
         assert len(header["partcraft.base_hash"]) == 64 and header["partcraft.run"] == tiny_run.name
-        assert not any("/" in value for value in header.values())
+        assert header["modelspec.resolution"] == "32x32" and header["modelspec.prediction_type"] == "epsilon"
+        assert header["modelspec.implementation"] in ("diffusers", "https://github.com/Stability-AI/generative-models")
+        assert not any(str(folder) in value for value in header.values() for folder in (exported, Path.home()))
+        is_adapter = path.stem in ("birds", "pytorch_lora_weights")
+        assert ("ss_network_dim" in header) == is_adapter == ("partcraft.settings" in header)
+        if is_adapter:
+            assert header["ss_network_dim"] == header["ss_network_alpha"] == "4"
+    headers = {path.relative_to(exported).as_posix(): header_of(path) for path in exported.rglob("*.safetensors")}
+    assert {name: headers[name]["modelspec.trigger_phrase"] for name in TRIGGERS} == TRIGGERS
+
+
+def test_headers_of_sd2_and_sdxl_say_what_a1111_asks_for(exported):
+    from partcraft_lit.backbones.model_families import _SD1, _SD2, _SDXL
+
+    assert _SD2.is_v2 and not _SD1.is_v2 and not _SDXL.is_v2
+    assert [_SD2.architecture_of(v) for v in (False, True)] == ["stable-diffusion-v2-512", "stable-diffusion-v2-768-v"]
+    assert [family.architecture_of(False) for family in (_SD1, _SDXL)] == [_SD1.architecture, _SDXL.architecture]
+
+
+def header_of(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
 def test_the_card_names_prompts_and_licences(exported):
@@ -143,7 +175,7 @@ def test_the_card_names_prompts_and_licences(exported):
     assert "a photo of a <part1:0> <part2:0>" in card
     assert "a photo of a birds-part1-0 birds-part2-0 <lora:birds:1>" in card
     assert "a photo of a embedding:birds-part1-0 embedding:birds-part2-0" in card
-    assert "Training pictures: **unknown**" in card and "whose licence is not known to partcraft" in card
+    assert "Training images: **unknown**" in card and "whose licence is not known to partcraft" in card
     assert "A1111 and ComfyUI cannot load" in card and "4/4 layers" not in card
     for line in card.splitlines():
         if line.startswith("| !["):
@@ -160,6 +192,16 @@ def test_the_card_names_prompts_and_licences(exported):
         (["to=[difusers]"], r"to\[0\]='difusers': wanted one of diffusers, a1111, comfyui\. Did you mean 'diffusers'"),
         (["to=[]"], r"names no tool"),
         (["name=my birds"], r"no spaces"),
+        (
+            ["parts=['<part1:1>*1.3']"],
+            r"'<part1:1>\*1.3' in parts: a file holds the variant as trained, without a weight",
+        ),
+        (
+            ["parts=[part1:1]", "sample.negative_prompt=a <part2:0>"],
+            r"names <part2:0>, which is not exported: add part2:0",
+        ),
+        (["parts=[part1:1]", "sample.negative_prompt=<part1:1>*2"], r"<part1:1>\*2 has a weight"),
+        (["parts=[part1:1]", "sample.negative_prompt=<part9:1>"], r"no part called 'part9'"),
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(tiny_run, workshop, monkeypatch, overrides, message):
@@ -193,6 +235,81 @@ def test_a_folder_with_other_files_is_left_alone_and_an_earlier_export_replaced(
     assert workshop(*command).code == 2
 
 
+def test_an_export_that_was_interrupted_leaves_the_earlier_one_and_can_be_repeated(
+    tiny_run, workshop, tmp_path, monkeypatch
+):
+    from partcraft_lit.commands.export import export as exporting
+
+    folder = tmp_path / "out"
+    command = ("export", "sample.steps=2", "thumbnails=0", "to=[diffusers]", f"run={tiny_run}", f"output_dir={folder}")
+    assert workshop(*command, "parts=[part1:0]").code == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "x"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "write_card", full)
+        ended = workshop(*command, "parts=[part2:0]")
+        assert ended.code == 2 and "The disk is full" in ended.out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert workshop(*command, "parts=[part2:0]").code == 0
+    assert [path.stem[-7:] for path in (folder / "diffusers/text_encoder").iterdir()] == ["part2-0"]
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_an_export_that_was_stopped_while_it_moved_is_finished_by_the_next(tmp_path, monkeypatch, moves):
+    def made(*names):
+        folder = tmp_path / "made"
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+        (folder / "export.json").write_text(json.dumps({"files": names}))
+        return folder
+
+    folder = tmp_path / "out"
+    publish(made("a.txt", "old/b.txt"), folder)
+    replace, count = Path.replace, itertools.count()
+
+    def stopped(self, target):
+        if self.parent.name == "made" and next(count) == moves:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    new = made("a.txt", "c.txt", "d.txt")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            publish(new, folder)
+    check_output(folder)  # still known as an export
+    shutil.rmtree(tmp_path / "made")
+    publish(made("a.txt", "c.txt", "d.txt"), folder)
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    assert present == {"export.json", "a.txt", "c.txt", "d.txt"}
+
+
+@pytest.mark.parametrize("name", ["../precious.txt", "{tmp}/precious.txt", "link/precious.txt"])
+def test_a_manifest_that_lists_files_outside_removes_nothing(tiny_run, workshop, tmp_path, name):
+    precious, folder = tmp_path / "precious.txt", tmp_path / "out"
+    precious.write_text("precious")
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "export.json").write_text(json.dumps({"files": [name.format(tmp=tmp_path)]}))
+    ended = workshop("export", *QUICK, f"run={tiny_run}", f"output_dir={folder}")
+    assert ended.code == 2 and "which is not in its folder" in ended.out, ended.out
+    assert precious.read_text() == "precious"
+
+
+def test_a_part_in_the_negative_prompt_is_written_in_each_tools_words(tiny_run, workshop, tmp_path):
+    command = (*QUICK, "thumbnails=0", "name=birds", "sample.negative_prompt=a <part2:0>, blurry")
+    ended = workshop("export", *command, f"run={tiny_run}", f"output_dir={tmp_path / 'out'}")
+    assert ended.code == 0, ended.out  # the check compares the image that each tool gives with it
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Negative prompt: a birds-part2-0, blurry\n" in card
+    assert "Negative prompt: a embedding:birds-part2-0, blurry\n" in card
+    assert "negative_prompt='a <part2:0>, blurry'" in card
+
+
 def test_a_file_that_does_not_give_back_what_was_trained_fails(tiny_run, workshop, tmp_path, monkeypatch):
     from partcraft_lit.commands.export import export as exporting
 
@@ -208,7 +325,9 @@ def test_a_file_that_does_not_give_back_what_was_trained_fails(tiny_run, worksho
     monkeypatch.setitem(exporting._WRITERS, "diffusers", damage)
     ended = workshop("export", *QUICK, "thumbnails=0", "to=[diffusers]", f"run={tiny_run}", f"output_dir={tmp_path}")
     assert ended.code == 2 and "MISSED" in ended.out and "do not give back what was trained" in ended.out
-    assert json.loads((tmp_path / "export.json").read_text())["checks"]["diffusers"]["weights"] > 0.1
+    kept = tmp_path.with_name(f".{tmp_path.name}.partial") / "files" / "export.json"
+    assert str(kept) in ended.out and not list(tmp_path.iterdir())
+    assert json.loads(kept.read_text())["checks"]["diffusers"]["weights"] > 0.1
 
 
 # On top of it, in diffusers alone.

@@ -23,6 +23,7 @@ class Family:
         encoder_prefixes: how those files call the text encoders.
         embedding_keys: keys of one embedding's tensors in the files that A1111 and ComfyUI read, one per text encoder.
         is_known: whether A1111 and ComfyUI can load models of this family.
+        is_v2: whether it is SD 2.x, whose models have equal sizes whether they predict noise or velocity.
     """
 
     title: str
@@ -35,6 +36,13 @@ class Family:
     encoder_prefixes: tuple[str, ...]
     embedding_keys: tuple[str, ...]
     is_known: bool = True
+    is_v2: bool = False
+
+    def architecture_of(self, predicts_velocity: bool) -> str | None:
+        """Name of a model's architecture; that of SD 2.x depends on what the model predicts."""
+        if not self.is_v2:
+            return self.architecture
+        return f"{self.architecture}-{'768-v' if predicts_velocity else '512'}"
 
 
 _SD1 = Family(
@@ -58,6 +66,7 @@ _SD2 = Family(
     unet_names="blocks",
     encoder_prefixes=("lora_te",),
     embedding_keys=("emb_params",),
+    is_v2=True,
 )
 _SDXL = Family(
     title="SDXL",

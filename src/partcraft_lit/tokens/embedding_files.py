@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import PartToken
 from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
+
+Tool = Literal["diffusers", "a1111", "comfyui"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,12 @@ class ExportedPart:
 
     @property
     def alone(self) -> str:
-        """A prompt for a picture of this part by itself."""
+        """A prompt for an image of this part by itself."""
         return f"a photo of a {self.placeholder}"
+
+    def word(self, tool: Tool) -> str:
+        """The part's word in the prompts of a tool."""
+        return {"diffusers": self.placeholder, "a1111": self.stem, "comfyui": f"embedding:{self.stem}"}[tool]
 
 
 def chosen_tokens(
@@ -55,13 +62,25 @@ def chosen_tokens(
     for text in names:
         name = text.strip().removeprefix("<").removesuffix(">")
         if ":" in name:
-            tokens += [piece for piece in parse(f"<{name}>", vocabulary, "parts") if isinstance(piece, PartToken)]
+            tokens.append(_named_variant(text.strip(), vocabulary))
         else:
             part = _named_part(name.strip(), vocabulary)
             tokens += [PartToken(part, code) for code, is_trained in enumerate(trained[part]) if is_trained]
     if not tokens:
         raise UserError("parts=[] chooses nothing to export; write parts=[head:17,wing:42], or parts=null for all.")
     return list(dict.fromkeys(tokens))
+
+
+def _named_variant(text: str, vocabulary: PartVocabulary) -> PartToken:
+    pieces = parse(text if text.startswith("<") else f"<{text}>", vocabulary, "parts")
+    if len(pieces) != 1 or not isinstance(pieces[0], PartToken):
+        raise UserError(f"{text!r} in parts: wanted one part variant, such as head:17.")
+    if pieces[0].weight != 1:
+        raise UserError(
+            f"{text!r} in parts: a file holds the variant as trained, without a weight. Leave the weight out; A1111 "
+            "and ComfyUI have weights of their own, (word:1.3)."
+        )
+    return pieces[0]
 
 
 def _named_part(name: str, vocabulary: PartVocabulary) -> int:

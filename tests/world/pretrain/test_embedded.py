@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers import CLIPTextModel
 
+from partcraft_lit.backbones.loading import packaged_weights
 from partcraft_lit.core.images import to_unit
 from partcraft_lit.world.pretrain import autoencoder as autoencoder_module
 from partcraft_lit.world.pretrain.autoencoder import build_autoencoder, train_autoencoder
@@ -19,6 +22,7 @@ from partcraft_lit.world.pretrain.denoiser import (
     words_of_parts,
 )
 from partcraft_lit.world.pretrain.loop import LoopSettings
+from partcraft_lit.world.pretrain.recipe import use_published_names
 from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
 from partcraft_lit.world.zoo.captions import COLOR_WORDS, SPECIES_NAMES
 from partcraft_lit.world.zoo.looks import BEAST, BIRD, NUM_PARTS, TEXTURES
@@ -126,3 +130,15 @@ def test_words_of_parts_stand_where_the_tokenizer_puts_them():
                 family = families[row][creature]
                 known = {*COLOR_WORDS, *TEXTURES, *SPECIES_NAMES[family.noun], *family.shapes[part]}
                 assert word in known | {family.part_names[part]}, (text, word)
+
+
+def test_the_text_encoder_is_stored_under_the_published_names(tmp_path):
+    path = packaged_weights("mini") / "text_encoder" / "model.safetensors"
+    assert all(name.startswith("text_model.") for name in load_file(path))
+    made = build_text_encoder(build_tokenizer())
+    made.save_pretrained(tmp_path)
+    use_published_names(tmp_path / "model.safetensors")
+    assert all(name.startswith("text_model.") for name in load_file(tmp_path / "model.safetensors"))
+    again = CLIPTextModel.from_pretrained(tmp_path)
+    for name, weight in made.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from partcraft_lit.backbones.pipelines import pipeline_seed
 from partcraft_lit.backbones.sampling import SCHEDULERS
 from partcraft_lit.commands.export.bundle import Bundle
-from partcraft_lit.commands.export.check import Found
+from partcraft_lit.commands.export.verify import Found
 from partcraft_lit.core.files import atomic_write
-from partcraft_lit.tokens.embedding_files import ExportedPart
+from partcraft_lit.tokens.embedding_files import ExportedPart, Tool, renamed_prompt
 
 CARD = "README.md"
-#: Parts in the prompts of the card, rows of its table, pictures per row of its gallery.
+#: Parts in the prompts of the card, rows of its table, images per row of its gallery.
 _SHOWN, _ROWS, _COLUMNS = 4, 400, 6
 #: Stands in the lines to paste for a base model that is on this machine alone.
 _PLACE = "FOLDER_OR_HUB_ID_OF_THE_BASE_MODEL"
 
 
-def write_card(
-    bundle: Bundle, results: Mapping[str, Found], folder: Path, pictures: Sequence[Path], resolution: int
-) -> list[Path]:
+def write_card(bundle: Bundle, results: Mapping[Tool, Found], folder: Path, images: Sequence[Path]) -> list[Path]:
     """Writes ``README.md``.
 
     Args:
         bundle: what was exported.
         results: what reading it again gave, by tool.
         folder: of the export.
-        pictures: thumbnails that lie in it.
-        resolution: side of the model's pictures.
+        images: thumbnails that lie in it.
     """
     sections = [
         _front_matter(bundle),
         _head(bundle),
-        _gallery(bundle, folder, {path.stem: path for path in pictures if path.parent == folder / "thumbnails"}),
-        *(_USES[target](bundle, resolution) for target in results),
+        _gallery(bundle, folder, {path.stem: path for path in images if path.parent == folder / "thumbnails"}),
+        *(_USES[target](bundle) for target in results),
         _parts(bundle),
         _proof(bundle, results),
         _licences(bundle),
@@ -62,7 +59,7 @@ def _head(bundle: Bundle) -> str:
     base = "the miniature model of partcraft-lit" if bundle.origin.model_is_packaged else f"`{bundle.origin.model}`"
     lora = f"LoRA of rank {bundle.rank} on {bundle.num_layers} layers" if bundle.adapters else "no LoRA"
     text = (
-        f"# {bundle.name}\n\n{len(bundle.parts)} parts to compose pictures from, for {base} ({bundle.family.title}), "
+        f"# {bundle.name}\n\n{len(bundle.parts)} parts to compose images from, for {base} ({bundle.family.title}), "
         f"and {lora}.\nA part is one word of a prompt. **The LoRA belongs to it**: a part's embedding alone is not the "
         f"part. Trained with partcraft-lit, run `{bundle.run}`."
     )
@@ -74,11 +71,11 @@ def _head(bundle: Bundle) -> str:
     return text
 
 
-def _gallery(bundle: Bundle, folder: Path, pictures: Mapping[str, Path]) -> str:
+def _gallery(bundle: Bundle, folder: Path, images: Mapping[str, Path]) -> str:
     cells = [
-        f"![{part.stem}]({pictures[part.stem].relative_to(folder).as_posix()})<br>`{part.placeholder}`"
+        f"![{part.stem}]({images[part.stem].relative_to(folder).as_posix()})<br>`{part.placeholder}`"
         for part in bundle.parts
-        if part.stem in pictures
+        if part.stem in images
     ]
     if not cells:
         return ""
@@ -93,7 +90,7 @@ def _gallery(bundle: Bundle, folder: Path, pictures: Mapping[str, Path]) -> str:
 # How to use it.
 
 
-def _diffusers(bundle: Bundle, resolution: int) -> str:
+def _diffusers(bundle: Bundle) -> str:
     sample, seed, two = bundle.settings.sample, bundle.settings.seed, len(bundle.family.embedding_keys) > 1
     scheduler = SCHEDULERS[sample.scheduler][0]
     where = f'"{_PLACE}"'
@@ -108,7 +105,7 @@ def _diffusers(bundle: Bundle, resolution: int) -> str:
         "import torch",
         f"from diffusers import {bundle.family.pipeline}, {scheduler}",
         f"{extra}",
-        f"pipe = {bundle.family.pipeline}.from_pretrained({where}{safety})",
+        f"pipe = {bundle.family.pipeline}.from_pretrained({where}, dtype=torch.float32{safety})",
     ]
     if two:  # before the embeddings are loaded, so that nobody leaves it out
         lines += [
@@ -130,59 +127,66 @@ def _diffusers(bundle: Bundle, resolution: int) -> str:
         f'    "{_prompt(bundle)}",',
         *([f"    negative_prompt={sample.negative_prompt!r},"] if sample.negative_prompt else []),
         f"    num_inference_steps={sample.steps}, guidance_scale={sample.guidance_scale:g}, "
-        f"height={resolution}, width={resolution},",
+        f"height={bundle.resolution}, width={bundle.resolution},",
         f"    generator=torch.Generator().manual_seed({pipeline_seed(seed)}),  # = seed {seed} of partcraft generate",
         ").images[0]",
     ]
     code = "\n".join(line for line in lines if line)
     return (
-        f"## diffusers\n\n```python\n{code}\n```\n\nThis is the picture of `partcraft generate 'prompt="
+        f"## diffusers\n\n```python\n{code}\n```\n\nThis is the image of `partcraft generate 'prompt="
         f"{_prompt(bundle)}' seed={seed}`, without any of partcraft. Load only the files of `text_encoder` that "
         f'you need. A second adapter goes on top, `pipe.load_lora_weights(..., adapter_name="style")` and '
-        f'`pipe.set_adapters(["parts", "style"])`; other pipelines take this one\'s components, '
-        f"`AutoPipelineForInpainting.from_pipe(pipe)`."
+        f'`pipe.set_adapters(["parts", "style"])`{_INPAINTING if bundle.family.is_known else ""}.'
     )
 
 
-def _a1111(bundle: Bundle, resolution: int) -> str:
+#: The miniature's latents have more channels than diffusers' inpainting takes.
+_INPAINTING = "; other pipelines take this one's components, `AutoPipelineForInpainting.from_pipe(pipe)`"
+
+
+def _a1111(bundle: Bundle) -> str:
     return (
         f"## A1111, Forge\n\nCopy `a1111/models` and `a1111/embeddings` into the program's folder, then:\n\n```text\n"
-        f"{_prompt(bundle, 'a1111')}\n```\n\n{_limits(bundle, resolution)} `(word:1.2)` weighs a part as any "
-        f"word, which is not the same as the weights of `partcraft generate`."
+        f"{_prompt(bundle, 'a1111')}\n{_negative(bundle, 'a1111')}```\n\n{_limits(bundle)} "
+        f"`(word:1.2)` weighs a part as any word, which is not the same as the weights of `partcraft generate`."
     )
 
 
-def _comfyui(bundle: Bundle, resolution: int) -> str:
+def _comfyui(bundle: Bundle) -> str:
     lora = f" with a LoraLoader for `{bundle.name}.safetensors`, strength 1" if bundle.adapters else ""
     return (
         f"## ComfyUI\n\nCopy `comfyui/models` into the program's folder; prompt{lora}:\n\n```text\n"
-        f"{_prompt(bundle, 'comfyui')}\n```\n\n{_limits(bundle, resolution)}"
+        f"{_prompt(bundle, 'comfyui')}\n{_negative(bundle, 'comfyui')}```\n\n{_limits(bundle)}"
     )
 
 
-_USES = {"diffusers": _diffusers, "a1111": _a1111, "comfyui": _comfyui}
+_USES: dict[Tool, Callable[[Bundle], str]] = {"diffusers": _diffusers, "a1111": _a1111, "comfyui": _comfyui}
 
 
-def _limits(bundle: Bundle, resolution: int) -> str:
+def _limits(bundle: Bundle) -> str:
     return (
-        f"Pictures of {resolution} x {resolution}, {bundle.settings.sample.steps} steps, CFG "
-        f"{bundle.settings.sample.guidance_scale:g}. Noise differs between programs: pictures are alike, not equal."
+        f"Images of {bundle.resolution} x {bundle.resolution}, {bundle.settings.sample.steps} steps, CFG "
+        f"{bundle.settings.sample.guidance_scale:g}. Noise differs between programs: images are alike, not equal."
     )
 
 
-def _prompt(bundle: Bundle, target: str = "diffusers") -> str:
+def _prompt(bundle: Bundle, tool: Tool = "diffusers") -> str:
     """A prompt with one variant of each of the first parts."""
     first: dict[int, ExportedPart] = {}
     for part in bundle.parts:
         first.setdefault(part.token.part, part)
-    words = [word(part, target) for part in list(first.values())[:_SHOWN]]
-    lora = f" <lora:{bundle.name}:1>" if target == "a1111" and bundle.adapters else ""
+    words = [part.word(tool) for part in list(first.values())[:_SHOWN]]
+    lora = f" <lora:{bundle.name}:1>" if tool == "a1111" and bundle.adapters else ""
     return f"a photo of a {' '.join(words)}{lora}"
 
 
-def word(part: ExportedPart, target: str) -> str:
-    """What a part is called in the prompts of a tool."""
-    return {"diffusers": part.placeholder, "a1111": part.stem, "comfyui": f"embedding:{part.stem}"}[target]
+def _negative(bundle: Bundle, tool: Tool) -> str:
+    """A line with the negative prompt in a tool's words, as A1111 writes it; empty without one."""
+    prompt = bundle.settings.sample.negative_prompt
+    if not prompt:
+        return ""
+    words = {part.token: part.word(tool) for part in bundle.parts}
+    return f"Negative prompt: {renamed_prompt(prompt, bundle.vocabulary, words)}\n"
 
 
 # What is in it.
@@ -191,13 +195,13 @@ def word(part: ExportedPart, target: str) -> str:
 def _parts(bundle: Bundle) -> str:
     tools = [target for target in _USES if target in bundle.settings.to]
     lines = [f"| {' | '.join(tools)} |", f"|{' --- |' * len(tools)}"]
-    lines += [f"| {' | '.join(f'`{word(part, tool)}`' for tool in tools)} |" for part in bundle.parts[:_ROWS]]
+    lines += [f"| {' | '.join(f'`{part.word(tool)}`' for tool in tools)} |" for part in bundle.parts[:_ROWS]]
     more = len(bundle.parts) - _ROWS
     return "\n".join(["## Parts\n", *lines, *([f"\n... and {more} more, in `export.json`."] if more > 0 else [])])
 
 
-def _proof(bundle: Bundle, results: Mapping[str, Found]) -> str:
-    lines = ["| files | layers | weights | text | picture |", "| --- | --- | --- | --- | --- |"]
+def _proof(bundle: Bundle, results: Mapping[Tool, Found]) -> str:
+    lines = ["| files | layers | weights | text | image |", "| --- | --- | --- | --- | --- |"]
     for target, found in results.items():
         lines.append(
             f"| {target} | {found.layers}/{bundle.num_layers} | {found.weights:.1e} | {found.text:.1e} | "
@@ -207,7 +211,7 @@ def _proof(bundle: Bundle, results: Mapping[str, Found]) -> str:
         [
             "## Checked\n",
             "Every file was read again and compared with the trained model: the largest error of a layer's change and "
-            "of the text encoders' output, as a share of the largest number, and the mean difference of a picture in "
+            "of the text encoders' output, as a share of the largest number, and the mean difference of an image in "
             "grey levels of 255. Files for A1111 and ComfyUI were read by diffusers and by those tools' rules for "
             "names, not by the tools.",
             "",
@@ -237,4 +241,4 @@ def _licences(bundle: Bundle) -> str:
             "**unknown**. partcraft does not know who made them or under which licence. Share this only if you have "
             "the right to, and say so here (`data_license=...`)."
         )
-    return f"## Licences\n\n- Base model: {model}\n- Training pictures: {data}"
+    return f"## Licences\n\n- Base model: {model}\n- Training images: {data}"

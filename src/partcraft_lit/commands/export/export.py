@@ -20,8 +20,9 @@ from partcraft_lit.backbones.sampling import make_scheduler
 from partcraft_lit.backbones.trainable_weights import cross_kv
 from partcraft_lit.commands.export.bundle import LORA_NAME, Bundle, Origin
 from partcraft_lit.commands.export.card import write_card
-from partcraft_lit.commands.export.check import Expected, Found, check_target
+from partcraft_lit.commands.export.publish import MANIFEST
 from partcraft_lit.commands.export.settings import ExportSettings
+from partcraft_lit.commands.export.verify import Expected, Found, check_target
 from partcraft_lit.commands.train.assembly import load_trained, vocabulary_of
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.errors import UserError
@@ -31,10 +32,10 @@ from partcraft_lit.core.types import Backbone, PartToken
 from partcraft_lit.core.visualization import save_png
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.tokens.embedding_files import ExportedPart, chosen_tokens, exported_part
+from partcraft_lit.tokens.embedding_files import ExportedPart, Tool, chosen_tokens, exported_part
+from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
 
-MANIFEST = "export.json"
-#: Part tokens in one prompt of the check: they fit beside the words, whatever the parts are called.
+#: Part tokens in one prompt of the check: they fit beside the words, whatever the names of the parts.
 _PER_PROMPT = 16
 
 
@@ -60,35 +61,53 @@ def export(
     dictionary = PartDictionary.load(run_folder / "parts")
     vocabulary = vocabulary_of(dictionary)
     tokens = chosen_tokens(settings.chosen, vocabulary, _shown_codes(dictionary))
+    _check_negative_prompt(settings.sample.negative_prompt, tokens, vocabulary)
     with stages.stage("load"):
         backbone = load_backbone()
         untrained = {name: weight.detach().cpu().clone() for name, weight in cross_kv(backbone.unet)}
         module, _ = load_trained(trained, run_folder, backbone, class_noun="")
     _check_adapters(module)
     bundle = _bundle(settings, run_folder.name, trained, module, tokens, origin, untrained)
-    with stages.stage("draw"):
+    with stages.stage("sample"):
         expected = _expected(bundle, module)
         thumbnails = _thumbnails(bundle, module)
     remove_lora(backbone.unet)
     with torch.no_grad():
         for name, weight in cross_kv(backbone.unet):
             weight.copy_(untrained[name])
-    _remove_earlier(folder)
     files: list[Path] = []
-    results: dict[str, Found] = {}
+    results: dict[Tool, Found] = {}
     for target in settings.to:
         written = _WRITERS[target](bundle, backbone, folder / target)
         with stages.stage(f"check {target}"):
             results[target] = check_target(target, folder / target, bundle, expected, backbone)
         files += written
         stages.log(f"  {target}: {_verdict(results[target], bundle)}")
-    pictures = _write_thumbnails(bundle, thumbnails, folder)
-    files += [*pictures, *write_card(bundle, results, folder, pictures, backbone.resolution)]
-    facts = _facts(bundle, results, [path.relative_to(folder).as_posix() for path in files])
-    atomic_write(folder / MANIFEST, json.dumps(facts, indent=1) + "\n")
-    stages.log(f"Export: {folder}")
+    images = _write_thumbnails(bundle, thumbnails, folder)
+    files += [*images, *write_card(bundle, results, folder, images)]
+    manifest = _manifest(bundle, results, [path.relative_to(folder).as_posix() for path in files])
+    atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     _raise_if_missed(bundle, results, folder)
-    return facts
+    return manifest
+
+
+def _check_negative_prompt(prompt: str, tokens: Sequence[PartToken], vocabulary: PartVocabulary) -> None:
+    """Raises a UserError for a part of the negative prompt that other tools could not know."""
+    for piece in parse(prompt, vocabulary, "sample.negative_prompt"):
+        if not isinstance(piece, PartToken):
+            continue
+        variant = replace(piece, weight=1.0)
+        written = render([piece], vocabulary)
+        if variant not in tokens:
+            name = render([variant], vocabulary).strip("<>")
+            raise UserError(
+                f"sample.negative_prompt names {written}, which is not exported: add {name} to parts=[...], or leave "
+                "it out of the negative prompt."
+            )
+        if piece.weight != 1:
+            raise UserError(
+                f"sample.negative_prompt: {written} has a weight, which no other tool reads so; write it without."
+            )
 
 
 def _bundle(
@@ -116,6 +135,9 @@ def _bundle(
         adapters={network: found for network, found in layers.items() if found},
         settings=settings,
         trained=trained,
+        resolution=backbone.resolution,
+        predicts_velocity=backbone.noise_scheduler.config.prediction_type == "v_prediction",
+        vocabulary=module.method.vocabulary,
     )
 
 
@@ -131,11 +153,11 @@ def _changed_projections(unet: Any, untrained: Mapping[str, Tensor]) -> dict[str
 
 
 def _check_adapters(module: PersonalizationModule) -> None:
-    """Files hold low-rank changes and embeddings; a run that trained anything else cannot be told in them."""
+    """Rejects runs that are not representable as LoRA and embeddings."""
     networks = {"unet": module.backbone.unet, "text_encoder": torch.nn.ModuleList(module.backbone.text_encoders)}
-    told = {id(weight) for _, weight in cross_kv(module.backbone.unet)}
+    exportable = {id(weight) for _, weight in cross_kv(module.backbone.unet)}
     for network, part in networks.items():
-        trained = [(name, p) for name, p in part.named_parameters() if p.requires_grad and id(p) not in told]
+        trained = [(name, p) for name, p in part.named_parameters() if p.requires_grad and id(p) not in exportable]
         others = [name for name, _ in trained if ".lora_" not in name]
         if others:
             raise UserError(
@@ -145,12 +167,12 @@ def _check_adapters(module: PersonalizationModule) -> None:
             )
 
 
-# What the files have to give back.
+# What the files have to reproduce.
 
 
 @torch.no_grad()
 def _expected(bundle: Bundle, module: PersonalizationModule) -> Expected:
-    """Text and a picture of the trained model, for prompts that hold every exported part."""
+    """Text embeddings and an image of the trained model, for prompts that hold every exported part."""
     words = [part.placeholder for part in bundle.parts]
     prompts = [
         f"a photo of a {' '.join(words[start : start + _PER_PROMPT])}" for start in range(0, len(words), _PER_PROMPT)
@@ -161,14 +183,14 @@ def _expected(bundle: Bundle, module: PersonalizationModule) -> Expected:
         texts.append(module.backbone.encode_prompts(tokens, module.method.part_vectors(tokens)).to("cpu"))
     sampling = replace(bundle.settings.sample, steps=min(bundle.settings.sample.steps, bundle.settings.check.steps))
     module.use_sampling(sampling)
-    picture_prompt = f"a photo of a {' '.join(_one_of_each(bundle.parts))}"
-    image = module.generate([picture_prompt], [bundle.settings.seed])[0]
-    return Expected(prompts, texts, picture_prompt, image, sampling, module.method.vocabulary)
+    image_prompt = f"a photo of a {' '.join(part.placeholder for part in _one_of_each(bundle.parts))}"
+    image = module.generate([image_prompt], [bundle.settings.seed])[0]
+    return Expected(prompts, texts, image_prompt, image, sampling)
 
 
-def _one_of_each(parts: Sequence[ExportedPart]) -> list[str]:
-    """The first exported variant of every part."""
-    first = {part.token.part: part.placeholder for part in reversed(parts)}
+def _one_of_each(parts: Sequence[ExportedPart]) -> list[ExportedPart]:
+    """The first exported variant of every part, as many as fit a prompt."""
+    first = {part.token.part: part for part in reversed(parts)}
     return list(first.values())[::-1][:_PER_PROMPT]
 
 
@@ -187,11 +209,11 @@ def _thumbnails(bundle: Bundle, module: PersonalizationModule) -> list[Tensor]:
 def _write_diffusers(bundle: Bundle, backbone: Backbone, folder: Path) -> list[Path]:
     files = []
     if bundle.adapters:
-        files.append(_save(folder / LORA_NAME, to_diffusers(bundle.adapters), bundle))
+        files.append(_save_lora(folder / LORA_NAME, to_diffusers(bundle.adapters), bundle, "diffusers"))
     for index, network in enumerate(encoder_names(len(backbone.text_encoders))):
         for part in bundle.parts:
-            path = folder / network / f"{part.stem}.safetensors"
-            files.append(_save(path, {part.placeholder: part.vectors[index]}, bundle))
+            vectors = {part.placeholder: part.vectors[index]}
+            files.append(_save_embedding(folder / network, part, vectors, bundle, "diffusers"))
     scheduler = make_scheduler(backbone.noise_scheduler, bundle.settings.sample.scheduler)
     path = folder / "scheduler" / "scheduler_config.json"
     atomic_write(path, scheduler.to_json_string())
@@ -199,35 +221,49 @@ def _write_diffusers(bundle: Bundle, backbone: Backbone, folder: Path) -> list[P
 
 
 def _write_a1111(bundle: Bundle, backbone: Backbone, folder: Path) -> list[Path]:
-    return _write_webui(bundle, backbone, folder / "models" / "Lora", folder / "embeddings")
+    return _write_webui(bundle, backbone, folder / "models" / "Lora", folder / "embeddings", "a1111")
 
 
 def _write_comfyui(bundle: Bundle, backbone: Backbone, folder: Path) -> list[Path]:
-    return _write_webui(bundle, backbone, folder / "models" / "loras", folder / "models" / "embeddings")
+    return _write_webui(bundle, backbone, folder / "models" / "loras", folder / "models" / "embeddings", "comfyui")
 
 
-def _write_webui(bundle: Bundle, backbone: Backbone, lora_folder: Path, embedding_folder: Path) -> list[Path]:
+def _write_webui(
+    bundle: Bundle, backbone: Backbone, lora_folder: Path, embedding_folder: Path, tool: Tool
+) -> list[Path]:
     files = []
     if bundle.adapters:
         tensors = to_kohya(bundle.adapters, bundle.family, backbone.unet.config)
-        files.append(_save(lora_folder / f"{bundle.name}.safetensors", tensors, bundle))
+        files.append(_save_lora(lora_folder / f"{bundle.name}.safetensors", tensors, bundle, tool))
     for part in bundle.parts:
         vectors = dict(zip(bundle.family.embedding_keys, part.vectors, strict=True))
-        files.append(_save(embedding_folder / f"{part.stem}.safetensors", vectors, bundle))
+        files.append(_save_embedding(embedding_folder, part, vectors, bundle, tool))
     return files
 
 
-_WRITERS: dict[str, Callable[[Bundle, Backbone, Path], list[Path]]] = {
+_WRITERS: dict[Tool, Callable[[Bundle, Backbone, Path], list[Path]]] = {
     "diffusers": _write_diffusers,
     "a1111": _write_a1111,
     "comfyui": _write_comfyui,
 }
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor], bundle: Bundle) -> Path:
+def _save_lora(path: Path, tensors: Mapping[str, Tensor], bundle: Bundle, tool: Tool) -> Path:
+    trigger = ", ".join(part.word(tool) for part in _one_of_each(bundle.parts))
+    return _save(path, tensors, bundle, bundle.metadata("lora", tool, trigger))
+
+
+def _save_embedding(
+    folder: Path, part: ExportedPart, vectors: Mapping[str, Tensor], bundle: Bundle, tool: Tool
+) -> Path:
+    header = bundle.metadata("textual-inversion", tool, part.word(tool))
+    return _save(folder / f"{part.stem}.safetensors", vectors, bundle, header)
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], bundle: Bundle, header: dict[str, str]) -> Path:
     dtype = getattr(torch, bundle.settings.number_format)
     cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
-    atomic_write(path, to_safetensors(cast, bundle.metadata()))
+    atomic_write(path, to_safetensors(cast, header))
     return path
 
 
@@ -245,26 +281,17 @@ def _write_thumbnails(bundle: Bundle, thumbnails: Sequence[Tensor], folder: Path
     return paths
 
 
-def _remove_earlier(folder: Path) -> None:
-    """What an earlier export left here; that nothing else is here was checked before anything was loaded."""
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        for name in json.loads(manifest.read_text(encoding="utf-8"))["files"]:
-            (folder / name).unlink(missing_ok=True)
-        manifest.unlink()
-
-
 # The verdict.
 
 
 def _verdict(found: Found, bundle: Bundle) -> str:
     return (
         f"{found.layers}/{bundle.num_layers} layers, largest error {found.weights:.1e}; {found.parts} parts, text "
-        f"{found.text:.1e}; picture {found.image:.2f} grey levels: {'ok' if found.ok(bundle) else 'MISSED'}"
+        f"{found.text:.1e}; image {found.image:.2f} grey levels: {'ok' if found.ok(bundle) else 'MISSED'}"
     )
 
 
-def _facts(bundle: Bundle, results: Mapping[str, Found], files: Sequence[str]) -> dict[str, Any]:
+def _manifest(bundle: Bundle, results: Mapping[Tool, Found], files: Sequence[str]) -> dict[str, Any]:
     return {
         "name": bundle.name,
         "run": bundle.run,
@@ -280,7 +307,7 @@ def _facts(bundle: Bundle, results: Mapping[str, Found], files: Sequence[str]) -
     }
 
 
-def _raise_if_missed(bundle: Bundle, results: Mapping[str, Found], folder: Path) -> None:
+def _raise_if_missed(bundle: Bundle, results: Mapping[Tool, Found], folder: Path) -> None:
     missed = [target for target, found in results.items() if not found.ok(bundle)]
     if missed:
         raise UserError(

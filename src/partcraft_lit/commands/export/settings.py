@@ -7,6 +7,7 @@ from typing import Literal
 
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.core.settings import Count, NonNegative, Positive, UserPath
+from partcraft_lit.tokens.embedding_files import Tool
 
 
 @dataclass(frozen=True)
@@ -14,10 +15,10 @@ class ExportCheckSettings:
     """How an export is proved, and by how much it may differ.
 
     Attributes:
-        steps: of the picture that both sides draw.
+        steps: of the image that both sides sample.
         weights: largest difference of a layer's change, as a share of its largest entry.
         text: the same for what the text encoders give.
-        image: mean difference of the picture in grey levels of 255.
+        image: mean difference of the image in grey levels of 255.
     """
 
     steps: Positive
@@ -35,16 +36,16 @@ class ExportSettings:
         to: for which tools.
         name: of the bundle; file names begin with it. None takes that of the run.
         number_format: of the files.
-        data_license: of the training pictures, as text; "" if unknown.
-        thumbnails: parts that get a picture, at most.
-        seed: of those pictures and of the check's.
-        sample: how they are drawn.
+        data_license: of the training images, as text; "" if unknown.
+        thumbnails: parts that get an image, at most.
+        seed: of those images and of the check's.
+        sample: how they are sampled.
         check: how the files are proved.
         output_dir: where to; None for a folder in the run.
     """
 
     chosen: tuple[str, ...] | None
-    to: tuple[Literal["diffusers", "a1111", "comfyui"], ...]
+    to: tuple[Tool, ...]
     name: str | None
     number_format: Literal["float32", "float16"]
     data_license: str

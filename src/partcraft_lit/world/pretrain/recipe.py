@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -74,9 +76,19 @@ def package(
     pipeline.to(dtype=torch.float16).save_pretrained(output, safe_serialization=True)
     for config in output.glob("*/config.json"):
         _tidy(config)
+    use_published_names(output / "text_encoder" / "model.safetensors")
     atomic_write(output / "pretraining.json", json.dumps(numbers, indent=1) + "\n")
     log(f"{output}: " + ", ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
     return numbers
+
+
+def use_published_names(path: Path) -> None:
+    """Gives a text encoder's tensors the names of the published checkpoints, which every tool and version reads.
+
+    transformers 5.6 dropped the level ``text_model`` from the names that it writes, and still reads it.
+    """
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(path).items()}
+    atomic_write(path, to_safetensors(tensors, {"format": "pt"}))
 
 
 def _tidy(config: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from partcraft_lit.backbones.pipelines import diffusers_pipeline, fix_eos_poolin
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.commands.export.bundle import LORA_NAME, Bundle
 from partcraft_lit.core.types import Backbone, Conditioning, PartToken
-from partcraft_lit.tokens.embedding_files import renamed_prompt
-from partcraft_lit.tokens.grammar import PartVocabulary
+from partcraft_lit.tokens.embedding_files import Tool, renamed_prompt
 
 
 @dataclass(frozen=True)
@@ -29,19 +28,17 @@ class Expected:
 
     Attributes:
         prompts: in our grammar; together they hold every exported part.
-        texts: what the UNet is told of each.
-        picture_prompt: of the picture.
+        texts: the conditioning of each.
+        image_prompt: of the image.
         image: (3, H, W) uint8.
-        sampling: how it was drawn.
-        vocabulary: parts and codes.
+        sampling: how it was sampled.
     """
 
     prompts: Sequence[str]
     texts: Sequence[Conditioning]
-    picture_prompt: str
+    image_prompt: str
     image: Tensor
     sampling: SampleSettings
-    vocabulary: PartVocabulary
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Found:
         parts: embeddings that were loaded.
         weights: largest difference in a layer's change, as a share of the layer's largest entry.
         text: the same over all prompts, the pooled embedding included.
-        image: mean difference of the picture, in grey levels of 255.
+        image: mean difference of the image, in grey levels of 255.
         image_max: largest difference of a pixel, likewise.
     """
 
@@ -74,7 +71,7 @@ class Found:
 
 
 @torch.no_grad()
-def check_target(target: str, folder: Path, bundle: Bundle, expected: Expected, backbone: Backbone) -> Found:
+def check_target(target: Tool, folder: Path, bundle: Bundle, expected: Expected, backbone: Backbone) -> Found:
     """Loads one tool's files into a pipeline of diffusers that holds nothing of ours.
 
     No tool but diffusers is at hand here: A1111's and ComfyUI's layers are looked up by their rule, by the names of
@@ -94,11 +91,15 @@ def check_target(target: str, folder: Path, bundle: Bundle, expected: Expected, 
     fix_eos_pooling(pipeline)
     try:
         text = max(
-            _text_error(pipeline, renamed_prompt(prompt, expected.vocabulary, words), wanted)
+            _text_error(pipeline, renamed_prompt(prompt, bundle.vocabulary, words), wanted)
             for prompt, wanted in zip(expected.prompts, expected.texts, strict=True)
         )
-        prompt = renamed_prompt(expected.picture_prompt, expected.vocabulary, words)
-        image = draw(pipeline, prompt, bundle.settings.seed, expected.sampling, backbone.resolution)
+        prompt, negative = (
+            renamed_prompt(text, bundle.vocabulary, words)
+            for text in (expected.image_prompt, expected.sampling.negative_prompt)
+        )
+        sampling = replace(expected.sampling, negative_prompt=negative)
+        image = sample(pipeline, prompt, bundle.settings.seed, sampling, backbone.resolution)
     finally:
         if bundle.adapters:
             pipeline.unload_lora_weights()  # the UNet is shared
@@ -141,8 +142,8 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max()) / max(largest, torch.finfo(torch.float32).tiny)
 
 
-def draw(pipeline: Any, prompt: str, seed: int, sampling: SampleSettings, resolution: int) -> Tensor:
-    """(3, H, W) uint8: the picture that ``partcraft generate`` draws with this seed, by a plain pipeline."""
+def sample(pipeline: Any, prompt: str, seed: int, sampling: SampleSettings, resolution: int) -> Tensor:
+    """(3, H, W) uint8: the image that ``partcraft generate`` samples with this seed, by a plain pipeline."""
     result = pipeline(
         prompt,
         negative_prompt=sampling.negative_prompt or None,
