@@ -135,12 +135,71 @@ def test_verifying_recomputes_the_table_from_the_pictures(tiny_run, new_workshop
     (run / "scores.json").write_text(json.dumps(numbers))
     ended = workshop("evaluate", "verify=true", f"run={run}")
     assert ended.code == 2 and "pictures/nearest@pixels-32@2_species is" in ended.out, ended.out
+    numbers["pictures/nearest@pixels-32@2_species"] /= 1.01
+    (run / "scores.json").write_text(json.dumps(numbers))
     (run / "evaluation" / rows[1]["image"]).unlink()
     ended = workshop("evaluate", "verify=true", f"run={run}")
     assert ended.code == 2 and "1 images of" in ended.out and "draws them again" in ended.out
     table.unlink()
     ended = workshop("evaluate", "verify=true", f"run={run}")
     assert ended.code == 2 and "score the run first" in ended.out
+
+
+@pytest.fixture(scope="module")
+def verified(tiny_run, new_workshop):
+    """A workshop with a copy of the shared run, which every test below changes and mends."""
+    workshop = new_workshop()
+    return workshop, workshop.copy(tiny_run)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("seed", "123"),
+        ("prompt", "a photo of a <part1:0>"),
+        ("asked", "0 0 0"),
+        ("found", "9 9 9"),
+        ("image", "untrained/2_species/00000.png"),
+        ("clip-t@nobody", 0.5),
+    ],
+)
+def test_verifying_takes_nothing_from_the_table(verified, column, value):
+    workshop, run = verified
+    table = run / "evaluation" / "scores.csv"
+    whole = table.read_bytes()
+    rows = read_rows(table)
+    rows[0][column] = value
+    write_rows(table, rows)
+    ended = workshop("evaluate", "verify=true", f"run={run}")
+    table.write_bytes(whole)
+    assert ended.code == 2 and f"reconstruction, image 0: {column} is" in ended.out, ended.out
+
+
+def test_verifying_misses_lines_and_numbers(verified):
+    workshop, run = verified
+    table, scores = run / "evaluation" / "scores.csv", run / "scores.json"
+    whole, numbers = table.read_bytes(), scores.read_text()
+    write_rows(table, read_rows(table)[1:])
+    ended = workshop("evaluate", "verify=true", f"run={run}")
+    table.write_bytes(whole)
+    assert ended.code == 2 and "reconstruction, image 0 is not in the table" in ended.out, ended.out
+    changed = json.loads(numbers)
+    keys = [next(key for key in changed if key.startswith(kind)) for kind in ("untrained/", "ceiling/", "pictures/")]
+    changed |= {key: changed[key] + 0.1 for key in keys} | {"eval/nothing": 1.0}
+    scores.write_text(json.dumps(changed))
+    ended = workshop("evaluate", "verify=true", f"run={run}")
+    scores.write_text(numbers)
+    assert ended.code == 2 and all(f"{key} is " in ended.out for key in [*keys, "eval/nothing"]), ended.out
+
+
+def test_verifying_knows_images_of_other_weights(verified, tiny_run):
+    workshop, run = verified
+    image = run / "evaluation" / "2_species" / "00000.png"
+    whole = image.read_bytes()
+    image.write_bytes((run / "evaluation" / "untrained" / "2_species" / "00000.png").read_bytes())
+    ended = workshop("evaluate", "verify=true", f"run={run}")
+    image.write_bytes(whole)
+    assert ended.code == 2 and "1 images of" in ended.out and "the first is 00000.png" in ended.out, ended.out
 
 
 def test_scores_of_pictures_average_to_the_scores_of_the_run(tiny_run):

@@ -16,7 +16,7 @@ from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.types import ImageSource
 from partcraft_lit.data.concept_prompts import COMBINED, ConceptSet
 from partcraft_lit.evaluation.image_scores import Row
-from partcraft_lit.evaluation.sampling import draw_missing
+from partcraft_lit.evaluation.sampling import Draw, draw_missing
 from partcraft_lit.metrics.clip import ClipEncoder, ClipScore
 from partcraft_lit.metrics.features import ImageFeatures, unit_float64
 from partcraft_lit.module import PersonalizationModule
@@ -122,6 +122,7 @@ class ConceptScorer:
         protocol: str,
         folder: Path,
         progress: Callable[[int, int], None] | None = None,
+        draw: Draw = draw_missing,
     ) -> tuple[list[Row], dict[str, float]]:
         """Draws the images of one protocol, as far as they are missing, and reads them.
 
@@ -129,7 +130,7 @@ class ConceptScorer:
             A line per image, and the numbers of the protocol as ``numbers`` gives them.
         """
         prompts, seeds = self._asked(protocol)
-        paths = draw_missing(module, prompts, seeds, folder / protocol, protocol, progress)
+        paths = draw(module, prompts, seeds, folder / protocol, protocol, progress)
         rows = self.read(protocol, paths, folder)
         return rows, self.numbers(protocol, rows)
 

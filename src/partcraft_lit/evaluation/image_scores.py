@@ -52,16 +52,18 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def differences(stored: Sequence[Row], computed: Sequence[Row]) -> list[str]:
-    """What two tables disagree on, one sentence each."""
+    """What two tables disagree on, one sentence each; columns that only one of them has are compared too."""
     ours = {_key(row): row for row in computed}
     theirs = {_key(row): row for row in stored}
     found = [f"{_where(row)} is not in the table." for key, row in ours.items() if key not in theirs]
     found += [f"{_where(row)} cannot be computed again." for key, row in theirs.items() if key not in ours]
     for key in ours.keys() & theirs.keys():
-        for column, value in ours[key].items():
-            if column in FACTS:
-                continue
-            before = theirs[key].get(column, math.nan)
+        for column in FACTS:
+            before, value = (str(row[key].get(column, "")) for row in (theirs, ours))
+            if before != value:
+                found.append(f"{_where(ours[key])}: {column} is {before!r} in the table, computed again {value!r}.")
+        for column in (ours[key].keys() | theirs[key].keys()).difference(FACTS):
+            before, value = (row[key].get(column, math.nan) for row in (theirs, ours))
             if not _same(before, value):
                 found.append(f"{_where(ours[key])}: {column} is {before:.4f} in the table, computed again {value:.4f}.")
     return sorted(found)
@@ -101,20 +103,19 @@ def _numbers(path: Path) -> dict[str, float]:
 
 
 def score_differences(stored: Mapping[str, float], computed: Mapping[str, float]) -> list[str]:
-    """Numbers of whole sets of images that are not what was computed again, one sentence each."""
-    return [
-        f"{key} is {stored[key]:.6g} there, computed again {value:.6g}."
-        if key in stored
-        else f"{key}, computed again {value:.6g}, is not there."
-        for key, value in computed.items()
-        if not _close(stored.get(key), value)
-    ]
+    """Numbers that are not what was computed again, or cannot be computed again, one sentence each."""
+    found = []
+    for key in dict.fromkeys([*computed, *stored]):
+        before, value = stored.get(key, math.nan), computed.get(key, math.nan)
+        if not _close(before, value):
+            found.append(f"{key} is {before:.6g} there, computed again {value:.6g}.")
+    return found
 
 
-def _close(stored: float | None, computed: float) -> bool:
-    """Nothing was measured is a number that is missing, or NaN."""
-    if stored is None or math.isnan(stored) or math.isnan(computed):
-        return math.isnan(computed) and (stored is None or math.isnan(stored))
+def _close(stored: float, computed: float) -> bool:
+    """A number that was not measured is NaN, or missing."""
+    if math.isnan(stored) or math.isnan(computed):
+        return math.isnan(computed) and math.isnan(stored)
     return math.isclose(stored, computed, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-5)
 
 

@@ -7,16 +7,34 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.distributed
 from PIL import Image
 from torch import Tensor
 
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.visualization import save_png
 from partcraft_lit.module import PersonalizationModule
+
+
+class Draw(Protocol):
+    """``draw_missing``, or ``require_drawn`` where nothing may be drawn."""
+
+    def __call__(
+        self,
+        module: PersonalizationModule,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        folder: Path,
+        protocol: str,
+        progress: Callable[[int, int], None] | None = None,
+        store: Store | None = None,
+    ) -> list[Path]: ...
+
 
 #: Settings of sampling that change no image.
 _NOT_IN_RECIPE = ("batch_size",)
@@ -68,6 +86,31 @@ def draw_missing(
         if progress is not None:
             progress(len(paths) - len(missing) + min(start + size, len(mine)), len(paths))
     _wait_for_all()
+    return paths
+
+
+def require_drawn(
+    module: PersonalizationModule,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    protocol: str,
+    progress: Callable[[int, int], None] | None = None,
+    store: Store | None = None,
+) -> list[Path]:
+    """As ``draw_missing``, but draws nothing.
+
+    Raises:
+        UserError: if an image is missing, or has another recipe: another prompt, seed, sampler or checkpoint.
+    """
+    recipes = _recipes(module, prompts, seeds, protocol)
+    paths = [folder / f"{index:05d}.png" for index in range(len(prompts))]
+    missing = [path for path, recipe in zip(paths, recipes, strict=True) if recipe_of(path) != recipe]
+    if missing:
+        raise UserError(
+            f"{len(missing)} images of {folder} are gone, or not of this run's prompts, seeds, sampler and weights; "
+            f"the first is {missing[0].name}. partcraft evaluate draws them again."
+        )
     return paths
 
 

@@ -26,7 +26,7 @@ from partcraft_lit.evaluation.image_scores import (
     write_networks,
     write_rows,
 )
-from partcraft_lit.evaluation.sampling import draw_missing, recipe_of
+from partcraft_lit.evaluation.sampling import Draw, draw_missing, recipe_of
 from partcraft_lit.evaluation.settings import EvalSettings
 from partcraft_lit.evaluation.truth import Truth
 from partcraft_lit.evaluation.whole_images import ImageScorer
@@ -118,6 +118,7 @@ class Scorer:
         pictures: scores whole images, where it is wanted.
         concepts: asks for each concept by itself, where the data set has concepts.
         store: where images are kept that another start would draw again; None keeps none.
+        draw_images: makes sure that images stand.
     """
 
     settings: EvalSettings
@@ -129,6 +130,7 @@ class Scorer:
     pictures: ImageScorer | None = None
     concepts: ConceptScorer | None = None
     store: Store | None = None
+    draw_images: Draw = draw_missing
 
     @property
     def species(self) -> tuple[int, ...]:
@@ -180,7 +182,7 @@ class Scorer:
         """The images of one protocol, drawn as far as they are missing, and their prompts."""
         prompts = [module.method.plain_caption(row) for row in targets.codes]
         folder = self.image_folder(protocol)
-        return draw_missing(module, prompts, targets.seeds, folder, protocol, progress, self.store), prompts
+        return self.draw_images(module, prompts, targets.seeds, folder, protocol, progress, self.store), prompts
 
     def image_folder(self, protocol: str) -> Path:
         return self.folder / protocol.replace(" ", "_")
@@ -293,6 +295,14 @@ def labels_of(source: ImageSource) -> Tensor | None:
 
 def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
     """All protocols of the trained model, with ``scores.csv``."""
+    score_images(scorer, module, scores, stages)
+    if is_first_process():
+        write_rows(scorer.folder / FILE_NAME, scores.rows)
+        write_networks(scorer.folder, scorer.settings.pictures)
+
+
+def score_images(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
+    """All protocols of the trained model."""
     for protocol, targets in scorer.protocols().items():
         with stages.stage("score") as counter:
             progress = functools.partial(counter.part, protocol)
@@ -304,10 +314,7 @@ def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores,
             with stages.stage("score whole pictures"):
                 _score_pictures(scorer, scorer.pictures, protocol, targets, found.rows, module.backbone, scores)
     if scorer.concepts is not None:
-        _score_concepts(scorer.concepts, scorer.folder, module, scores, stages)
-    if is_first_process():
-        write_rows(scorer.folder / FILE_NAME, scores.rows)
-        write_networks(scorer.folder, scorer.settings.pictures)
+        _score_concepts(scorer, scorer.concepts, module, scores, stages)
 
 
 def _score_pictures(
@@ -332,20 +339,13 @@ def _score_pictures(
 
 
 def _score_concepts(
-    concepts: ConceptScorer, folder: Path, module: PersonalizationModule, scores: Scores, stages: Stages
+    scorer: Scorer, concepts: ConceptScorer, module: PersonalizationModule, scores: Scores, stages: Stages
 ) -> None:
     for protocol in concepts.requests:
         with stages.stage("score concepts") as counter:
-            rows, numbers = concepts.score(module, protocol, folder, functools.partial(counter.part, protocol))
+            progress = functools.partial(counter.part, protocol)
+            rows, numbers = concepts.score(module, protocol, scorer.folder, progress, scorer.draw_images)
         scores.pictures[protocol] = numbers
-        scores.rows += rows
-
-
-def read_concepts(concepts: ConceptScorer, folder: Path, stored: Sequence[Row], scores: Scores) -> None:
-    for protocol in concepts.requests:
-        paths = [folder / row["image"] for row in stored if row["protocol"] == protocol]
-        rows = concepts.read(protocol, paths, folder)
-        scores.pictures[protocol] = concepts.numbers(protocol, rows)
         scores.rows += rows
 
 
@@ -357,9 +357,9 @@ def add_protocol(scores: Scores, protocol: str, of_protocol: ProtocolScores) -> 
 
 
 def score_untrained(
-    scorer: Scorer, module: PersonalizationModule, scores: Scores, store: Store, stages: Stages
+    scorer: Scorer, module: PersonalizationModule, scores: Scores, store: Store | None, stages: Stages
 ) -> None:
-    """The same protocols before training, on the first few targets of each; once for all equal starts."""
+    """The same protocols before training, on the first few targets of each; with a store once for all equal starts."""
     few = scorer.settings.untrained
     below = replace(scorer, folder=scorer.folder / "untrained", store=store)
     for protocol, targets in scorer.protocols().items() if few else ():
@@ -377,7 +377,7 @@ def _cached_score(
     targets: Targets,
     protocol: str,
     progress: Callable[[int, int], None],
-    store: Store,
+    store: Store | None,
 ) -> tuple[PartScores, dict[str, float]]:
     """Scores of images, and against the truth; read again only if images, parts or the truth are others."""
     paths, prompts = scorer.draw(module, targets, protocol, progress)
@@ -390,7 +390,7 @@ def _cached_score(
         found = scorer.read(targets, protocol, paths, prompts)
         return {"truth": found.truth, **scores_as_values({"scores": found.scores})}
 
-    values = cached_values(store, "scores", about, read)
+    values = read() if store is None else cached_values(store, "scores", about, read)
     return scores_of_values({"scores": values["scores"]})["scores"], values["truth"]
 
 

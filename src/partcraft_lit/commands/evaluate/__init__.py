@@ -41,21 +41,45 @@ def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     trained = _values_of(values)
+    if values["verify"]:
+        return verify_run(trained, folder, runs.run_of(values))
 
     given: dict[str, Any] = {
         "run_folder": runs.run_of(values),
         "source": factories.make_source(trained),
+        "load_backbone": factories.backbone_loader(trained),
         "load_features": factories.features_loader(trained),
         "load_image_features": factories.image_features_loader(trained),
     }
-    if values["verify"]:
-        from partcraft_lit.commands.evaluate.evaluate import verify
-
-        return verify(settings, folder, **given)
     _start_processes(values["trainer"])
     from partcraft_lit.commands.evaluate.evaluate import evaluate
 
-    return evaluate(settings, folder, load_backbone=factories.backbone_loader(trained), **given)
+    return evaluate(settings, folder, **given)
+
+
+def verify_run(trained: Mapping[str, Any], folder: Path, run_folder: Path) -> int:
+    """Verifies the evaluation in ``folder`` with the networks that have scored it; see ``evaluate.verify``.
+
+    Args:
+        trained: the run's configuration, with the ``eval`` and ``sample`` of the evaluation.
+        folder: of the evaluation.
+        run_folder: of the run.
+    """
+    from partcraft_lit.commands.evaluate.evaluate import verify
+    from partcraft_lit.evaluation.image_scores import read_networks
+
+    networks = read_networks(folder)
+    if networks is not None:
+        trained = {**trained, "eval": {**trained["eval"], "pictures": networks}}
+    return verify(
+        factories.settings_of(TrainSettings, trained),
+        folder,
+        run_folder=run_folder,
+        source=factories.make_source(trained),
+        load_backbone=factories.backbone_loader(trained),
+        load_features=factories.features_loader(trained),
+        load_image_features=factories.image_features_loader(trained),
+    )
 
 
 def _start_processes(trainer: Mapping[str, Any]) -> None:

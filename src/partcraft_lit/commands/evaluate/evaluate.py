@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from partcraft_lit.commands.train.assembly import load_trained
+from partcraft_lit.commands.train.assembly import build_module, load_trained, load_weights, trained_checkpoint
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.errors import UserError
@@ -21,18 +22,19 @@ from partcraft_lit.evaluation.image_scores import (
     score_differences,
     stored_scores,
 )
+from partcraft_lit.evaluation.sampling import require_drawn
 from partcraft_lit.evaluation.scoring import (
     Scorer,
     Scores,
-    add_protocol,
     annotation_scores,
     concept_scorer,
     image_scorer,
     labels_of,
     log_scores,
     measure_ceiling,
-    read_concepts,
+    score_images,
     score_trained,
+    score_untrained,
     write_scores,
 )
 from partcraft_lit.evaluation.truth import truth_of
@@ -61,24 +63,16 @@ def evaluate(
     networks = load_image_features()  # before anything is drawn: one that is missing is told at once
     backbone = load_backbone()
     module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
-    scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
-    facts = json.loads((run_folder / "parts" / "discovery.json").read_text(encoding="utf-8"))
-    scorer = replace(
-        scorer,
-        pictures=image_scorer(settings.eval, source, networks, facts),
-        concepts=concept_scorer(settings.eval, source, networks, dictionary.names),
-    )
-    scores = Scores(truth=annotation_scores(facts), codes=facts.get("lowered_codes", {}))
-    with stages.stage("measure ceilings"):
-        scores.ceilings = measure_ceiling(scorer, source, backbone, Store(settings.paths.store))
+    scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages, networks)
+    scores = _scores_of_data(scorer, source, backbone, settings, run_folder, stages)
     scorer.log_left_out(stages)
     score_trained(scorer, module, scores, stages)
     if not is_first_process():
         return scores.flat()
-    numbers = write_scores(scores, folder)
+    metrics = write_scores(scores, folder)
     log_scores(scores, stages)
     stages.log(f"Scores: {folder / 'scores.json'}, of each image: {folder / FILE_NAME}")
-    return numbers
+    return metrics
 
 
 def verify(
@@ -87,57 +81,45 @@ def verify(
     *,
     run_folder: Path,
     source: ImageSource,
+    load_backbone: Callable[[], Backbone],
     load_features: Callable[[], PatchFeatures],
     load_image_features: Callable[[], Sequence[ImageFeatures]],
 ) -> int:
     """``partcraft evaluate verify=true``: computes every number again from the stored images.
 
-    That is each line of ``scores.csv``, and of ``scores.json`` the means over them and what was said of whole images.
+    That is each cell of ``scores.csv`` and each number of ``scores.json``. Nothing is taken from these files: prompts,
+    seeds and codes are those of the settings, and an image counts only if its recipe is that of this run's weights.
 
     Returns:
         Number of images that were read.
 
     Raises:
-        UserError: if an image is missing, or a number is another one; it names them.
+        UserError: if an image is missing or another one, or a number differs or cannot be computed again; it names
+            them.
     """
     stages = Stages()
     stored = read_rows(folder / FILE_NAME)
-    gone = [row["image"] for row in stored if not (folder / row["image"]).is_file()]
-    if gone:
-        raise UserError(
-            f"{len(gone)} images of {folder} are gone, for instance {gone[0]}. partcraft evaluate "
-            f"run={run_folder} draws them again."
-        )
+    numbers = stored_scores(run_folder, folder)
+    checkpoint = trained_checkpoint(run_folder)
     dictionary = PartDictionary.load(run_folder / "parts")
-    scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages)
-    networks = load_image_features()
-    facts = json.loads((run_folder / "parts" / "discovery.json").read_text(encoding="utf-8"))
-    pictures = image_scorer(settings.eval, source, networks, facts)
-    again = Scores()
-    with stages.stage("verify"):
-        for protocol, targets in scorer.protocols().items():
-            of_protocol = [row for row in stored if row["protocol"] == protocol][: len(targets)]
-            some = targets[: len(of_protocol)]
-            paths, prompts = [folder / row["image"] for row in of_protocol], [row["prompt"] for row in of_protocol]
-            of_parts = scorer.read(some, protocol, paths, prompts)
-            add_protocol(again, protocol, of_parts)
-            if pictures is not None:
-                whole = pictures.score(some, paths, prompts)
-                again.pictures[protocol] = whole.numbers
-                for row, more in zip(of_parts.rows, whole.rows, strict=True):
-                    row.update({key: value for key, value in more.items() if key in stored[0]})
-        concepts = concept_scorer(settings.eval, source, networks, dictionary.names)
-        if concepts is not None:
-            read_concepts(concepts, folder, stored, again)
-    found = differences(stored, again.rows)
-    if found:
+    networks, backbone = load_image_features(), load_backbone()
+    module = build_module(settings, dictionary, backbone, source.class_noun)
+    scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages, networks)
+    scorer = replace(scorer, draw_images=require_drawn)
+    scores = _scores_of_data(scorer, source, backbone, settings, run_folder, stages)
+    if any(key.startswith("untrained/") for key in numbers):
+        module.to(next(backbone.unet.parameters()).device).eval()
+        score_untrained(scorer, module, scores, None, stages)
+    load_weights(module, checkpoint)
+    score_images(scorer, module, scores, stages)
+    if found := differences(stored, scores.rows):
         raise UserError(_differences_in_words(found, folder / FILE_NAME))
-    if found := score_differences(stored_scores(run_folder, folder), again.flat()):
+    if found := score_differences(numbers, scores.flat()):
         raise UserError(_differences_in_words(found, folder / "scores.json"))
     stages.log(
-        f"{len(again.rows)} images read again: every number of {folder / FILE_NAME} and their means are the same."
+        f"{len(scores.rows)} images read again: every number of {folder / FILE_NAME} and of scores.json is the same."
     )
-    return len(again.rows)
+    return len(scores.rows)
 
 
 def _differences_in_words(found: Sequence[str], path: Path, most: int = 10) -> str:
@@ -153,11 +135,37 @@ def scorer_of_run(
     features: PatchFeatures,
     dictionary: PartDictionary,
     stages: Stages,
+    networks: Sequence[ImageFeatures] = (),
 ) -> Scorer:
     """The scorer of a run that has ended, from its dictionary and the store."""
     predictor = KMeansPartPredictor(dictionary, features)
     with stages.stage("read parts") as counter:
         store = Store(settings.paths.store)
         _, codes, _ = read_parts(source, features, dictionary, store=store, progress=counter.part)
-    facts = json.loads((run_folder / "parts" / "discovery.json").read_text(encoding="utf-8"))
-    return Scorer(settings.eval, predictor, codes, labels_of(source), folder, truth_of(source, facts))
+    metadata = read_discovery(run_folder)
+    return Scorer(
+        settings.eval,
+        predictor,
+        codes,
+        labels_of(source),
+        folder,
+        truth_of(source, metadata),
+        image_scorer(settings.eval, source, networks, metadata),
+        concept_scorer(settings.eval, source, networks, dictionary.names),
+    )
+
+
+def read_discovery(run_folder: Path) -> dict[str, Any]:
+    """What discovery wrote about the parts of a run."""
+    metadata: dict[str, Any] = json.loads((run_folder / "parts" / "discovery.json").read_text(encoding="utf-8"))
+    return metadata
+
+
+def _scores_of_data(
+    scorer: Scorer, source: ImageSource, backbone: Backbone, settings: TrainSettings, run_folder: Path, stages: Stages
+) -> Scores:
+    """Scores that no generated image has a part in: of annotations, and ceilings."""
+    scores = Scores(truth=annotation_scores(read_discovery(run_folder)))
+    with stages.stage("measure ceilings"):
+        scores.ceilings = measure_ceiling(scorer, source, backbone, Store(settings.paths.store))
+    return scores

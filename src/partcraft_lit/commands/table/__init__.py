@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from partcraft_lit.commands import evaluate, train
 from partcraft_lit.commands.table.settings import TableSettings
 from partcraft_lit.commands.train import runs
-from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.commands.train.settings import TrainSettings as TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core import rundir
@@ -180,19 +180,8 @@ def _is_scored(folder: Path, chosen: Mapping[str, Any]) -> bool:
 def _verify(values: Mapping[str, Any], folder: Path, scored: Any) -> int:
     if not scored():
         raise UserError("it has not been trained and scored, or its images are gone.")
-    from partcraft_lit.commands.evaluate.evaluate import verify
-
     trained = {**runs.values_of_run(folder), **{key: values[key] for key in ("eval", "sample", "metrics")}}
-    settings = factories.settings_of(TrainSettings, trained)
-    place = evaluate.evaluation_folder(folder, values)
-    return verify(
-        settings,
-        place,
-        run_folder=folder,
-        source=factories.make_source(trained),
-        load_features=factories.features_loader(trained),
-        load_image_features=factories.image_features_loader(trained),
-    )
+    return evaluate.verify_run(trained, evaluate.evaluation_folder(folder, values), folder)
 
 
 def _networks(values: Mapping[str, Any]) -> dict[str, str]:

@@ -69,13 +69,28 @@ def load_trained(
     Raises:
         UserError: if the run has no checkpoint that can be read, or no dictionary.
     """
+    checkpoint = trained_checkpoint(run_folder)
+    dictionary = PartDictionary.load(run_folder / "parts")
+    module = build_module(settings, dictionary, backbone, class_noun)
+    load_weights(module, checkpoint)
+    return module, dictionary
+
+
+def trained_checkpoint(run_folder: Path) -> Path:
+    """The newest good checkpoint of a run.
+
+    Raises:
+        UserError: if there is none.
+    """
     checkpoint = newest_good(run_folder / "checkpoints")
     if checkpoint is None:
         raise UserError(f"The run {run_folder} has no checkpoint that can be read; train it first (or further).")
-    dictionary = PartDictionary.load(run_folder / "parts")
-    module = build_module(settings, dictionary, backbone, class_noun)
+    return checkpoint
+
+
+def load_weights(module: PersonalizationModule, checkpoint: Path) -> None:
+    """Gives an untrained module the weights of a checkpoint, on the backbone's device and in evaluation mode."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"])
-    device = next(backbone.unet.parameters()).device
-    return module.to(device).eval(), dictionary
+    module.to(next(module.backbone.unet.parameters()).device).eval()
