@@ -164,8 +164,9 @@ def read_discovery(run_folder: Path) -> dict[str, Any]:
 def _scores_of_data(
     scorer: Scorer, source: ImageSource, backbone: Backbone, settings: TrainSettings, run_folder: Path, stages: Stages
 ) -> Scores:
-    """Scores that no generated image has a part in: of annotations, and ceilings."""
-    scores = Scores(truth=annotation_scores(read_discovery(run_folder)))
+    """Scores that no generated image has a part in: of annotations, numbers of codes, ceilings."""
+    metadata = read_discovery(run_folder)
+    scores = Scores(truth=annotation_scores(metadata), codes=metadata.get("lowered_codes", {}))
     with stages.stage("measure ceilings"):
         scores.ceilings = measure_ceiling(scorer, source, backbone, Store(settings.paths.store))
     return scores
