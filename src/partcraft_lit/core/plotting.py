@@ -61,13 +61,14 @@ def encode_figure(
         title: is stored in the file.
         metadata: further text chunks of a PNG.
     """
+    stored: dict[str, str | None] = {"Title": title}
     if kind == "svg":
-        told: dict[str, str | None] = {"Title": title, "Creator": "partcraft-lit", "Date": None}
+        stored |= {"Creator": "partcraft-lit", "Date": None}
     else:
-        told = {"Title": title, "Software": "partcraft-lit"} | {k: str(v) for k, v in (metadata or {}).items()}
+        stored |= {"Software": "partcraft-lit", **{key: str(value) for key, value in (metadata or {}).items()}}
     buffer = io.BytesIO()
     with style():
-        figure.savefig(buffer, format=kind, metadata=told)
+        figure.savefig(buffer, format=kind, metadata=stored)
     return buffer.getvalue()
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from partcraft_lit.core.plotting import line_style, number, save_figure, style
@@ -94,9 +95,9 @@ def draw_figure(path: Path, title: str, figure: Figure) -> Path:
     high = _LINES_HEIGHT if lines else 0.75 + _BAR_HEIGHT * max(len(names), 2)
     with style():
         whole = MatplotlibFigure(
-            figsize=(_WIDTH, rows * high + 0.25 * (heading.count("\n") + 2) + 0.22 * legend_rows), layout="constrained"
+            figsize=(_WIDTH, rows * high + 0.25 * (heading.count("\n") + 2) + 0.22 * legend_rows),
+            layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06),
         )
-        whole.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)  # type: ignore[union-attr]
         whole.suptitle(heading, x=0.012, ha="left")
         grid = whole.subplots(rows, columns, squeeze=False, sharey=False if lines else "row")
         for panel, axes in zip(panels, grid.flat):
@@ -148,7 +149,7 @@ def _draw_lines(axes: Axes, panel: Panel, figure: Figure, names: Sequence[str]) 
     for line in lines:
         index = names.index(line.name)
         aside = _ASIDE * (index - (len(names) - 1) / 2) if crowded else 0.0
-        moved = ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)  # type: ignore[union-attr]
+        moved = ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)
         looks: dict[str, Any] = line_style(index) | {"transform": axes.transData + moved}
         places = [zero if figure.log and point.x == 0 else point.x for point in line.points]
         bounded = [(x, point) for x, point in zip(places, line.points, strict=True) if math.isfinite(point.low)]
@@ -165,7 +166,7 @@ def _draw_lines(axes: Axes, panel: Panel, figure: Figure, names: Sequence[str]) 
     labels = [number(mark) for mark in marks]
     axes.xaxis.set_major_locator(FixedLocator([zero if figure.log and mark == 0 else mark for mark in marks]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda _, place: labels[place] if place is not None else "")
+    axes.xaxis.set_major_formatter(FixedFormatter(labels))
     axes.grid(axis="x", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(textwrap.fill(figure.x, _LABEL_LETTERS))
