@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import io
 import re
 from html.parser import HTMLParser
@@ -16,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from partcraft_lit.metrics.composition import PartScores
+from partcraft_lit.report import html
+from partcraft_lit.report.charts import ChartImage, line_chart
 from partcraft_lit.report.html import duration, render, write_report
 from partcraft_lit.report.sections import (
     Chart,
@@ -168,6 +171,22 @@ def test_tokens_wear_the_colours_of_their_parts() -> None:
 OPTIONAL = [field.name for field in dataclasses.fields(Report) if field.name not in ("title", "part_names")]
 
 
+@pytest.fixture
+def drawn_once(monkeypatch):
+    """Charts take longer than the rest of a page."""
+    monkeypatch.setattr(html, "line_chart", _chart)
+
+
+@functools.cache
+def _drawn() -> ChartImage | None:
+    return line_chart(full_report().charts[0])
+
+
+def _chart(chart: Chart) -> ChartImage | None:
+    return _drawn()
+
+
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize("missing", OPTIONAL)
 def test_any_part_may_be_missing(missing: str) -> None:
     report = full_report()
@@ -181,6 +200,7 @@ def test_a_report_of_a_title_alone_has_no_sections() -> None:
     assert "Only this" in page.text
 
 
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize("kept", OPTIONAL)
 def test_any_part_may_stand_alone(kept: str) -> None:
     report = Report("x", part_names=NAMES, **{kept: getattr(full_report(), kept)})

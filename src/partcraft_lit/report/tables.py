@@ -1,4 +1,4 @@
-"""A table for people and papers: Markdown, LaTeX, CSV."""
+"""Tables as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """What one place of a table shows.
+    """One cell of a table.
 
     Attributes:
         mean, low, high: a value with its interval; NaN where there is none.
         best: whether it is printed as the best of its column.
         ties: whether its difference to the best may be chance.
-        reported: value of the paper.
+        reported: the paper's value.
     """
 
     mean: float
@@ -140,21 +140,21 @@ def _blocks(table: Table, show: Callable[[Entry], str]) -> Iterator[tuple[str, l
 
 def _cells(table: Table, indices: Sequence[int], show: Callable[[Entry], str]) -> tuple[list[str], list[list[str]]]:
     """The heading and the lines of some columns."""
-    reported = table.reported_columns()
+    with_reported = table.reported_columns()
     head = [""]
     for index in indices:
         column = table.columns[index]
         head.append(f"{column.name} {'↑' if column.higher else '↓'}" + (f" {column.key}" if column.key else ""))
-        if index in reported:
+        if index in with_reported:
             head.append(f"{column.name}, paper")
     body = []
     for name, entries in table.rows.items():
         line = [name]
         for index in indices:
             line.append(show(entries[index]))
-            if index in reported:
-                said = entries[index].reported
-                line.append("–" if said is None else short(said))
+            if index in with_reported:
+                reported = entries[index].reported
+                line.append("–" if reported is None else short(reported))
         body.append(line)
     return head, body
 
