@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import functools
 import importlib
 import os
 import sys
@@ -96,19 +95,17 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     from hydra._internal.utils import get_args_parser
 
     from partcraft_lit.config import compose as config
-    from partcraft_lit.core import environment
 
-    say = functools.partial(print, flush=True)
     # Its parser takes options before overrides or after them, not between.
     given = sorted(given, key=lambda text: text not in ("-m", "--multirun"))
     args = _parsed(get_args_parser(), given, verb)
-    chosen = {text: environment.hardware_choice(config.renamed(text, verb), say) for text in args.overrides}
-    written = {text: config.as_written(choice, args.multirun) for text, choice in chosen.items()}
+    written = {text: config.as_written(config.renamed(text, verb), args.multirun) for text in args.overrides}
+    _print_notes()
     overrides = list(written.values())
     command = [written.get(text, text) for text in given]
     module = importlib.import_module(f"partcraft_lit.commands.{verb}")
     if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
-        command += _prepare(verb, module, overrides, args.multirun)
+        command += _prepare(verb, module, overrides, args)
 
     argv, hydra_argv = list(sys.argv), [sys.argv[0], *command]
 
@@ -139,20 +136,25 @@ def _parsed(parser: argparse.ArgumentParser, given: list[str], verb: str) -> arg
     return parser.parse_args(given)
 
 
-def _prepare(verb: str, module: ModuleType, overrides: list[str], multirun: bool) -> list[str]:
+def _prepare(verb: str, module: ModuleType, overrides: list[str], args: argparse.Namespace) -> list[str]:
     """Checks the configuration of every job before the first starts; says in which folder a single job works."""
     from partcraft_lit.config import compose as config
+    from partcraft_lit.config import machine
     from partcraft_lit.core import environment, files
 
-    if multirun:
+    if args.multirun:
         for point in config.sweep_points(overrides):
             values = config.plain(config.compose(verb, point))
             module.check(values)
             if verb == "train":
+                machine.check_start(values, args.overrides)
                 _check_sweep(values)
         return []
     values = config.plain(config.compose(verb, overrides))
     module.check(values)
+    if verb == "train":
+        machine.check_start(values, args.overrides)
+    _print_notes()
     if any(text.lstrip("+").startswith("hydra.run.dir=") for text in overrides):
         return []
     _, processes = environment.position()
@@ -166,6 +168,13 @@ def _prepare(verb: str, module: ModuleType, overrides: list[str], multirun: bool
     if message:
         print(message, flush=True)
     return [config.quoted("hydra.run.dir", str(folder))]
+
+
+def _print_notes() -> None:
+    from partcraft_lit.config import machine
+
+    for note in machine.take_notes():
+        print(note, flush=True)
 
 
 def _check_sweep(values: Mapping[str, Any]) -> None:

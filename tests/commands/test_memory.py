@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 
-from partcraft_lit import cli
 from partcraft_lit.backbones.attention import AttentionCapture
 from partcraft_lit.backbones.latent_diffusion import LatentDiffusion
 from partcraft_lit.backbones.lora import add_lora
@@ -18,7 +17,6 @@ from partcraft_lit.commands.train.memory import apply_memory_options, in_passes,
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
-from partcraft_lit.core import environment
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Conditioning
 
@@ -92,44 +90,6 @@ def test_the_preset_is_no_part_of_what_a_run_is():
         config.plain(config.compose("train", [f"hardware.max_batch_size={most}"])) for most in ("null", "2")
     )
     assert settings_hash(plain) == settings_hash(spared)
-
-
-# --- auto ---
-
-
-@pytest.mark.parametrize(
-    ("free", "preset"),
-    [(None, "none"), (7.5, "8gb"), (3.0, "8gb"), (11.4, "12gb"), (15.5, "16gb"), (23.4, "24gb"), (79, "24gb")],
-)
-def test_auto_takes_the_preset_for_the_free_memory(monkeypatch, free, preset):
-    monkeypatch.delenv("PARTCRAFT_HARDWARE", raising=False)
-    monkeypatch.setattr(environment, "free_gpu_gigabytes", lambda: free)
-    said = []
-    assert environment.hardware_choice("hardware=auto", said.append) == f"hardware={preset}"
-    assert f"so hardware={preset}" in said[0]
-    monkeypatch.setattr(environment, "free_gpu_gigabytes", lambda: 1.0)  # the first process has filled it by now
-    assert environment.hardware_choice("hardware=auto", said.append) == f"hardware={preset}"
-    assert len(said) == 1
-    assert environment.hardware_choice("hardware=12gb", said.append) == "hardware=12gb"
-
-
-def test_free_memory_is_that_of_the_gpu_that_has_least(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((12 - index) * 10**9, 24 * 10**9))
-    assert environment.free_gpu_gigabytes() == 11.0
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert environment.free_gpu_gigabytes() is None
-
-
-def test_auto_on_the_command_line(monkeypatch, capsys):
-    monkeypatch.delenv("PARTCRAFT_HARDWARE", raising=False)
-    monkeypatch.setattr(environment, "free_gpu_gigabytes", lambda: 11.5)
-    with pytest.raises(SystemExit):
-        cli.main(["train", "hardware=auto", "backbone=sd15", "--cfg", "job"])
-    shown = capsys.readouterr().out
-    assert "hardware=auto: 11.5 GB of GPU memory are free, so hardware=12gb" in shown
-    assert "max_batch_size: 2" in shown
 
 
 # --- checkpointing ---

@@ -19,19 +19,34 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
+from partcraft_lit.config import machine
 from partcraft_lit.config.validation import bind, join
 from partcraft_lit.core.errors import UserError, did_you_mean, nearest_names
 from partcraft_lit.core.rundir import settings_hash
+from partcraft_lit.core.settings import expand_user
 
 #: Free text: always taken as it is, with commas, brackets and all.
 TEXT_KEYS = ("prompt", "sample.negative_prompt", "overrides")
+#: Text that is taken as it is, except in a sweep, where a comma separates values.
+WORD_KEYS = (
+    "prior.prompt",
+    "dataset.class_noun",
+    "data_license",
+    "logger.wandb.project",
+    "logger.wandb.entity",
+    "logger.wandb.group",
+)
+#: Lists of text: "1e-1" is a name there, and "wing (left)" needs no quotes.
+LIST_KEYS = ("rows", "runs", "chosen", "parts.names", "dataset.classes", "dataset.pairs", "logger.wandb.tags")
 #: Paths: taken as they are, except in a sweep, where a comma separates values.
 PATH_KEYS = (
     "dataset.dir",
     "dataset.masks",
     "archive",
     "paths.data",
+    "prior.dir",
     "backbone.source",
     "backbone.vae",
     "backbone.config",
@@ -47,12 +62,34 @@ PATH_KEYS = (
 #: Per verb: what a user may write -> the key. "parts" is a group of other verbs: Hydra would look for an option of it.
 ALIASES = {"export": {"parts": "chosen"}}
 
+#: Names of the parts that are found in drawn creatures, from the top of the image down, as their atlas shows.
+DRAWN_NAMES = {("bird", 5): ["head", "wing", "body", "tail", "legs"]}
+
+#: What a stored configuration may refer to beside its own keys.
+_RESOLVERS = frozenset(
+    "user_cache recipe_for features_for hardware_here precision_here names_for names_of_drawn half one_of_each".split()
+)
+_TRUST = (
+    "Loading it would run code of whoever wrote that file, with your rights; if it is yours, or you have read it, add "
+    "trust=true."
+)
+
 OmegaConf.register_new_resolver(
     "user_cache", lambda name: str(platformdirs.user_cache_path("partcraft_lit") / name), replace=True
 )
+# What a data set is trained with, and what depends on the machine.
+OmegaConf.register_new_resolver(
+    "recipe_for", lambda dataset: "drawn" if machine.is_drawn(dataset) else "photographs", replace=True
+)
+OmegaConf.register_new_resolver("features_for", machine.features_for, replace=True)
+OmegaConf.register_new_resolver("hardware_here", machine.hardware_here, replace=True)
+OmegaConf.register_new_resolver("precision_here", machine.precision_here, replace=True)
 # Names of a data set's parts, unless another number of parts is asked for.
 OmegaConf.register_new_resolver(
     "names_for", lambda number, *names: list(names) if len(names) == number else [], replace=True
+)
+OmegaConf.register_new_resolver(
+    "names_of_drawn", lambda family, number: DRAWN_NAMES.get((family, number), []), replace=True
 )
 # The first of two phases of equal length.
 OmegaConf.register_new_resolver("half", lambda number: max(1, int(number) // 2), replace=True)
@@ -84,10 +121,16 @@ def as_written(override: str, multirun: bool) -> str:
     if not equals or not value or _is_quoted(value):
         return override
     bare = key.lstrip("+")
-    if bare in TEXT_KEYS:
+    if override == "hardware=auto":
+        return f"hardware={machine.hardware_here()}"
+    if override == "trainer.precision=auto":
+        return quoted(key, "${precision_here:${trainer.accelerator}}")
+    if bare in TEXT_KEYS or (bare in WORD_KEYS and not multirun and value != "null"):
         return quoted(key, value)
+    if bare in LIST_KEYS and (items := _items(value)) is not None:
+        return f"{key}=[{','.join(items)}]"
     if bare in PATH_KEYS and not multirun and value not in ("null", "auto"):
-        return quoted(key, str(Path(value).expanduser().resolve()) if _is_path(bare, value) else value)
+        return quoted(key, str(_expanded(bare, value).resolve()) if _is_path(bare, value) else value)
     try:
         OverridesParser.create().parse_override(override)
     except HydraException:
@@ -164,9 +207,55 @@ def plain(cfg: Any) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A stored configuration."""
-    return plain(OmegaConf.load(path))
+def load(path: Path, *, trust: bool = False) -> dict[str, Any]:
+    """A stored configuration. A run folder may come from anyone, so it makes no object and reads no variable of its own.
+
+    Args:
+        path: of the YAML file.
+        trust: whether any ``_target_`` and resolver may be in it.
+
+    Raises:
+        UserError: if it cannot be read, or names something to call that neither ``conf/`` names nor Lightning has.
+    """
+    try:
+        stored = OmegaConf.load(path)
+        if not isinstance(stored, DictConfig):
+            raise UserError(f"{path}: wanted a group of keys.")
+        if not trust:
+            _check_stored(OmegaConf.to_container(stored), path)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as a configuration: {first_line(error)}") from error
+    return plain(stored)
+
+
+def _check_stored(values: Any, path: Path) -> None:
+    for key, value in _leaves(values, ""):
+        if key.rpartition(".")[2] == "_target_" and value not in known_targets() and not _is_lightnings(value):
+            raise UserError(f"{path}: {key}={value} is a class of somebody's own. {_TRUST}")
+        # What follows each "${" must be a key, or one of our resolvers by its plain name.
+        for name, sign in re.findall(r"\$\{\s*([^\s:{}$]*)\s*(.?)", value if isinstance(value, str) else ""):
+            if sign != "}" and not (sign == ":" and name in _RESOLVERS):
+                raise UserError(f"{path}: {key}={value} asks for more than a key of the configuration. {_TRUST}")
+
+
+@functools.cache
+def known_targets() -> frozenset[str]:
+    """Every ``_target_`` of the YAML files here."""
+    texts = (path.read_text(encoding="utf-8") for path in conf_dir().rglob("*.yaml"))
+    return frozenset(name for text in texts for name in re.findall(r"_target_:\s*([\w.]+)", text))
+
+
+def _is_lightnings(target: Any) -> bool:
+    return bool(re.fullmatch(r"lightning(\.pytorch)?\.Trainer|lightning\.pytorch\.loggers\.[A-Z]\w*", str(target)))
+
+
+def _leaves(values: Any, where: str) -> Iterator[tuple[str, Any]]:
+    items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        if isinstance(value, Mapping | list):
+            yield from _leaves(value, join(where, str(key)))
+        else:
+            yield join(where, str(key)), value
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -322,12 +411,27 @@ def _sweep_values(override: Override) -> list[str]:
     return [f"{key}={override.get_value_element_as_str()}"]
 
 
+def _items(value: str) -> list[str] | None:
+    """The items of one list, each in quotes; None for what is no such list, or a list of more than text."""
+    if not re.fullmatch(r"\[[^][]*\]", value) or "${" in value:
+        return None
+    items = re.findall(r"\s*('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^,]+)\s*(?:,|$)", value[1:-1])
+    return [item if _is_quoted(item) else quoted("", item.strip())[1:] for item in items]
+
+
 def _is_path(key: str, value: str) -> bool:
     """Made absolute, so that a run can be read from any folder; a hub id or the name of a run is none."""
     may_exist = key.startswith("backbone.") or key == "ckpt_path"
-    return key in ("dataset.dir", "dataset.masks", "archive", "paths.data") or (
-        may_exist and Path(value).expanduser().exists()
+    return key in ("dataset.dir", "dataset.masks", "prior.dir", "archive", "paths.data") or (
+        may_exist and _expanded(key, value).exists()
     )
+
+
+def _expanded(key: str, value: str) -> Path:
+    try:
+        return expand_user(Path(value))
+    except ValueError as error:
+        raise UserError(f"{key}={value}: {error}.") from None
 
 
 def _is_quoted(value: str) -> bool:

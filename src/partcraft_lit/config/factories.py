@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from partcraft_lit.config import compose as config
+from partcraft_lit.config import machine
 from partcraft_lit.config.validation import missing, unknown, validate
 from partcraft_lit.core import environment
 from partcraft_lit.core.errors import UserError
@@ -26,6 +27,7 @@ T = TypeVar("T")
 #: Top-level keys that are read by the command line itself, or become objects.
 _OTHER_KEYS = (
     "debug",
+    "trust",
     "objective",
     "objective_if_nan",
     "run",
@@ -42,6 +44,8 @@ _OTHER_KEYS = (
     "loss_terms",
 )
 
+#: Of these, those that are true or false.
+_SWITCHES = frozenset({"debug", "trust"})
 #: Of Lightning's own, those that the models here run on.
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 #: Of terms that a run may have by itself.
@@ -63,6 +67,8 @@ def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
     for key in known:
         if key not in values:
             raise missing(key)
+    for key in _SWITCHES & values.keys():
+        validate(values[key], bool, key)
     # What needs no object first: making one loads libraries, and a person waits for the message.
     hints = get_type_hints(cls, include_extras=True)
     checked = {key: validate(values[key], hints[key], key) for key in known if key not in _OBJECTS}
@@ -90,13 +96,8 @@ def check_choices(values: Mapping[str, Any]) -> None:
 
 
 def make_source(values: Mapping[str, Any]) -> ImageSource:
-    download, place = values.get("download"), values["dataset"].get("dir")
-    if download and place is not None and not Path(str(place)).expanduser().exists():
-        name = download["name"]
-        raise UserError(
-            f"dataset={name}: there is no folder {place}. 'partcraft fetch dataset={name}' gets it; a copy elsewhere "
-            "is named by dataset.dir=/path/to/it."
-        )
+    if lacking := machine.dataset_lacking(values):
+        raise UserError(lacking)
     source: ImageSource = config.make(values["dataset"], "dataset")
     return source
 

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,45 +31,6 @@ PACKAGES = (
     "pillow",
     "safetensors",
 )
-
-
-#: Hardware preset and the free gigabytes from which on "auto" takes it, largest first; the last for anything less.
-PRESETS = (("24gb", 20.0), ("16gb", 13.5), ("12gb", 9.5), ("8gb", 0.0))
-#: Tells further processes of a run what the first chose: by then it has filled the memory.
-_CHOSEN = "PARTCRAFT_HARDWARE"
-
-
-def hardware_choice(override: str, say: Callable[[str], None]) -> str:
-    """``hardware=auto`` with the preset for this machine in its place; any other override as it is.
-
-    Args:
-        override: as it was typed.
-        say: told of the choice, once.
-    """
-    if override != "hardware=auto":
-        return override
-    if _CHOSEN not in os.environ:
-        free = free_gpu_gigabytes()
-        os.environ[_CHOSEN] = hardware_preset(free)
-        seen = "no GPU" if free is None else f"{free:.1f} GB of GPU memory are free"
-        say(f"hardware=auto: {seen}, so hardware={os.environ[_CHOSEN]}")
-    return f"hardware={os.environ[_CHOSEN]}"
-
-
-def hardware_preset(free: float | None) -> str:
-    """The preset for so many free gigabytes; "none" without a GPU."""
-    if free is None:
-        return "none"
-    return next((name for name, least in PRESETS if free >= least), PRESETS[-1][0])
-
-
-def free_gpu_gigabytes() -> float | None:
-    """Of the GPU that has least, so that all processes of a run choose alike; None where there is none."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    return min(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())) / 1e9
 
 
 def position() -> tuple[int, int]:

@@ -100,7 +100,7 @@ def evaluation_folder(run_folder: Path, chosen: Mapping[str, Any]) -> Path:
         run_folder: of the run.
         chosen: has ``eval`` and ``sample``, where null is as in the run.
     """
-    own = runs.values_of_run(run_folder)
+    own = runs.values_of_run(run_folder, trust=bool(chosen.get("trust")))
     digest = scoring_hash(_merged(own, chosen))
     return run_folder / "evaluation" if digest == scoring_hash(own) else run_folder / "evaluation" / digest
 
@@ -117,7 +117,7 @@ def chosen_keys(group: str) -> list[str]:
 
 def _values_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own values, with what was chosen here in their place."""
-    own = runs.values_of_run(runs.run_of(values))
+    own = runs.values_of_run(runs.run_of(values), trust=values["trust"])
     networks = _networks(own.get("metrics", {}), values["metrics"])
     return {**_merged(own, values), "trainer": values["trainer"], "metrics": networks}
 

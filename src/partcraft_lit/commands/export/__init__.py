@@ -41,7 +41,7 @@ def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     run_folder = runs.run_of(values)
-    trained = runs.values_of_run(run_folder)
+    trained = runs.values_of_run(run_folder, trust=values["trust"])
     made, output = folder / "files", _output(settings, folder)
     shutil.rmtree(made, ignore_errors=True)  # of an export that was interrupted
 

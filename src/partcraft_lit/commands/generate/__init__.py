@@ -36,7 +36,7 @@ def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     run_folder = runs.run_of(values)
-    trained = runs.values_of_run(run_folder)
+    trained = runs.values_of_run(run_folder, trust=values["trust"])
 
     from partcraft_lit.commands.generate.generate import generate
 

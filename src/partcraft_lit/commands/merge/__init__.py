@@ -33,7 +33,7 @@ def check(values: Mapping[str, Any]) -> MergeSettings:
     for folder in folders:
         if folders.count(folder) > 1:
             raise UserError(f"runs: {folder.name} is named twice.")
-        _check_run(folder)
+        _check_run(folder, trust=values["trust"])
     return settings
 
 
@@ -50,7 +50,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     if (folder / rundir.FINISHED).exists():
         raise UserError(f"output_dir={folder} holds a finished run already; name another folder.")
     folders = _folders(settings)
-    trained = [runs.values_of_run(run) for run in folders]
+    trained = [runs.values_of_run(run, trust=values["trust"]) for run in folders]
     merged = merged_values(trained, [_names(run) for run in folders], values.get("dataset"))
     environment.write(folder)
 
@@ -92,11 +92,11 @@ def merged_values(
     return merged
 
 
-def _check_run(folder: Path) -> None:
+def _check_run(folder: Path, *, trust: bool) -> None:
     """Raises a UserError unless a run trained keys and values of cross-attention and nothing else of the model."""
     from partcraft_lit.methods.custom_diffusion import CustomDiffusion
 
-    values = runs.values_of_run(folder)
+    values = runs.values_of_run(folder, trust=trust)
     recipe = config.make(values["method"], "method")
     if not isinstance(recipe, CustomDiffusion) or recipe.unet != "cross_kv" or recipe.text_encoder:
         raise UserError(

@@ -65,9 +65,14 @@ def resume_from(values: Mapping[str, Any], folder: Path) -> Path | None:
     return newest_good(folder / "checkpoints")
 
 
-def values_of_run(folder: Path) -> dict[str, Any]:
-    """The configuration with which a run was started; a setting that is newer than the run is as it is by default."""
-    own = rundir.with_younger(config.load(folder / ".hydra" / "config.yaml"))
+def values_of_run(folder: Path, *, trust: bool = False) -> dict[str, Any]:
+    """The configuration with which a run was started; a setting that is newer than the run is as it is by default.
+
+    Args:
+        folder: of the run.
+        trust: whether classes that are not of this package are made from it.
+    """
+    own = rundir.with_younger(config.load(folder / ".hydra" / "config.yaml", trust=trust))
     groups = {field.name for field in dataclasses.fields(TrainSettings)} - {"method"}
     return _completed(own, {key: value for key, value in _train_defaults().items() if key in groups})
 
