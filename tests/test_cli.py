@@ -83,7 +83,7 @@ def test_an_unknown_verb_is_an_error_with_the_nearest(start):
 def test_help_of_a_verb_lists_groups_and_keys(start):
     result = start("train", "--help", settings=[])
     assert result.code == 0
-    assert "dataset: creatures, creatures_pair, cub, " in result.out and "lambda_attn: 0.01" in result.out
+    assert "dataset: creatures, creatures_pair, cub, " in result.out and "lambda_attn: 0.1" in result.out
 
 
 def test_train_gets_typed_settings_and_a_folder(start, fake_run):

@@ -41,8 +41,9 @@ NEEDED = {
 def options() -> list[tuple[str, str]]:
     """Every option of every group that ``train`` chooses from."""
     paths = [path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml")]
+    depth = {path: 2 if path.parts[:1] == ("recipe",) and len(path.parts) > 2 else 1 for path in paths}
     return sorted(
-        (path.parts[0], "/".join(path.parts[1:]))
+        ("/".join(path.parts[: depth[path]]), "/".join(path.parts[depth[path] :]))
         for path in paths
         if len(path.parts) > 1 and path.parts[0] not in ("hydra", "table")
     )
@@ -252,7 +253,7 @@ def test_a_method_sets_values_of_other_groups_and_the_user_has_the_last_word():
 
 
 def test_the_paper_s_preset_and_the_release_s():
-    paper = train.check(config.plain(config.compose("train", ["method=partcraft"])))
+    paper = train.check(config.plain(config.compose("train", ["method=partcraft", "backbone=sd15"])))
     assert (paper.lora.scope, paper.lora.rank, paper.mapper.layers, paper.mapper.position) == ("cross", 4, 2, False)
     assert (paper.loss.snr_gamma, paper.data.flip, paper.loss.lambda_attn) == (None, True, 0.01)
     values = config.plain(config.compose("train", ["experiment=partcraft_released_cub", "parts.codes=class"]))
@@ -314,7 +315,7 @@ def test_prompts_need_no_second_quotes(text):
 
 def test_quotes_brackets_and_paths(tmp_path, monkeypatch):
     assert config.as_written("prompt='x'", False) == "prompt='x'"
-    assert config.as_written("parts.names=[a,b]", False) == "parts.names=[a,b]"
+    assert config.as_written("parts.names=[a,b]", False) == "parts.names=['a','b']"
     assert config.as_written("ckpt_path=null", False) == "ckpt_path=null"
     assert config.as_written("dataset.dir=a,b", True) == "dataset.dir=a,b"
     monkeypatch.chdir(tmp_path)

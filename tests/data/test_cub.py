@@ -145,5 +145,5 @@ def test_the_preset_sets_parts_and_the_user_wins(published: Path, tmp_path: Path
 
 
 def test_an_experiment_comes_after_the_preset() -> None:
-    values = config.plain(config.compose("train", ["dataset=cub", "experiment=demo"]))
-    assert values["parts"]["names"] == ["head", "wing", "body", "tail", "legs"] and values["parts"]["K"] == 256
+    values = config.plain(config.compose("train", ["dataset=cub", "experiment=arena"]))
+    assert values["parts"]["names"] == ["head", "wing", "body", "tail", "legs"] and values["parts"]["K"] == 8
