@@ -66,9 +66,7 @@ ALIASES = {"export": {"parts": "chosen"}}
 DRAWN_NAMES = {("bird", 5): ["head", "wing", "body", "tail", "legs"]}
 
 #: What a stored configuration may refer to beside its own keys.
-_RESOLVERS = frozenset(
-    "user_cache recipe_for features_for hardware_here precision_here names_for names_of_drawn half one_of_each".split()
-)
+_RESOLVERS = frozenset({"user_cache", "precision_here", "names_for", "names_of_drawn", "half", "one_of_each"})
 _TRUST = (
     "Loading it would run code of whoever wrote that file, with your rights; if it is yours, or you have read it, add "
     "trust=true."
@@ -78,11 +76,11 @@ OmegaConf.register_new_resolver(
     "user_cache", lambda name: str(platformdirs.user_cache_path("partcraft_lit") / name), replace=True
 )
 # What a data set is trained with, and what depends on the machine.
-OmegaConf.register_new_resolver(
-    "recipe_for", lambda dataset: "drawn" if machine.is_drawn(dataset) else "photographs", replace=True
-)
+OmegaConf.register_new_resolver("recipe_for", machine.recipe_for, replace=True)
+OmegaConf.register_new_resolver("backbone_for", machine.backbone_for, replace=True)
+OmegaConf.register_new_resolver("miniature_for", machine.miniature_for, replace=True)
 OmegaConf.register_new_resolver("features_for", machine.features_for, replace=True)
-OmegaConf.register_new_resolver("hardware_here", machine.hardware_here, replace=True)
+OmegaConf.register_new_resolver("hardware_for", machine.hardware_for, replace=True)
 OmegaConf.register_new_resolver("precision_here", machine.precision_here, replace=True)
 # Names of a data set's parts, unless another number of parts is asked for.
 OmegaConf.register_new_resolver(
@@ -208,7 +206,7 @@ def plain(cfg: Any) -> dict[str, Any]:
 
 
 def load(path: Path, *, trust: bool = False) -> dict[str, Any]:
-    """A stored configuration. A run folder may come from anyone, so it makes no object and reads no variable of its own.
+    """A stored configuration. A run folder may come from anyone: it can call and read nothing of its own choice.
 
     Args:
         path: of the YAML file.
@@ -362,7 +360,7 @@ def _nearest_key(given: str, verb: str, overrides: Sequence[str]) -> str:
     if having := _options_with(group, rest):
         options = " and ".join(f"{group}={option}" for option in having)
         return f"It is a key of {options}. All keys: partcraft {verb} --help."
-    known = list(keys_of(OmegaConf.to_container(compose(verb, _choices(overrides)), resolve=False)))
+    known = _known_keys(verb, _choices(overrides))
     elsewhere = [key for key in known if key.rpartition(".")[2].lower() == given.rpartition(".")[2].lower()]
     if elsewhere:
         nearest = sorted(elsewhere, key=lambda key: -SequenceMatcher(None, given, key).ratio())
@@ -372,6 +370,17 @@ def _nearest_key(given: str, verb: str, overrides: Sequence[str]) -> str:
     near = nearest_names(given, inner).rstrip() or nearest_names(given, known).rstrip()
     near = near or did_you_mean(given, inner or [key for key in known if "." not in key])
     return f"{near} All keys: partcraft {verb} --help."
+
+
+def _known_keys(verb: str, choices: Sequence[str]) -> list[str]:
+    """Keys of the configuration with these choices, or without them if they do not compose together."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=verb):
+        try:
+            cfg = hydra_compose(verb, list(choices))
+        except (HydraException, OmegaConfBaseException):
+            cfg = hydra_compose(verb)
+    return list(keys_of(OmegaConf.to_container(cfg, resolve=False)))
 
 
 def _choices(overrides: Sequence[str]) -> list[str]:

@@ -40,6 +40,26 @@ def take_notes() -> list[str]:
     return taken
 
 
+def recipe_for(dataset: str) -> str:
+    """Of the group ``recipe``."""
+    return "drawn" if is_drawn(dataset) else "photographs"
+
+
+def backbone_for(dataset: str) -> str:
+    """The backbone that a data set is trained with unless another is chosen."""
+    return "mini" if is_drawn(dataset) else "sd15"
+
+
+def miniature_for(backbone: str, dataset: str) -> str:
+    """Of the group ``recipe/miniature``; ``backbone`` is "" where it is that of the data set."""
+    return "demo" if (backbone or backbone_for(dataset)).startswith("mini") else "none"
+
+
+def hardware_for(dataset: str) -> str:
+    """The hardware preset that a data set begins with: photographs take that of this machine."""
+    return "none" if is_drawn(dataset) else hardware_here()
+
+
 def hardware_here() -> str:
     """The hardware preset for the free GPU memory; "none" without a GPU."""
 
@@ -174,7 +194,7 @@ def _answer(name: str, ask: Any) -> str:
 @functools.cache
 def _has_bfloat16(accelerator: str) -> bool:
     if accelerator == "cpu" and (flags := Path("/proc/cpuinfo")).is_file():  # torch takes seconds to import
-        return any(flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+        return any(flag in flags.read_text(encoding="utf-8") for flag in ("avx512_bf16", "amx_bf16"))
     import torch
 
     if accelerator != "cpu" and torch.cuda.is_available():
