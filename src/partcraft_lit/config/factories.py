@@ -14,7 +14,7 @@ from partcraft_lit.config import machine
 from partcraft_lit.config.validation import missing, unknown, validate
 from partcraft_lit.core import environment
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.core.settings import NonNegative
+from partcraft_lit.core.settings import Count, NonNegative, Positive
 
 if TYPE_CHECKING:
     from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures
@@ -48,6 +48,13 @@ _OTHER_KEYS = (
 _SWITCHES = frozenset({"debug", "trust"})
 #: Of Lightning's own, those that the models here run on.
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+#: Keys of the trainer whose range Lightning does not check, or only in its own words.
+_TRAINER_NUMBERS: Mapping[str, Any] = {
+    "max_steps": Positive,
+    "log_every_n_steps": Count,
+    "gradient_clip_val": NonNegative | None,
+    "accumulate_grad_batches": Positive,
+}
 #: Of terms that a run may have by itself.
 _LOSS_NAMES = ("diffusion", "prior", "attn")
 #: Groups of settings that are objects.
@@ -93,6 +100,16 @@ def check_choices(values: Mapping[str, Any]) -> None:
     loss = values.get("loss", {})
     if loss.get("attention", "none") != "none":
         config.choose(values["attention"], loss["attention"], "loss.attention")
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Numbers that Lightning would take and then train for ever, not at all, or not as it says.
+
+    Raises:
+        UserError: for one that is out of range.
+    """
+    for key, hint in _TRAINER_NUMBERS.items():
+        validate(trainer[key], hint, f"trainer.{key}")
 
 
 def make_source(values: Mapping[str, Any]) -> ImageSource:

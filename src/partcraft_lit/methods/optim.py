@@ -33,7 +33,7 @@ class OptimSettings:
     eps: Rate
     warmup_steps: Count
     cooldown_steps: Count
-    total_steps: int
+    total_steps: Positive
     phases: tuple[PhaseSettings, ...]
 
     def rate(self, group: str) -> float:

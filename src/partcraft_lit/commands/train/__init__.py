@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 def check(values: Mapping[str, Any]) -> TrainSettings:
     factories.check_choices(values)
+    factories.check_trainer(values["trainer"])
     runs.check_ckpt_path(values)
     _check_objective(values)
     settings = factories.settings_of(TrainSettings, values)
