@@ -383,7 +383,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
         ([b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/x\r\n\r\n"], "redirects to ftp://127.0.0.1/x"),
         ([b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n"], "'file:///etc/passwd' is not allowed"),
         ([b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 7-9/10\r\n\r\nabc"], "continues at byte 7 instead of 0"),
-        ([b"garbage\r\n\r\n"], "garbage"),
+        ([b"garbage\x1b[2J\r\n\r\n"], "garbage\N{REPLACEMENT CHARACTER}"),
         ([b""], "closed connection without response"),
     ],
 )

@@ -147,6 +147,7 @@ def test_large_images_are_decoded_at_a_fraction(
         assert abs(red - expected[30, 20]) < 4 and abs(blue - expected[30, 80]) < 4
 
 
+@pytest.mark.slow
 def test_a_large_png_needs_bounded_memory(tmp_path: Path) -> None:
     """13,300 x 13,300 pixels took 6.9 GB up to the latents; a process of its own, since memory is not given back."""
 

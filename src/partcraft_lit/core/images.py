@@ -105,12 +105,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
         UnreadableImage: if the header cannot be read.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=_readable_formats()) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Pillow turns a TIFF by itself and gives the size after that.
-            turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            width, height = _reduced_size(image.size)
-            return (width, height) if turned else (height, width)
+            with Image.open(path, formats=_readable_formats()) as image:
+                # Pillow turns a TIFF by itself and gives the size after that.
+                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                width, height = _reduced_size(image.size)
+                return (width, height) if turned else (height, width)
     except Exception as error:
         raise UnreadableImage(_reason(error), path) from error
 

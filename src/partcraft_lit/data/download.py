@@ -90,14 +90,14 @@ def download(
                 if not resumed:  # else the first half may have been another server's
                     break
             except (_Refused, ValueError) as error:  # ValueError: a redirect to what is no address
-                problems.append(f"{url}: {error}")
+                problems.append(f"{url}: {_printable(error)}")
                 break
             except urllib.error.HTTPError as error:
-                problems.append(f"{url}: HTTP {error.code} {error.reason}")
+                problems.append(f"{url}: HTTP {error.code} {_printable(error.reason)}")
                 if error.code not in _TRANSIENT:
                     break
             except (OSError, http.client.HTTPException) as error:
-                problems.append(f"{url}: {error or type(error).__name__}")
+                problems.append(f"{url}: {_printable(error) or type(error).__name__}")
                 if _is_unknown_host(error):
                     break
             else:
@@ -240,6 +240,11 @@ def _open(request: urllib.request.Request, timeout_s: float) -> http.client.HTTP
         raise outcome[0]
     answer: http.client.HTTPResponse = outcome[0]
     return answer
+
+
+def _printable(said: object) -> str:
+    """What a server said, without the signs that would control a terminal."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in str(said))[:200]
 
 
 def _first_byte(answer: http.client.HTTPResponse) -> int:
