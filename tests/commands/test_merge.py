@@ -85,10 +85,10 @@ def test_the_merged_run_is_a_run(merged, tmp_path):
 
 @pytest.mark.slow
 def test_merging_keeps_the_captions_of_a_file_and_scores_with_another_data_set(merged, tmp_path):
-    workshop, runs, folder = merged
+    workshop, trained, folder = merged
     (tmp_path / "captions.txt").write_text("# ordinary\na photo of a bird\n\na robot on a hill\n")
     pair = ("dataset=creatures_pair", "dataset.image_size=32", f"captions_file={tmp_path / 'captions.txt'}")
-    ended = workshop("merge", f"runs=[{runs[0].name},{runs[1].name}]", *pair, f"output_dir={tmp_path / 'both'}")
+    ended = workshop("merge", f"runs=[{trained[0].name},{trained[1].name}]", *pair, f"output_dir={tmp_path / 'both'}")
     assert ended.code == 0, ended.out
     facts = json.loads((tmp_path / "both" / "merge.json").read_text())
     assert facts["captions"] == 2 and facts["largest_error"] < 1e-4

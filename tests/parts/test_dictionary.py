@@ -22,7 +22,7 @@ def dictionary(**changes) -> PartDictionary:
         "features_id": "test",
         "features_hash": "0" * 64,
         "settings": {"num_parts": 2},
-        "facts": {"foreground": {"confidence": 0.5}},
+        "metadata": {"foreground": {"confidence": 0.5}},
     }
     return PartDictionary(**(fields | changes))
 
@@ -32,7 +32,7 @@ def test_save_and_load(tmp_path):
     loaded = PartDictionary.load(saved.save(tmp_path / "new" / "folder"))
     assert loaded.hash == saved.hash
     assert loaded.segmenter.hash == saved.segmenter.hash
-    for name in ("names", "class_names", "features_id", "features_hash", "settings", "facts", "codes_per_part"):
+    for name in ("names", "class_names", "features_id", "features_hash", "settings", "metadata", "codes_per_part"):
         assert getattr(loaded, name) == getattr(saved, name)
     assert (loaded.num_parts, loaded.num_codes(2), loaded.dim) == (2, 3, 3)
 

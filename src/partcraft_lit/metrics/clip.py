@@ -62,19 +62,19 @@ class ClipEncoder:
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """(B, D) float32, of any length; a text longer than CLIP reads is cut at its end."""
-        found = []
+        vectors = []
         for start in range(0, len(texts), self.batch_size):
             piece = list(texts[start : start + self.batch_size])
             ids = self.tokenizer(piece, padding=True, truncation=True, max_length=self._length, return_tensors="pt").to(
                 self.device
             )
             output = self.model.get_text_features(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
-            found.append(output.pooler_output)
-        return torch.cat(found)
+            vectors.append(output.pooler_output)
+        return torch.cat(vectors)
 
 
 class ClipTextSimilarity(Metric):
-    """CLIP-T: mean cosine of an image and the text that it was asked to show. High is good.
+    """CLIP-T: mean cosine of an image and its prompt. High is good.
 
     Take placeholder tokens out of the texts: CLIP does not know them.
 

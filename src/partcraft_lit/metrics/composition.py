@@ -22,7 +22,7 @@ class Targets:
     """What to generate.
 
     Attributes:
-        codes: (I, M + 1) codes asked for, ``ABSENT`` where a part is not asked for.
+        codes: (I, M + 1) target codes, ``ABSENT`` for parts that the prompt leaves out.
         sources: (I, M + 1) index of the image that each entry was copied from.
         seeds: one seed per image, equal for all methods and settings, so that comparisons are paired.
     """
@@ -183,9 +183,9 @@ class _Scorer:
         self.count = 0
 
     def add(self, images: Sequence[Tensor], target_codes: Tensor) -> None:
-        found = self.predictor.predict(images)
+        prediction = self.predictor.predict(images)
         for metric in (self.emr, self.cosim):
-            metric.update(found, target_codes)
+            metric.update(prediction, target_codes)
         self.count += len(images)
 
     def scores(self) -> PartScores:

@@ -85,7 +85,7 @@ def dataset_parts(
         code_centroids=tuple(tables),
         features_id=features.id,
         features_hash=features.hash,
-        facts={"given": given, "num_images": len(source)},
+        metadata={"given": given, "num_images": len(source)},
     )
     report = DiscoveryReport(
         num_images=len(source), num_patches=0, foreground={"confidence": 1.0}, notes=[f"Parts are given: {given}."]

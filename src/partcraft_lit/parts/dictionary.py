@@ -1,4 +1,4 @@
-"""The part dictionary: everything that turns patch features into parts and codes, and nothing else."""
+"""The part dictionary: centroids that turn patch features into parts and codes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class PartDictionary:
             that never shows the part; only class codes have such rows.
         features_id, features_hash: of the patch features that the centroids live in.
         class_names: names of the codes of all foreground parts, where codes are classes; None where they are clusters.
-        settings: what discovery was asked for, plain JSON.
-        facts: what discovery found out, plain JSON: confidence, shares, counts.
+        settings: of the discovery, plain JSON.
+        metadata: confidence, counts and notes of the discovery, plain JSON.
     """
 
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ class PartDictionary:
     features_hash: str
     class_names: tuple[str, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.code_centroids) == self.segmenter.num_parts + 1:
@@ -110,7 +110,7 @@ class PartDictionary:
         """
         if codes.ndim != 2 or codes.shape[1] != self.num_parts + 1:
             raise ValueError(f"codes must be (B, {self.num_parts + 1}), got {tuple(codes.shape)}.")
-        found = torch.zeros(*codes.shape, self.dim)
+        result = torch.zeros(*codes.shape, self.dim)
         for part, table in enumerate(self.code_centroids):
             column = codes[:, part].cpu()
             if bool(((column < ABSENT) | (column >= len(table))).any()):
@@ -118,8 +118,8 @@ class PartDictionary:
                     f"Part {part} ({self.names[part]}) has codes 0...{len(table) - 1}, got {column.unique().tolist()}."
                 )
             rows = column != ABSENT
-            found[rows, part] = table[column[rows]]
-        return found.to(codes.device)
+            result[rows, part] = table[column[rows]]
+        return result.to(codes.device)
 
     def renamed(self, names: Sequence[str]) -> Self:
         """The same parts under other names, M of them without the background."""
@@ -146,7 +146,7 @@ class PartDictionary:
                 "min_component_size": self.segmenter.min_component_size,
             },
             "settings": dict(self.settings),
-            "facts": dict(self.facts),
+            "facts": dict(self.metadata),
             "tensors_sha256": hashlib.sha256(content).hexdigest(),
         }
         return content, json.dumps(description, indent=2, ensure_ascii=False) + "\n"
@@ -160,8 +160,8 @@ class PartDictionary:
         """
         meta = json.loads(description)
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-            raise ValueError(f"its format is {found!r}, this version reads {FORMAT}")
+            version = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+            raise ValueError(f"its format is {version!r}, this version reads {FORMAT}")
         if hashlib.sha256(content).hexdigest() != meta.get("tensors_sha256"):
             raise ValueError("the tensors are not the ones that the description names")
         tensors = load_tensors(content)
@@ -180,7 +180,7 @@ class PartDictionary:
             features_hash=meta["features"]["hash"],
             class_names=None if meta["class_names"] is None else tuple(meta["class_names"]),
             settings=meta["settings"],
-            facts=meta["facts"],
+            metadata=meta["facts"],
         )
 
     def save(self, folder: str | Path) -> Path:

@@ -78,13 +78,13 @@ class DinoV2Features:
         cropped = [clamp_aspect(image) for image in images]
         for index, image in enumerate(cropped):
             groups[short_side_size(image.shape[1], image.shape[2], self.cells)].append(index)
-        found: dict[int, Tensor] = {}
+        grids: dict[int, Tensor] = {}
         for shape, members in groups.items():
             for start in range(0, len(members), self.batch_size):
                 chunk = members[start : start + self.batch_size]
                 pixel_values = torch.stack([self._prepare(cropped[index], shape) for index in chunk])
-                found.update(zip(chunk, self._forward(pixel_values, shape), strict=True))
-        return [found[index] for index in range(len(images))]
+                grids.update(zip(chunk, self._forward(pixel_values, shape), strict=True))
+        return [grids[index] for index in range(len(images))]
 
     def _prepare(self, image: Tensor, shape: tuple[int, int]) -> Tensor:
         """uint8 (3, h, w) -> normalised (3, grid height * patch, grid width * patch)."""
@@ -94,7 +94,7 @@ class DinoV2Features:
         return (unit - mean) / std
 
     def _forward(self, pixel_values: Tensor, shape: tuple[int, int]) -> Tensor:
-        """(B, 3, H, W) -> (B, grid height, grid width, D) on the CPU. Stops at the wanted block."""
+        """(B, 3, H, W) -> (B, grid height, grid width, D) on the CPU. Stops at ``layer``."""
         hidden = self.network.embeddings(pixel_values)
         for block in self.network.encoder.layer[: self.layer + 1]:
             hidden = block(hidden)

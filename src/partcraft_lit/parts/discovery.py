@@ -272,12 +272,12 @@ class _Run:
         codes = segmented.read_codes(dictionary)
         if self.settings.codes == "class":
             codes = _with_classes(codes, segmented.present, self._labels())
-        facts = dictionary.facts
+        metadata = dictionary.metadata
         report = DiscoveryReport(
             num_images=len(self.source),
-            num_patches=int(facts["num_patches"]),
-            foreground=dict(facts["foreground"]),
-            notes=list(facts["notes"]),
+            num_patches=int(metadata["num_patches"]),
+            foreground=dict(metadata["foreground"]),
+            notes=list(metadata["notes"]),
             seconds=self.seconds,
             from_store=True,
         )
@@ -442,7 +442,7 @@ class _Run:
     # --- the end ------------------------------------------------------------------------------------------------
 
     def _name(self, segmenter: Segmenter, tables: Sequence[Tensor], report: DiscoveryReport) -> PartDictionary:
-        facts = {
+        metadata = {
             "num_images": report.num_images,
             "num_patches": report.num_patches,
             "foreground": report.foreground,
@@ -458,7 +458,7 @@ class _Run:
             features_hash=self.features.hash,
             class_names=tuple(self.source.class_names) if self.settings.codes == "class" else None,
             settings=settings | {"names": list(self.settings.names), "seed": self.seed},
-            facts=facts,
+            metadata=metadata,
         )
 
     def _names(self, number: int) -> tuple[str, ...]:
@@ -469,10 +469,10 @@ class _Run:
     def _labels(self) -> Tensor:
         return torch.tensor([self.source.label(index) for index in range(len(self.source))])
 
-    def _too_few_parts(self, found: int, reason: str) -> None:
-        message = f"parts.M={self.settings.M}, but {found} parts were found: {reason}"
+    def _too_few_parts(self, number: int, reason: str) -> None:
+        message = f"parts.M={self.settings.M}, but {number} parts were found: {reason}"
         if self.settings.on_too_few == "stop":
-            raise UserError(f"{message}. Give parts.M={found}, or parts.on_too_few=lower.")
+            raise UserError(f"{message}. Give parts.M={number}, or parts.on_too_few=lower.")
         self._note(f"{message}; M is lowered.")
 
     def _note(self, message: str) -> None:

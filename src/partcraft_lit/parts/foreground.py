@@ -79,13 +79,13 @@ def inwardness(images: Sequence[Tensor], grids: Sequence[tuple[int, int]], side:
     alike: dict[torch.Size, list[int]] = defaultdict(list)
     for number, image in enumerate(small):
         alike[image.shape].append(number)
-    found: dict[int, Tensor] = {}
+    distances: dict[int, Tensor] = {}
     for numbers in alike.values():
         costs = _least_cost(torch.stack([small[number] for number in numbers]))
         for number, cost in zip(numbers, costs, strict=True):
             whole = (cost / cost.max().clamp_min(1e-6)).expand(3, -1, -1)
-            found[number] = resize(whole, grids[number])[0]
-    return [found[number] for number in range(len(small))]
+            distances[number] = resize(whole, grids[number])[0]
+    return [distances[number] for number in range(len(small))]
 
 
 def _least_cost(small: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from partcraft_lit.core.images import kept_window
 from partcraft_lit.core.types import BACKGROUND, Annotation
 from partcraft_lit.parts.quality import normalized_mutual_information
 
-#: What `part_at` says of a point outside the label map.
+#: Label of a point outside the label map.
 OUTSIDE = -1
 
 
@@ -24,7 +24,7 @@ class AnnotationQuality:
 
     Attributes:
         images: how many were compared.
-        box_iou: mean intersection over union of the box around the found foreground and the box around all objects.
+        box_iou: mean intersection over union of the box around the predicted foreground and the box around all objects.
         box_found: share of images in which that is at least one half.
         keypoint_in_foreground: share of visible keypoints that lie on a part: what one part for everything would reach,
             hence the upper bound of the accuracies.
@@ -70,11 +70,11 @@ def score_annotations(
     if len(annotations) != len(label_maps):
         raise ValueError(f"{len(annotations)} annotations and {len(label_maps)} label maps differ.")
     overlaps = torch.tensor([_box_overlap(*pair) for pair in zip(annotations, label_maps) if len(pair[0].boxes)])
-    found, visible = _found_parts(annotations, label_maps, len(names))
-    counts = keypoint_counts(found, visible, num_parts)
+    labels, visible = _labels_at_keypoints(annotations, label_maps, len(names))
+    counts = keypoint_counts(labels, visible, num_parts)
     part_of, accuracies = majority_parts(counts)
     total = counts.sum()
-    kinds = torch.arange(len(names)).expand(len(found), -1)[visible]
+    kinds = torch.arange(len(names)).expand(len(labels), -1)[visible]
     return AnnotationQuality(
         images=len(annotations),
         box_iou=_share(overlaps.sum(), len(overlaps)),
@@ -82,7 +82,7 @@ def score_annotations(
         keypoint_in_foreground=_share(counts[:, 1:].sum(), total),
         keypoint_accuracy=_share(sum(float(counts[row, part]) for row, part in enumerate(part_of) if part), total),
         keypoint_accuracy_paired=paired_accuracy(counts),
-        keypoint_nmi=normalized_mutual_information(kinds, found[visible]),
+        keypoint_nmi=normalized_mutual_information(kinds, labels[visible]),
         part_of=dict(zip(names, part_of, strict=True)),
         accuracy_of=dict(zip(names, accuracies, strict=True)),
         holds=_holds(names, part_of),
@@ -104,16 +104,16 @@ def part_at(label_map: Tensor, size: tuple[int, int], points: Tensor) -> Tensor:
     rows = ((points[:, 1].double() - top) * label_map.shape[0] / height).floor().long()
     columns = ((points[:, 0].double() - left) * label_map.shape[1] / width).floor().long()
     inside = (rows >= 0) & (rows < label_map.shape[0]) & (columns >= 0) & (columns < label_map.shape[1])
-    found = torch.full((len(points),), OUTSIDE)
-    found[inside] = label_map[rows[inside], columns[inside]].long()
-    return found
+    labels = torch.full((len(points),), OUTSIDE)
+    labels[inside] = label_map[rows[inside], columns[inside]].long()
+    return labels
 
 
-def keypoint_counts(found: Tensor, visible: Tensor, num_parts: int) -> Tensor:
+def keypoint_counts(labels: Tensor, visible: Tensor, num_parts: int) -> Tensor:
     """How often each kind of keypoint lies in each part.
 
     Args:
-        found: (N, P) labels, 0...M.
+        labels: (N, P) labels, 0...M.
         visible: (N, P) bool; others are not counted.
         num_parts: M.
 
@@ -121,9 +121,9 @@ def keypoint_counts(found: Tensor, visible: Tensor, num_parts: int) -> Tensor:
         (P, M + 1) int64.
     """
     width = num_parts + 1
-    kinds = torch.arange(found.shape[1]).expand_as(found)
-    flat = (kinds * width + found)[visible]
-    return torch.bincount(flat, minlength=found.shape[1] * width).view(-1, width)
+    kinds = torch.arange(labels.shape[1]).expand_as(labels)
+    flat = (kinds * width + labels)[visible]
+    return torch.bincount(flat, minlength=labels.shape[1] * width).view(-1, width)
 
 
 def majority_parts(counts: Tensor) -> tuple[list[int | None], list[float]]:
@@ -182,19 +182,21 @@ def box_iou(first: Tensor, second: Tensor) -> float:
 
 
 def _box_overlap(annotation: Annotation, label_map: Tensor) -> float:
-    found = foreground_box(label_map, annotation.size)
+    box = foreground_box(label_map, annotation.size)
     boxes = annotation.boxes.double()
     around = torch.cat([boxes[:, :2].min(dim=0).values, boxes[:, 2:].max(dim=0).values])
-    return 0.0 if found is None else box_iou(found, around)
+    return 0.0 if box is None else box_iou(box, around)
 
 
-def _found_parts(annotations: Sequence[Annotation], label_maps: Sequence[Tensor], kinds: int) -> tuple[Tensor, Tensor]:
+def _labels_at_keypoints(
+    annotations: Sequence[Annotation], label_maps: Sequence[Tensor], kinds: int
+) -> tuple[Tensor, Tensor]:
     """(N, P) label at each keypoint, and which of them count: visible and inside the label map."""
     shape = (len(annotations), kinds)
     if kinds == 0:
         return torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    found = torch.stack([part_at(m, a.size, a.keypoints) for a, m in zip(annotations, label_maps, strict=True)])
-    return found, torch.stack([a.visible for a in annotations]) & (found != OUTSIDE)
+    labels = torch.stack([part_at(m, a.size, a.keypoints) for a, m in zip(annotations, label_maps, strict=True)])
+    return labels, torch.stack([a.visible for a in annotations]) & (labels != OUTSIDE)
 
 
 def _holds(names: Sequence[str], part_of: Sequence[int | None]) -> dict[int, tuple[str, ...]]:

@@ -35,12 +35,12 @@ def cosine_kmeans(
 
     Args:
         x: (N, D) float32; need not be normalised.
-        k: clusters wanted. Fewer come back where ``x`` has fewer distinct directions.
+        k: number of clusters; fewer where ``x`` has fewer distinct directions.
         nredo: runs; the one with the largest mean cosine is kept.
         niter: steps of each run.
         seed: everything random depends on it alone.
         max_points: at most so many rows, drawn evenly, are fitted; all are labelled.
-        groups: (N,) int64, for instance the image of each row: clusters are wanted that every group shows, as parts of
+        groups: (N,) int64, for instance the image of each row: clusters should occur in every group, as parts of
             an object are. Then as many runs again start from rows of one group each, and the run is kept whose mean
             cosine less ``GROUP_COST`` times the mutual information of cluster and group is largest. Without it, two
             kinds of group may be told apart at the price of two clusters that every group shows.
@@ -117,7 +117,7 @@ def _check(x: Tensor, k: int) -> None:
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether (N, D) holds numbers only; in pieces, since torch needs as much memory again to say so."""
+    """Whether all of (N, D) is finite; in pieces, since torch allocates as much memory again for the check."""
     return all(bool(torch.isfinite(chunk).all()) for chunk in x.split(_ROWS))
 
 

@@ -56,5 +56,5 @@ def merge(dictionaries: Sequence[PartDictionary]) -> PartDictionary:
         code_centroids=(first.code_centroids[0], *tables),
         features_id=first.features_id,
         features_hash=first.features_hash,
-        facts={"joined": [dictionary.hash for dictionary in dictionaries]},
+        metadata={"joined": [dictionary.hash for dictionary in dictionaries]},
     )

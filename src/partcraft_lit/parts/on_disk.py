@@ -59,7 +59,7 @@ class FeatureCache:
 
 
 class LabelMaps(Sequence[Tensor]):
-    """One (grid height, grid width) uint8 map per image, read from a temporary file when it is asked for.
+    """One (grid height, grid width) uint8 map per image, read from a temporary file on access.
 
     In memory an image takes 16 bytes. Workers that are forked read the same file; one that is started anew gets the
     maps as one block.

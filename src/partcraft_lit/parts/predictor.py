@@ -1,4 +1,4 @@
-"""Reads parts and codes off images: the one object that discovery, training data, metrics and the app share."""
+"""Predicts parts and codes of images; shared by discovery, training data, metrics and the app."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from partcraft_lit.parts.dictionary import PartDictionary
 
 
 class KMeansPartPredictor:
-    """Nearest centroids, tier by tier; what discovery says of its own images, this says too.
+    """Nearest centroids, tier by tier: on the images of a discovery, its own result.
 
     With class codes, the code of a part is the class whose mean is nearest.
 

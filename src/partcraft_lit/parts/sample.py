@@ -52,14 +52,14 @@ def sample_patches(
     drawn = _Drawn(chosen, quota)
 
     for start in range(0, len(chosen), batch_size):
-        found = list(with_features(source, features, chosen[start : start + batch_size], batch_size))
-        sizes = [(grid.shape[0], grid.shape[1]) for _, _, grid in found]
-        inward = inwardness([clamp_aspect(pixels) for _, pixels, _ in found], sizes)
-        for (index, _, grid), depth in zip(found, inward, strict=True):
+        described = list(with_features(source, features, chosen[start : start + batch_size], batch_size))
+        sizes = [(grid.shape[0], grid.shape[1]) for _, _, grid in described]
+        inward = inwardness([clamp_aspect(pixels) for _, pixels, _ in described], sizes)
+        for (index, _, grid), depth in zip(described, inward, strict=True):
             cache.put(index, grid)
             generator = torch_generator(seed, "patches", index)
             drawn.add(grid, depth, torch.randperm(depth.numel(), generator=generator)[:quota].sort().values)
-        progress("sample patches", start + len(found), len(chosen))
+        progress("sample patches", start + len(described), len(chosen))
     return drawn.sample()
 
 

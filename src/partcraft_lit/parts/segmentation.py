@@ -1,4 +1,4 @@
-"""The pass that labels all images: what it finds lies on disk, and is read in bounded pieces."""
+"""Segments all images; results lie on disk and are read in bounded pieces."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ class SegmentedImages:
         codes = torch.full(self.present.shape, ABSENT, dtype=torch.long)
         for part, table in enumerate(dictionary.code_centroids):
             images = self.present[:, part].nonzero()[:, 0]
-            found = [nearest(vectors, table) for vectors in self.vectors(part, images)]
-            codes[images, part] = torch.cat([codes.new_empty(0), *found])
+            pieces = [nearest(vectors, table) for vectors in self.vectors(part, images)]
+            codes[images, part] = torch.cat([codes.new_empty(0), *pieces])
         return codes
 
     def describe(self, dictionary: PartDictionary, codes: Tensor) -> list[dict[str, Any]]:
-        """What the report says of each part; see :func:`describe_parts`."""
+        """Statistics of each part; see :func:`describe_parts`."""
         described = describe_parts(dictionary, self.label_maps, codes, self.part_features, self._rows.release)
         self._rows.release()
         return described
@@ -87,7 +87,7 @@ def segment_images(
     progress: Progress,
     cache: FeatureCache,
 ) -> SegmentedImages:
-    """Labels all images of ``source``; what the store knows, or the cache holds, is not computed again."""
+    """Segments all images of ``source``; stored and cached results are not computed again."""
 
     def compute(indices: list[int]) -> Iterable[dict[str, Tensor]]:
         cached = {index: grid for index in indices if (grid := cache.get(index)) is not None}
@@ -98,19 +98,19 @@ def segment_images(
             yield {"label_map": label_map, "part_features": segmenter.describe(grid, label_map)}
 
     number = len(source)
-    found = SegmentedImages(number, segmenter.num_parts + 1, segmenter.part_centroids.shape[1], dtype)
+    segmented = SegmentedImages(number, segmenter.num_parts + 1, segmenter.part_centroids.shape[1], dtype)
     if store is None:
         for start in range(0, number, batch_size):
             batch = list(range(start, min(start + batch_size, number)))
             for index, entry in zip(batch, compute(batch), strict=True):
-                found.put(index, entry)
+                segmented.put(index, entry)
             progress("label images", batch[-1] + 1, number)
     else:
         keys = [stable_hash(source.content_hash(index), features.hash, segmenter.hash) for index in range(number)]
         store.fill(
-            "parts", keys, compute, batch_size, lambda done, total: progress("label images", done, total), found.put
+            "parts", keys, compute, batch_size, lambda done, total: progress("label images", done, total), segmented.put
         )
-    return found
+    return segmented
 
 
 def with_features(

@@ -148,9 +148,9 @@ def connected_components(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     within_image[1] = ndimage.generate_binary_structure(2, 1)
     components, count = np.zeros(labels.shape, dtype=np.int64), 0
     for label in np.unique(labels):
-        numbered, found = ndimage.label(labels == label, within_image)
+        numbered, number = ndimage.label(labels == label, within_image)
         components[numbered > 0] = numbered[numbered > 0] + (count - 1)
-        count += found
+        count += number
     return components
 
 

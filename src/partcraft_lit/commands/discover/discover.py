@@ -60,9 +60,9 @@ def discover(
     features = load_features()
     store = Store(settings.paths.store)
     discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
-    facts = write_discovery(source, discovery, folder / "parts", store, stages, settings.parts.save_masks)
+    metadata = write_discovery(source, discovery, folder / "parts", store, stages, settings.parts.save_masks)
     stages.log(f"Parts: {folder / 'parts' / 'atlas.png'}")
-    return facts
+    return metadata
 
 
 def discover_parts(
@@ -100,25 +100,25 @@ def write_discovery(
     Of several processes of a run only the first writes. What an earlier run with these parts has scored and drawn is
     taken from the store.
     """
-    facts = discovery.report.as_dict()
-    about = [_VERSION, discovery.dictionary.hash, list(discovery.dictionary.names), stable_hash(*_facts_of(source))]
+    metadata = discovery.report.as_dict()
+    about = [_VERSION, discovery.dictionary.hash, list(discovery.dictionary.names), stable_hash(*_content_of(source))]
     if isinstance(source, GroundTruthSource):
         truthful = source
-        facts["quality"] = cached_values(
+        metadata["quality"] = cached_values(
             store, "quality", about, lambda: score_parts(truthful, discovery.label_maps, discovery.codes).as_dict()
         )
-        quality = PartQuality(**facts["quality"])
+        quality = PartQuality(**metadata["quality"])
         stages.log(
             f"  against the truth: foreground IoU {quality.foreground_iou:.3f}, part IoU {quality.mean_part_iou:.3f}, "
             f"codes against species NMI {quality.mean_nmi:.3f}"
         )
     if isinstance(source, AnnotatedSource):
-        facts["annotations"] = compare_annotations(source, discovery.label_maps, discovery.dictionary, stages)
+        metadata["annotations"] = compare_annotations(source, discovery.label_maps, discovery.dictionary, stages)
     if not is_first_process():
-        return facts
+        return metadata
     folder.mkdir(parents=True, exist_ok=True)
     discovery.dictionary.save(folder)
-    atomic_write(folder / "discovery.json", json.dumps(facts, indent=1) + "\n")
+    atomic_write(folder / "discovery.json", json.dumps(metadata, indent=1) + "\n")
     write_codes(folder / CODES_FILE, source, discovery)
     if save_masks:
         write_masks(folder / "masks", source, discovery)
@@ -129,7 +129,7 @@ def write_discovery(
             sheets[name] = functools.partial(atlas.draw_codes, part=part, page=page)
         for name, draw in sheets.items():
             cached_file(store, "atlas", [*about, name], folder / name, functools.partial(draw, folder / name))
-    return facts
+    return metadata
 
 
 def write_codes(path: Path, source: ImageSource, discovery: Discovery) -> None:
@@ -175,7 +175,7 @@ def write_masks(folder: Path, source: ImageSource, discovery: Discovery) -> None
     atomic_write(folder / NAMES_FILE, "".join(f"{name}\n" for name in names[1:]))
 
 
-def _facts_of(source: ImageSource) -> list[Any]:
+def _content_of(source: ImageSource) -> list[Any]:
     """All that a sheet of the images shows, or a score of their parts depends on."""
     images = range(len(source))
     content, labels, names = ([ask(i) for i in images] for ask in (source.content_hash, source.label, source.name))

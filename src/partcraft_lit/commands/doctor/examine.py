@@ -108,9 +108,9 @@ def examine(
     if doctor.measure and source is not None and features is not None and backbone is not None:
         probe = StepProbe.of(settings, backbone, source.class_noun, attention_loss, str(trainer["precision"]))
         with offloaded(features, settings.hardware, settings.paths.store.expanduser()):
-            found = forecast(settings, doctor, probe, source, features, trainer)
-        _log_forecast(stages, found)
-        result |= found.as_dict()
+            cost = forecast(settings, doctor, probe, source, features, trainer)
+        _log_forecast(stages, cost)
+        result |= cost.as_dict()
     if findings.missing:
         raise UserError(f"{len(findings.missing)} thing(s) are missing; see above.")
     return result
@@ -167,24 +167,24 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
-def _log_forecast(stages: Stages, found: Forecast) -> None:
-    prior = "" if found.images_at_once == found.batch_size else " and as many prior images"
+def _log_forecast(stages: Stages, cost: Forecast) -> None:
+    prior = "" if cost.images_at_once == cost.batch_size else " and as many prior images"
     stages.log(
-        f"One step of {found.batch_size} image(s){prior}: {found.seconds_per_step:.3f} s, "
-        f"{found.images_per_s:.2f} images/s, peak memory {found.peak_bytes / 1e9:.2f} GB of "
-        f"{found.memory_bytes / 1e9:.1f} GB" + ("." if found.measured else " (estimated from a step of one).")
+        f"One step of {cost.batch_size} image(s){prior}: {cost.seconds_per_step:.3f} s, "
+        f"{cost.images_per_s:.2f} images/s, peak memory {cost.peak_bytes / 1e9:.2f} GB of "
+        f"{cost.memory_bytes / 1e9:.1f} GB" + ("." if cost.measured else " (estimated from a step of one).")
     )
-    parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in found.seconds.items())
-    whole = _duration(sum(found.seconds.values()))
+    parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in cost.seconds.items())
+    whole = _duration(sum(cost.seconds.values()))
     stages.log(f"The whole run: about {whole} on one device ({parts}), and the clustering of parts.")
-    if found.runs > 1:
-        stages.log(f"{found.runs} such runs, one after another: about {_duration(found.total_seconds)}.")
-    if found.fits:
+    if cost.runs > 1:
+        stages.log(f"{cost.runs} such runs, one after another: about {_duration(cost.total_seconds)}.")
+    if cost.fits:
         return
-    if not found.advice:
+    if not cost.advice:
         stages.log(f"It does not fit. {_NOTHING_FITS}")
         return
-    stages.log(f"It does not fit. This does: {found.advice}   # {found.advice_bytes / 1e9:.2f} GB")
+    stages.log(f"It does not fit. This does: {cost.advice}   # {cost.advice_bytes / 1e9:.2f} GB")
 
 
 #: Where even one image is too much.

@@ -133,9 +133,9 @@ def free_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
     with suppress(OSError):
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"))
-        if found is not None:
-            return int(found[1]) * 1024.0 + _status("VmRSS")
+        match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"))
+        if match is not None:
+            return int(match[1]) * 1024.0 + _status("VmRSS")
     with suppress(ValueError, AttributeError):
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return math.inf
@@ -157,8 +157,8 @@ def _peak(device: torch.device) -> float:
 
 def _status(name: str) -> float:
     with suppress(OSError):
-        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-        return int(found[1]) * 1024.0 if found else 0.0
+        match = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+        return int(match[1]) * 1024.0 if match else 0.0
     return 0.0
 
 

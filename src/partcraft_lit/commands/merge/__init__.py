@@ -51,7 +51,13 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         raise UserError(f"output_dir={folder} holds a finished run already; name another folder.")
     folders = _folders(settings)
     trained = [runs.values_of_run(run, trust=values["trust"]) for run in folders]
-    merged = merged_values(trained, [_names(run) for run in folders], values.get("dataset"))
+
+    from partcraft_lit.parts.dictionary import PartDictionary
+    from partcraft_lit.parts.merge import check_mergeable
+
+    dictionaries = [PartDictionary.load(run / "parts") for run in folders]
+    check_mergeable(dictionaries)
+    merged = merged_values(trained, [dictionary.names[1:] for dictionary in dictionaries], values.get("dataset"))
     environment.write(folder)
 
     from partcraft_lit.commands.merge.merge import Trained, merge
@@ -104,12 +110,6 @@ def _check_run(folder: Path, *, trust: bool) -> None:
             f"{values['method']['unet']}; merged can be what method=custom_diffusion or disendiff trains: tokens, keys "
             "and values of cross-attention."
         )
-
-
-def _names(run: Path) -> list[str]:
-    from partcraft_lit.parts.dictionary import PartDictionary
-
-    return list(PartDictionary.load(run / "parts").names[1:])
 
 
 def _folders(settings: MergeSettings) -> list[Path]:
