@@ -132,6 +132,17 @@ def test_label_maps_of_any_aspect_are_resized(smooth: bool) -> None:
     assert [int(labels[0, 0]), int(labels[-1, 0]), int(labels[0, -1])] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("size", [(4, 5), (8, 8), (12, 9), (16, 24), (37, 50)])
+@pytest.mark.parametrize("smooth", [True, False])
+def test_resizing_labels_commutes_with_mirroring(smooth: bool, size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        labels = torch.randint(0, 4, (8, 10), generator=generator)
+        resized = visualization.resize_labels(labels, size, 4, smooth)
+        for axes in ((0,), (1,)):
+            assert torch.equal(visualization.resize_labels(labels.flip(axes), size, 4, smooth), resized.flip(axes))
+
+
 def test_label_maps_beyond_the_colours_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must hold 0\.\.\.1, one colour each; got \[0, 3\]"):
         visualization.overlay_parts(flat(4, 4), torch.tensor([[0, 3]]), visualization.part_colors(2))
