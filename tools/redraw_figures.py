@@ -11,11 +11,11 @@ import math
 import sys
 from pathlib import Path
 
-from partcraft_lit.commands import table
 from partcraft_lit.commands.table.columns import Column
 from partcraft_lit.commands.table.comparison import Cell
 from partcraft_lit.commands.table.panels import panels_of
-from partcraft_lit.config import compose
+from partcraft_lit.commands.table.settings import TableSettings
+from partcraft_lit.config import compose, factories
 from partcraft_lit.report.table_figure import draw_figure
 
 
@@ -33,7 +33,8 @@ def read_cells(summary: Path) -> dict[str, dict[str, Cell]]:
 
 def redraw(folder: Path, name: str) -> Path:
     """Writes the figure of the table ``name`` into the folder that holds its summary."""
-    settings = table.check(compose.plain(compose.compose("table", [f"table={name}"]))).table
+    values = compose.plain(compose.compose("table", [f"table={name}"]))
+    settings = factories.settings_of(TableSettings, values).table
     cells = read_cells(folder / "summary.csv")
     columns = []
     for title in cells:  # "FID (fid@mini-features)" is the column FID

@@ -274,7 +274,8 @@ def resize_labels(label_map: Tensor, size: Sequence[int], num_labels: int, smoot
     if labels.ndim != 2:
         raise ValueError(f"label_map must be (height, width), got {tuple(labels.shape)}.")
     if labels.numel() == 0 or int(labels.max()) >= num_labels or int(labels.min()) < 0:
-        raise ValueError(f"label_map must hold 0...{num_labels - 1}, one colour each; got {sorted(set(labels.flatten().tolist()))}.")
+        found = sorted(set(labels.flatten().tolist()))
+        raise ValueError(f"label_map must hold 0...{num_labels - 1}, one colour each; got {found}.")
     if tuple(labels.shape) == tuple(size):
         return labels
     if not smooth:
