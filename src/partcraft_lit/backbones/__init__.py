@@ -1,1 +1,1 @@
-"""Text-to-image models in parts: loading, text with part tokens, adapters, attention capture, sampling."""
+"""Backbones: loading, text encoding with part tokens, LoRA, attention capture, sampling."""

@@ -1,4 +1,4 @@
-"""Which cross-attention layers a UNet has, and reading their probabilities while it runs."""
+"""Cross-attention layers of a UNet, and capturing their probabilities."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from partcraft_lit.backbones.cpu_attention import CpuAttnProcessor, attention, u
 
 
 def cross_attention_sides(unet: Any, latent_size: int) -> dict[str, int]:
-    """Side of the map of every cross-attention layer, by arithmetic on the UNet's blocks.
+    """Side of every cross-attention layer's map, computed from the UNet's blocks.
 
     Args:
         unet: a UNet2DConditionModel (or anything with down_blocks, mid_block and up_blocks of diffusers' classes).
         latent_size: side of square latents.
 
     Returns:
-        Module name inside the UNet -> side, in the order in which the forward pass meets them.
+        Module name inside the UNet -> side, in the order of the forward pass.
     """
     sides: dict[str, int] = {}
     side, skipped = latent_size, []
@@ -45,20 +45,19 @@ def _cross_attentions(block: Any, prefix: str, side: int) -> dict[str, int]:
 
 
 class AttentionCapture:
-    """Reads attention probabilities of part tokens from chosen layers.
+    """Captures the attention probabilities of part tokens in chosen layers.
 
-    Only the named layers get another processor, once. Its output is that of diffusers' ``AttnProcessor2_0``, bit for
-    bit (in bfloat16 on a CPU to rounding), and does not depend on whether the capture is armed; while it is, the
-    probabilities of the asked columns are recorded, computed in float32 outside autocast. Gradients flow through the
-    maps, also under (non-reentrant) gradient checkpointing, and the capture need not be armed during ``backward``.
+    The processors of the named layers are replaced once. Outputs are those of ``CpuAttnProcessor``, armed or not; while
+    armed, the requested columns of the probabilities are recorded, in float32 outside autocast. Gradients flow through
+    the maps, also under (non-reentrant) gradient checkpointing; the capture need not be armed during ``backward``.
 
     Args:
-        unet: where the layers are; adapters may be added before or after.
+        unet: adapters may be added before or after.
         layer_names: module names of attention layers, like ``down_blocks.2.attentions.0.transformer_blocks.0.attn2``.
-        size: side of the maps that are handed out; None keeps that of the first layer.
+        size: side of the returned maps; None keeps that of the first layer.
 
     Raises:
-        ValueError: if there is no name, or a name is not an attention layer of the UNet.
+        ValueError: without a name, or if a name is no attention layer of the UNet.
     """
 
     def __init__(self, unet: nn.Module, layer_names: Sequence[str], size: int | None = None) -> None:
@@ -74,10 +73,10 @@ class AttentionCapture:
 
     @contextmanager
     def armed(self, token_positions: Tensor) -> Iterator[Self]:
-        """Forward passes inside are recorded; ``maps`` then gives those of the last one.
+        """Records forward passes; ``maps`` returns those of the last one.
 
         Args:
-            token_positions: (B, T) places in the text, -1 where a prompt has fewer than T part tokens.
+            token_positions: (B, T) positions in the text, -1 where a prompt has fewer than T part tokens.
         """
         self.clear()
         self._positions = token_positions
@@ -87,9 +86,9 @@ class AttentionCapture:
             self._positions = None
 
     def maps(self) -> Tensor:
-        """(B, T, s, s) probabilities, mean over heads and layers, float32; zeros for unused places.
+        """(B, T, s, s) probabilities, mean over heads and layers, float32; zeros at unused positions.
 
-        A map of another side than s is resized: averaged over areas when it is larger, bilinearly when smaller.
+        Larger maps are resized by area averaging, smaller ones bilinearly.
 
         Raises:
             RuntimeError: if no forward pass ran while the capture was armed.
@@ -105,11 +104,11 @@ class AttentionCapture:
         return dict(self._maps)
 
     def clear(self) -> None:
-        """Lets go of the recorded maps."""
+        """Drops the recorded maps."""
         self._maps = {}
 
     def remove(self) -> None:
-        """Puts the layers' own processors back; a second call does nothing."""
+        """Restores the layers' processors; a second call does nothing."""
         for layer, processor in self._originals:
             layer.set_processor(processor)
         self._originals = []
@@ -135,7 +134,7 @@ class AttentionCapture:
 
 
 class _CapturingProcessor(CpuAttnProcessor):
-    """Attention that shows a capture its probabilities, or where it forms none, what they are made from."""
+    """Hands the probabilities to a capture, or query and key where attention materialises none."""
 
     def __init__(self, capture: AttentionCapture, name: str) -> None:
         self.capture = capture
@@ -145,7 +144,7 @@ class _CapturingProcessor(CpuAttnProcessor):
         if not uses_explicit_attention(query, key, mask):
             self.capture._record(self.name, query, key, mask)
             return attention(query, key, value, mask)
-        # Formed once, and also while nothing is recorded: the recomputation of gradient checkpointing has to agree.
+        # Also while nothing is recorded: the recomputation of gradient checkpointing has to agree.
         probabilities = _probabilities(query, key)
         self.capture._record_columns(self.name, probabilities)
         with torch.autocast(value.device.type, enabled=False):
@@ -153,7 +152,7 @@ class _CapturingProcessor(CpuAttnProcessor):
 
 
 def token_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
-    """Softmax attention of every place for some tokens of the text.
+    """Softmax attention of every pixel to some tokens of the text.
 
     Args:
         query: (B, heads, side * side, width).
@@ -162,41 +161,40 @@ def token_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, positio
         positions: (B, T) in 0...L-1, negative where unused.
 
     Returns:
-        (B, T, side, side), mean over heads, float32; zeros for unused places. Differentiable once, not twice.
+        (B, T, side, side), mean over heads, float32; zeros at unused positions. Differentiable once, not twice.
 
     Raises:
-        ValueError: if batches differ or the places form no square.
+        ValueError: if batch sizes differ or the map is not square.
     """
-    with _kept():
+    with _outside_checkpointing():
         return _token_columns(_probabilities(query, key, mask), positions)
 
 
 def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(B, heads, places, L), float32."""
+    """(B, heads, pixels, L), float32."""
     with torch.autocast(query.device.type, enabled=False):
         scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
         return (scores if mask is None else scores + mask.float()).softmax(dim=-1)
 
 
 def _token_columns(probabilities: Tensor, positions: Tensor) -> Tensor:
-    """What ``token_probabilities`` returns, of probabilities that are there."""
+    """(B, heads, pixels, L) probabilities -> (B, T, side, side), as ``token_probabilities``."""
     side = math.isqrt(probabilities.shape[2])
     if side * side != probabilities.shape[2]:
-        raise ValueError(f"Attention maps must be square, got {probabilities.shape[2]} places; use square images.")
+        raise ValueError(f"Attention maps must be square, got {probabilities.shape[2]} pixels; use square images.")
     if len(positions) != len(probabilities):
         raise ValueError(f"token_positions is for {len(positions)} prompts, the UNet got {len(probabilities)}.")
-    with _kept():
-        mean = probabilities.mean(dim=1).transpose(1, 2)  # (B, L, places)
+    with _outside_checkpointing():
+        mean = probabilities.mean(dim=1).transpose(1, 2)  # (B, L, pixels)
         used = (positions >= 0)[:, :, None]
         index = positions.clamp_min(0)[:, :, None].expand(-1, -1, mean.shape[-1])
         return (mean.gather(1, index) * used).unflatten(2, (side, side))
 
 
-def _kept() -> AbstractContextManager[object]:
-    """Inside gradient checkpointing, what is computed here does not count among what the checkpoint expects again.
+def _outside_checkpointing() -> AbstractContextManager[object]:
+    """Keeps these saved tensors out of activation checkpointing: its recomputation runs when nothing is armed.
 
-    The recomputation runs in backward, when the capture is no longer armed. So these operations keep their tensors.
-    Detached: a result that its own node keeps with its graph would be a reference cycle, which frees memory late.
+    Detached, since a node that saves its own result with its graph is a reference cycle, which frees memory late.
     """
     return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
 
@@ -209,7 +207,7 @@ def _attention_layer(unet: nn.Module, name: str) -> Any:
     except AttributeError:
         layer = None
     if not isinstance(layer, Attention):
-        raise ValueError(f"{name!r} is no attention layer of this UNet; see cross_attention_sides for the names.")
+        raise ValueError(f"{name!r} is no attention layer of this UNet; names are those of cross_attention_sides.")
     return layer
 
 

@@ -1,4 +1,4 @@
-"""What a Stable Diffusion model consists of, and what to do when a part of it cannot be loaded."""
+"""Components of Stable Diffusion models, and messages for what cannot be loaded."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LEAST_TOKENS = 256
 
 @dataclass(frozen=True)
 class Layout:
-    """What a kind of model consists of, by the names of diffusers' format.
+    """Components of a model family in diffusers' format.
 
     Attributes:
-        title: what people call the kind.
+        title: for messages.
         text_encoders: sub-folder of each text encoder -> its class in transformers.
         tokenizers: sub-folder of each tokenizer.
-        example: a hub id of this kind.
-        backbone: the option of the configuration group for this kind.
+        example: a hub id.
+        backbone: option of the configuration group.
     """
 
     title: str
@@ -65,13 +65,13 @@ SDXL = Layout(
 
 @dataclass(frozen=True)
 class Components:
-    """Networks in float32 on the CPU, the tokenizers, and any scheduler that carries the noise schedule.
+    """Networks in float32 on the CPU, tokenizers, and a scheduler with the noise schedule.
 
     Attributes:
         unet, vae: diffusers' networks.
         text_encoders, tokenizers: of transformers, in the order of the layout.
         scheduler: of diffusers.
-        force_zeros_for_empty_prompt: whether the model was published to take zeros for no prompt at all.
+        force_zeros_for_empty_prompt: as in model_index.json.
     """
 
     unet: Any
@@ -83,7 +83,7 @@ class Components:
 
 
 def check_tokenizers(location: str, components: Components) -> Components:
-    """transformers makes a tokenizer of two tokens out of files it does not find, without a word."""
+    """Checks vocabulary sizes: transformers silently makes a tokenizer of two tokens without its files."""
     for tokenizer, text_encoder in zip(components.tokenizers, components.text_encoders, strict=True):
         known, rows = len(tokenizer), int(text_encoder.config.vocab_size)
         if known < LEAST_TOKENS or known > rows:
@@ -96,7 +96,7 @@ def check_tokenizers(location: str, components: Components) -> Components:
 
 @contextmanager
 def explain_load_errors(location: str, revision: str | None = None, variant: str | None = None) -> Iterator[None]:
-    """Turns what the hub's libraries raise into what a person can do about it."""
+    """Turns errors of the hub's libraries into a ``UserError`` that says what to do."""
     try:
         with warnings.catch_warnings():
             # An argument of diffusers' own to the hub's client, on every fetch.
@@ -116,7 +116,7 @@ def in_float32(
     scheduler: Any,
     force_zeros_for_empty_prompt: bool,
 ) -> Components:
-    """Half precision files come up to float32: the two libraries differ in what they do without being told."""
+    """Casts to float32: diffusers and transformers differ in the default dtype of half precision files."""
     encoders = tuple(encoder.float() for encoder in text_encoders)
     return Components(unet.float(), vae.float(), encoders, tuple(tokenizers), scheduler, force_zeros_for_empty_prompt)
 
@@ -130,8 +130,7 @@ def _load_error_message(location: str, revision: str | None, variant: str | None
 
 
 def _hub_reason(location: str, revision: str | None, variant: str | None, error: Exception, first_line: str) -> str:
-    """One sentence on why a hub id could not be had. diffusers hides the hub's own error behind another, so all of the
-    chain is looked at."""
+    """Why a hub id could not be loaded; diffusers wraps the hub's error, so the whole chain is searched."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     chain = list(_chain(error))

@@ -1,4 +1,4 @@
-"""How the UNet's attention is computed: torch's fused kernels, and a shorter way where these are the slower ones."""
+"""Attention processor with a CPU fast path: explicit probabilities where torch's fused kernel is slower."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: With at most so many keys, and bfloat16 on a CPU, explicit probabilities are faster than torch's fused kernel, whose
-#: backward pass works in float32 blocks: two to five times at 77 keys, less at 256, the other way round from 1024 on
-#: (``benchmarks/README.md``). On a GPU the fused kernels are always taken.
+#: Up to this many keys explicit probabilities in bfloat16 on a CPU are faster than torch's fused kernel, whose backward
+#: pass works in float32 blocks: two to five times at 77 keys, slower from 1024 on (``benchmarks/README.md``).
 MAX_EXPLICIT_KEYS = 512
 
 
 class CpuAttnProcessor:
-    """``AttnProcessor2_0`` of diffusers with ``attention`` inside; equal to it, to the bit, wherever that is fused."""
+    """diffusers' ``AttnProcessor2_0`` around :func:`attention`.
+
+    Bit-identical to it except for bfloat16 on a CPU with up to ``MAX_EXPLICIT_KEYS`` keys, where it differs by
+    rounding.
+    """
 
     def __call__(
         self,
@@ -25,7 +28,7 @@ class CpuAttnProcessor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        # Same operations in the same order as the original, so that outputs are equal to the bit.
+        # Same operations in the same order as the original, for bit-identical outputs.
         residual = hidden_states
         if attn.spatial_norm is not None:
             hidden_states = attn.spatial_norm(hidden_states, temb)
@@ -64,29 +67,29 @@ class CpuAttnProcessor:
         return hidden_states / attn.rescale_output_factor
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """What a processor that reads attention overrides."""
+        """Overridden by processors that record attention."""
         return attention(query, key, value, mask)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention, by whichever way is faster where the tensors are.
+    """Softmax attention through the faster kernel for device and dtype.
 
     Args:
-        query: (B, heads, places, width).
+        query: (B, heads, pixels, width).
         key, value: (B, heads, L, width).
-        mask: added to the scores, broadcastable to (B, heads, places, L), or None.
+        mask: added to the scores, broadcastable to (B, heads, pixels, L), or None.
 
     Returns:
-        (B, heads, places, width).
+        (B, heads, pixels, width).
     """
     if not uses_explicit_attention(query, key, mask):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    # Autocast would turn the scores into float32, which takes longer than the rest; the softmax adds up in it anyway.
+    # Autocast would cast the scores to float32, which is slow; softmax accumulates in it anyway.
     with torch.autocast(query.device.type, enabled=False):
         return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(dim=-1) @ value
 
 
 def uses_explicit_attention(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
-    """Whether ``attention`` forms all probabilities; arguments as there."""
+    """Whether ``attention`` materialises the probabilities; arguments as there."""
     is_short = query.dtype == key.dtype == torch.bfloat16 and key.shape[2] <= MAX_EXPLICIT_KEYS
     return query.device.type == "cpu" and is_short and mask is None

@@ -1,4 +1,4 @@
-"""What all Stable Diffusion models share: frozen networks, latents, the UNet's call, which attention is read."""
+"""Base class of Stable Diffusion backbones: frozen networks, latents, denoising, attention layers."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.store.mapped import MappedWeights
 from partcraft_lit.core.types import Conditioning, TokenizedPrompts
 
-#: Attention is read at the coarsest maps that are at least this wide: 16 for SD1.5 at 512 px, as in PartCraft.
+#: Attention is captured at the coarsest resolution of at least this side: 16 for SD1.5 at 512 px, as in PartCraft.
 MIN_ATTENTION_SIZE = 16
 
-#: Widths and sizes of maps of one kind of block, in training and in sampling with batches of several sizes; beyond so
-#: many, torch computes without compiling.
+#: Recompilations per block type (widths, map sizes, batch sizes) before torch falls back to eager.
 _COMPILED_VARIANTS = 64
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class LatentDiffusion(nn.Module, ABC):
-    """A latent diffusion model with one or more CLIP text encoders; kinds differ in ``encode_prompts``.
+    """A latent diffusion model with one or more CLIP text encoders; subclasses implement ``encode_prompts``.
 
-    All networks are frozen and in evaluation mode where they are built; an adapter added to ``unet`` later is the only
-    thing that trains. It is a module so that it moves between devices with the module that holds it.
+    All networks are frozen and in evaluation mode; adapters are added to ``unet`` later. The UNet's attention
+    processors become ``CpuAttnProcessor`` and its large convolutions ``Im2colConv2d``: exact, or to rounding in
+    bfloat16, and faster on a CPU.
 
     Args:
-        name: what a person calls it, for logs and records.
+        name: for logs and metadata.
         unet: diffusers' UNet2DConditionModel.
         vae: diffusers' AutoencoderKL.
         text_encoders: transformers' CLIP text models.
         tokenizers: transformers' CLIPTokenizer, one per text encoder.
-        scheduler: any diffusers scheduler of the same noise schedule; only its settings are taken.
-        resolution: side of its square images in pixels; None takes the UNet's own.
-        attention_size: side of the cross-attention maps that are read; None chooses the coarsest of at least
+        scheduler: any diffusers scheduler with the noise schedule; only its config is used.
+        resolution: side of the square images in pixels; None for the UNet's own.
+        attention_size: side of the captured cross-attention maps; None for the coarsest of at least
             ``MIN_ATTENTION_SIZE``.
         dtype: of the UNet and the text encoders.
-        vae_dtype: of the VAE. It runs seldom, and the activations of some overflow float16, so float32 is the rule.
+        vae_dtype: of the VAE; float32 by default, since some VAEs overflow float16.
 
     Raises:
-        UserError: if the resolution or the attention size does not fit the UNet.
+        UserError: if the UNet does not support the resolution or attention size.
     """
 
     name: str
@@ -105,14 +105,14 @@ class LatentDiffusion(nn.Module, ABC):
         self.text_encoders = cast(Sequence[nn.Module], encoders)
         self.tokenizers = tuple(tokenizers)
         self.token_widths = tuple(int(encoder.config.hidden_size) for encoder in text_encoders)
-        # Latents are not bounded, so they are never clipped, whatever a scheduler's default says.
+        # Latents are unbounded: never clip, whatever the scheduler's default.
         self.noise_scheduler = DDPMScheduler.from_config(scheduler.config, clip_sample=False)
         self._vae_offloaded = False
         self._vae_file: MappedWeights | None = None
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
-        """The UNet follows, for an adapter's dropout; the frozen encoders stay in evaluation mode."""
+        """Switches the UNet alone, for an adapter's dropout."""
         super().train(False)
         self.training = mode
         self.unet.train(mode)
@@ -124,12 +124,12 @@ class LatentDiffusion(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the UNet's frozen weights; of the others where all of them train."""
+        """Dtype of the UNet's frozen weights, or of its weights if all train."""
         first = next(self.unet.parameters())
         return next((parameter for parameter in self.unet.parameters() if not parameter.requires_grad), first).dtype
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior of the latents, in the UNet's scale.
+        """Posterior of the scaled latents.
 
         Args:
             pixel_values: (B, 3, H, W) in -1...1; H and W are multiples of ``vae_scale_factor``.
@@ -159,21 +159,20 @@ class LatentDiffusion(nn.Module, ABC):
     def encode_prompts(
         self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
     ) -> Conditioning:
-        """What the UNet is told of prompts and of where in their picture the training crops lie.
+        """Text conditioning, and the size and crop conditioning of models that take it.
 
         Args:
             tokens: B prompts.
-            part_vectors: (B, T, sum of ``token_widths``), put in place of the embeddings at ``tokens.part_positions``;
-                None is allowed where no prompt has a part token.
-            crops: (B, 4) as ``TrainingBatch.crops``; None for a whole picture of ``resolution``. Kinds that are not
-                told of crops ignore it.
+            part_vectors: (B, T, sum of ``token_widths``), which replace the embeddings at ``tokens.part_positions``;
+                None if no prompt has a part token.
+            crops: (B, 4) as ``TrainingBatch.crops``; None for whole images of ``resolution``.
 
         Raises:
-            ValueError: if there are part tokens and no vectors, or their shapes differ.
+            ValueError: for part tokens without vectors, or if shapes differ.
         """
 
     def encode_unconditional(self) -> Conditioning:
-        """One row: what stands for the absence of a prompt in classifier-free guidance."""
+        """Unconditional embedding of classifier-free guidance, one row."""
         return self.encode_prompts(plain_tokens(self.tokenizers, [""]).to(self.device), None)
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -189,20 +188,19 @@ class LatentDiffusion(nn.Module, ABC):
         return cast(Tensor, output[0]).float()
 
     def enable_gradient_checkpointing(self) -> None:
-        """Trades time for memory: the UNet's activations are computed again in the backward pass."""
+        """Enables gradient checkpointing in the UNet."""
         self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compiles the UNet's transformer blocks, each width and size of maps once; adapters must be in place.
+        """Compiles the UNet's transformer blocks, once per width and map size; adapters must be in place.
 
-        Only these: they are where the small operations are that a compiler joins, and a whole UNet takes many times as
-        long to compile. Layers that attention is read from stay as they are inside.
+        Blocks only: they hold the small operations worth fusing, and a whole UNet compiles many times longer.
 
         Args:
-            backend: of ``torch.compile``; the default wants a C++ compiler.
+            backend: of ``torch.compile``; "inductor" needs a C++ compiler.
 
         Raises:
-            UserError: if it has none.
+            UserError: without a compiler.
         """
         compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++", "cl"]
         if backend == "inductor" and not any(map(shutil.which, compilers)):
@@ -212,12 +210,10 @@ class LatentDiffusion(nn.Module, ABC):
         self.unet.compile_repeated_blocks(backend=backend, dynamic=False)  # type: ignore[operator]
 
     def offload_vae(self, folder: Path | None = None) -> None:
-        """From now on the VAE is on the CPU, and on the UNet's device only while it encodes or decodes.
-
-        Where that is the CPU too, it rests in a file.
+        """Offloads the VAE to the CPU, or on a CPU to a memory-mapped file, except while it encodes or decodes.
 
         Args:
-            folder: for that file, which nobody sees; see ``MappedWeights``.
+            folder: of the unlinked file, see ``MappedWeights``.
         """
         self._vae_offloaded = True
         self.vae.to("cpu")
@@ -225,7 +221,7 @@ class LatentDiffusion(nn.Module, ABC):
             self._vae_file = MappedWeights(self.vae, folder)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """What moves the module, and with it the one that holds it, leaves a resting VAE where it is."""
+        """``to`` and its like leave an offloaded VAE where it is."""
         if not self._vae_offloaded:
             return super()._apply(fn, recurse)
         vae = self._modules.pop("vae")
@@ -236,7 +232,7 @@ class LatentDiffusion(nn.Module, ABC):
 
     @contextmanager
     def _vae_on_device(self, values: Tensor) -> Iterator[Tensor]:
-        """Hands out the values as the VAE wants them, which a moment is outside autocast and where it can work."""
+        """The values in the VAE's dtype, outside autocast and on its device."""
         if self._vae_offloaded:
             self.vae.to(self.device)
         weight = next(self.vae.parameters())
@@ -251,18 +247,18 @@ class LatentDiffusion(nn.Module, ABC):
 
 
 def _cast(network: Any, precision: torch.dtype | Precision) -> Any:
-    """Casts a network; a format is given by itself or by the name that configurations use."""
+    """Casts a network to a dtype or its name."""
     dtype = precision if isinstance(precision, torch.dtype) else getattr(torch, precision)
-    # Not the network's own ``to``: that of diffusers warns of layers to keep in float32, of which these have none.
+    # Not the network's own ``to``: that of diffusers warns about float32 layers, which these have not.
     return nn.Module.to(network, dtype)
 
 
 def check_hash(backbone: LatentDiffusion, sha256: str | None) -> None:
-    """Whether the weights are those that were asked for.
+    """Verifies the weights.
 
     Args:
-        backbone: as it was loaded.
-        sha256: ``Backbone.hash`` of the wanted weights, or its first digits, 8 at least; None allows any.
+        backbone: as loaded.
+        sha256: expected ``Backbone.hash``, or at least its first 8 digits; None accepts any.
 
     Raises:
         UserError: if they differ.
@@ -282,19 +278,19 @@ def check_hash(backbone: LatentDiffusion, sha256: str | None) -> None:
 def choose_attention_layers(
     unet: Any, latent_size: int, attention_size: int | None = None
 ) -> tuple[int, tuple[str, ...]]:
-    """All cross-attention layers whose maps have one side.
+    """Cross-attention layers with maps of one side.
 
     Args:
         unet: a UNet2DConditionModel.
         latent_size: side of its square latents.
-        attention_size: the wanted side; None chooses the coarsest of at least ``MIN_ATTENTION_SIZE``, or the finest
-            there is if all are coarser.
+        attention_size: the side; None for the coarsest of at least ``MIN_ATTENTION_SIZE``, or the finest if all are
+            coarser.
 
     Returns:
         The side, and the layers' module names in the UNet's order.
 
     Raises:
-        UserError: if no layer has the wanted side.
+        UserError: if no layer has this side.
     """
     sides = cross_attention_sides(unet, latent_size)
     present = sorted(set(sides.values()))

@@ -1,4 +1,4 @@
-"""Where a Stable Diffusion model comes from: a folder, a single file or the hub; and what to do when it is missing."""
+"""Loads Stable Diffusion components from a folder, a single file or the hub."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def load_components(
     mirrors: Sequence[str] = (),
     vae: str | Path | None = None,
 ) -> Components:
-    """Loads from a local folder, a single ``.safetensors`` file or a hub id, told apart by what is on the disk.
+    """Loads from a local folder, a single ``.safetensors`` file, or else a hub id.
 
     Args:
-        source: where the model is.
-        layout: what kind of model it has to be.
+        source: folder, file or hub id.
+        layout: expected kind of model.
         revision: branch, tag or commit of a hub id.
         variant: of the weights' files.
         config: for a single file: folder with settings and tokenizers.
-        mirrors: hub ids that hold the same model, tried in turn when the source is a hub id that cannot be had, unless
-            a revision is asked for; "owner/name@revision" pins a mirror.
+        mirrors: hub ids of the same model, tried in turn if the source is a hub id that cannot be loaded; not with a
+            revision. "owner/name@revision" pins a mirror.
         vae: folder or hub id of another VAE.
 
     Raises:
-        UserError: if the source is missing, incomplete, of another kind of model, or cannot be had offline.
+        UserError: if the source is missing, incomplete, of another kind, or not available offline.
     """
     path = Path(source).expanduser()
     if revision and path.exists():
@@ -66,16 +66,16 @@ def load_components(
         return _load_pretrained(str(path), layout, None, variant, vae)
     if _looks_like_a_path(source):
         raise UserError(_missing_path_message(path))
-    # A revision is a commit of one repository: with it, another repository is not what was asked for.
+    # A revision is a commit of one repository, so mirrors do not apply.
     others = [] if revision else [_pinned(mirror, None) for mirror in mirrors]
     return _load_from_hub([_pinned(str(source), revision), *others], layout, variant, vae)
 
 
 def packaged_weights(name: str) -> Path:
-    """Folder of weights that ship in the package.
+    """Folder of weights shipped with the package.
 
     Raises:
-        UserError: if they are not there.
+        UserError: if they are missing.
     """
     folder = Path(str(resources.files("partcraft_lit"))) / "weights" / name
     if not (folder / "unet").is_dir():
@@ -89,10 +89,10 @@ def packaged_weights(name: str) -> Path:
 def tokenizers_without_networks(
     source: str | Path, *, config: str | Path | None = None, revision: str | None = None
 ) -> list[Any]:
-    """Tokenizers alone, for a look at words before gigabytes are read; arguments as in ``load_components``.
+    """Tokenizers alone, to check words before gigabytes are read; arguments as in ``load_components``.
 
     Returns:
-        One or two; none where they cannot be had, which loading the model will explain.
+        One or two; none where they cannot be loaded, which loading the model will explain.
 
     Raises:
         UserError: if a single file has no tokenizer anywhere, or one cannot be read.
@@ -122,7 +122,7 @@ def _tokenizer(location: str, subfolder: str, revision: str | None) -> Any | Non
 def _load_from_hub(
     places: Sequence[tuple[str, str | None]], layout: Layout, variant: str | None, vae: str | Path | None
 ) -> Components:
-    """The first hub id that can be had; if none, why each could not."""
+    """Loads the first available hub id, or says why none is."""
     failures: list[UserError] = []
     for number, (location, revision) in enumerate(places):
         try:
@@ -142,7 +142,7 @@ def _load_from_hub(
 def _load_pretrained(
     location: str, layout: Layout, revision: str | None, variant: str | None, vae: str | Path | None = None
 ) -> Components:
-    """A folder or a hub id; small parts first, so that a wrong id fails before gigabytes are fetched."""
+    """A folder or a hub id; small components first, so that a wrong id fails before gigabytes are downloaded."""
     import transformers
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
@@ -190,7 +190,7 @@ def _with_vae(components: Components, vae: str | Path) -> Components:
 
 
 def _force_zeros_for_empty_prompt(location: str, revision: str | None) -> bool:
-    """What model_index.json says; a folder without one is taken for the published base model, which says yes."""
+    """As in model_index.json; True, as for the published base model, in a folder without one."""
     from diffusers import DiffusionPipeline
 
     if Path(location).is_dir() and not (Path(location) / DiffusionPipeline.config_name).is_file():
@@ -206,7 +206,7 @@ def _pinned(place: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def _looks_like_a_path(source: str | Path) -> bool:
-    """A hub id is ``name`` or ``owner/name``; all else means a place on the disk."""
+    """A hub id is ``name`` or ``owner/name``; all else is a path."""
     text = str(source)
     is_marked = text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1
     return isinstance(source, Path) or is_marked or text.endswith((".safetensors", ".ckpt", ".pt", ".bin"))
@@ -222,7 +222,7 @@ def _missing_path_message(path: Path) -> str:
 
 
 def _check_folder(folder: Path, layout: Layout) -> None:
-    """Everything must be there before any weights are read."""
+    """Checks that all components are there before weights are read."""
     has_two = (folder / "text_encoder_2").is_dir()
     if has_two != ("text_encoder_2" in layout.text_encoders) and (folder / "text_encoder").is_dir():
         found, other = ("two text encoders", SDXL) if has_two else ("one text encoder", SD)

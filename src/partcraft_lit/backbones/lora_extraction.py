@@ -1,4 +1,4 @@
-"""Whole weights that were changed, told as a LoRA: what Custom Diffusion and its merge leave in the projections."""
+"""SVD of weight deltas into LoRA factors, for exports of Custom Diffusion and its merge."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch.nn.functional import pad
 
 from partcraft_lit.backbones.lora import LoraLayer
 
-#: Singular values below this share of the largest are rounding.
+#: Relative to the largest singular value; smaller ones are rounding.
 _TOLERANCE = 1e-5
 
 
 def extract_lora_layers(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
-    """The changes of linear layers as products of two thin matrices.
+    """LoRA factors of the weight deltas of linear layers.
 
-    All have one rank, that of the layer which needs most, filled up with zeros: readers of LoRA files differ in what
-    they do with several ranks in one file. A merge of s conditions gives rank s; a training gives nearly full rank.
+    All layers are zero-padded to the largest rank: readers differ on files with several ranks. A merge of s conditions
+    has rank s, a training nearly full rank.
 
     Args:
         before: ``<layer>.weight`` -> (outputs, inputs).
         after: the same names.
 
     Returns:
-        Name of each layer -> its change, float32 on the CPU.
+        Layer name -> factors, float32 on the CPU.
     """
     factors = {name.removesuffix(".weight"): _factors(after[name] - before[name]) for name in before}
     rank = max(1, *(up.shape[1] for up, _ in factors.values()))
@@ -38,7 +38,7 @@ def extract_lora_layers(before: Mapping[str, Tensor], after: Mapping[str, Tensor
 
 
 def _factors(change: Tensor) -> tuple[Tensor, Tensor]:
-    """(outputs, rank) and (rank, inputs), each with the root of the singular values."""
+    """(outputs, rank) and (rank, inputs), singular values split evenly."""
     left, values, right = torch.linalg.svd(change.cpu().double(), full_matrices=False)
     rank = int((values > _TOLERANCE * values[0]).sum())
     roots = values[:rank].sqrt()

@@ -1,7 +1,6 @@
-"""An adapter in the words of other tools: diffusers' keys, kohya's keys, and the way back from either.
+"""LoRA state dicts with diffusers' keys or kohya's keys, written and read.
 
-Whatever the adapter's alpha was, files hold it folded into the up projection, and alpha equal to the rank: tools differ
-in what they do with any other alpha, and some ignore it.
+Files have the scale folded into the up projection and alpha equal to the rank: tools disagree on any other alpha.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from partcraft_lit.backbones.lora import LoraLayer
 from partcraft_lit.backbones.model_families import Family
 
-#: Networks by diffusers' names -> name of a layer -> its change.
+#: Network, by diffusers' name -> layer name -> LoRA factors.
 Adapters = Mapping[str, Mapping[str, LoraLayer]]
 UNET = "unet"
 
@@ -49,13 +48,13 @@ def to_kohya(adapters: Adapters, family: Family, unet_config: Any) -> dict[str, 
 
 
 def kohya_name(network: str, layer: str, family: Family, unet_config: Any) -> str:
-    """What kohya's files call a layer.
+    """Name of a layer in kohya's files.
 
     Args:
         network: "unet", "text_encoder" or "text_encoder_2".
         layer: module name inside it.
         family: of the model.
-        unet_config: of the UNet, for names in the original's style.
+        unet_config: of the UNet, for "sgm" names.
     """
     if network == UNET:
         layer = sgm_name(layer, unet_config) if family.unet_names == "sgm" else layer
@@ -66,14 +65,13 @@ def kohya_name(network: str, layer: str, family: Family, unet_config: Any) -> st
 
 
 def sgm_name(layer: str, unet_config: Any) -> str:
-    """The name that a layer inside an attention block has in the original code's UNet.
+    """Name of a layer of an attention block in the original UNet.
 
-    There, all levels are numbered through: ``input_blocks`` begin with the first convolution, each level has its
-    layers and one step down; each level of ``output_blocks`` has one layer more. In a layer, 0 is the convolution and
-    1 the attention.
+    Blocks are numbered across levels: ``input_blocks`` begin with the first convolution and have one downsampling per
+    level; a level of ``output_blocks`` has one layer more. In a block, 0 is the convolution and 1 the attention.
 
     Raises:
-        ValueError: for a layer outside the attention blocks; no adapter of ours changes one.
+        ValueError: for a layer outside the attention blocks, which no adapter here changes.
     """
     per_level = int(unet_config.layers_per_block) + 1
     words = layer.split(".")
@@ -87,7 +85,7 @@ def sgm_name(layer: str, unet_config: Any) -> str:
 
 
 def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
-    """The changes in a file with diffusers' keys; names begin with the network's."""
+    """LoRA factors of a file with diffusers' keys, by network and layer name."""
     ends = (".lora_A.weight", ".lora_B.weight", "")
     return _layers(tensors, ends, {key.removesuffix(ends[0]): key.removesuffix(ends[0]) for key in tensors})
 
@@ -95,10 +93,10 @@ def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
 def from_kohya(
     tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module], family: Family
 ) -> dict[str, LoraLayer]:
-    """The changes in a file with kohya's keys, found the way the tools do it: by the names of all layers of the model.
+    """LoRA factors of a file with kohya's keys, matched to the model's layers as other tools do.
 
     Raises:
-        ValueError: if a key of the file belongs to no layer: a tool would pass over it in silence.
+        ValueError: for a key without a layer, which tools skip silently.
     """
     config = networks[UNET].config
     names = {}
@@ -127,7 +125,7 @@ def _layers(
 
 
 def _linear_names(module: nn.Module) -> Iterable[str]:
-    """Names of linear layers as they are without an adapter."""
+    """Names of linear layers without an adapter."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear) and ".lora_" not in name:
             yield name.removesuffix(".base_layer")

@@ -1,7 +1,4 @@
-"""Settings of the published models in diffusers' format: what a checkpoint's tensors do not say.
-
-Also what full-size networks with random weights are built from, where no weights are at hand.
-"""
+"""Configs of the published models in diffusers' format, for single-file checkpoints and random full-size networks."""
 
 from __future__ import annotations
 
@@ -101,7 +98,7 @@ SDXL_BASE: dict[str, dict[str, Any]] = {
 
 
 def write_configs(settings: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Writes each part's settings where diffusers and transformers look for them."""
+    """Writes each component's config file in diffusers' layout."""
     for part, content in settings.items():
         target = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which family a model belongs to: how other tools name its layers and text encoders, and what its licence says."""
+"""Model families: names of layers and text encoders in other tools, header fields, licences."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from partcraft_lit.core.types import Backbone
 
 @dataclass(frozen=True)
 class Family:
-    """Models that other tools treat alike.
+    """Names, header fields and licence of a model family.
 
     Attributes:
-        title: what a person calls it.
-        architecture: name in the "modelspec" convention for headers, or None for a model that no other tool knows.
-        base_version: kohya's name, by which A1111 decides what to offer, or None likewise.
-        license: id of the licence under which the family's first model was published; a descendant may differ.
-        license_address: where that licence is.
+        title: for messages.
+        architecture: ``modelspec.architecture`` of headers; None for models that no other tool knows.
+        base_version: kohya's ``ss_base_model_version``, by which A1111 filters; None likewise.
+        license: SPDX-like id of the licence of the family's first model; a descendant may differ.
+        license_address: URL of the licence.
         pipeline: diffusers' class.
-        unet_names: how kohya's files call the UNet's layers: "blocks" (diffusers' names) or "sgm" (the original's).
-        encoder_prefixes: how those files call the text encoders.
-        embedding_keys: keys of one embedding's tensors in the files that A1111 and ComfyUI read, one per text encoder.
-        is_known: whether A1111 and ComfyUI can load models of this family.
-        is_v2: whether it is SD 2.x, whose models have equal sizes whether they predict noise or velocity.
+        unet_names: names of UNet layers in kohya's files: "blocks" (diffusers) or "sgm" (original).
+        encoder_prefixes: prefixes of text encoders in kohya's files.
+        embedding_keys: keys of an embedding's tensors for A1111 and ComfyUI, one per text encoder.
+        is_known: whether A1111 and ComfyUI load models of this family.
+        is_v2: whether it is SD 2.x, whose sizes are equal for epsilon- and v-prediction.
     """
 
     title: str
@@ -84,7 +84,7 @@ _FAMILIES = {(1, 768, 320): _SD1, (1, 1024, 320): _SD2, (2, 2048, 320): _SDXL}
 
 
 def family_of(backbone: Backbone) -> Family:
-    """The family of a model, by the sizes of its networks; miniatures follow the rules of their kind."""
+    """Family of a model, by the sizes of its networks; a miniature has that of its layout."""
     config = backbone.unet.config
     encoders = len(backbone.text_encoders)
     known = _FAMILIES.get((encoders, config.cross_attention_dim, config.block_out_channels[0]))  # type: ignore[union-attr,arg-type,index]
@@ -92,7 +92,7 @@ def family_of(backbone: Backbone) -> Family:
 
 
 def miniature(kind: Family) -> Family:
-    """A family of one, for a model that is built like ``kind`` and that no other tool knows."""
+    """Family of a model with the layout of ``kind`` that no other tool knows."""
     return Family(
         title=f"a miniature in the layout of {kind.title}",
         architecture=None,

@@ -1,4 +1,4 @@
-"""A backbone as the pipeline of diffusers that anyone else would use: nothing of ours is in it."""
+"""A backbone as a plain diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from partcraft_lit.core.types import Backbone
 
 
 def diffusers_pipeline(backbone: Backbone, scheduler: str) -> Any:
-    """A StableDiffusionPipeline, or the one of the model's family.
+    """The pipeline of the model's family.
 
-    UNet and VAE are shared with the backbone, which must have no adapter then, and whose UNet gets diffusers' own
-    attention; tokenizers and text encoders are copies, since loading an embedding changes them.
+    UNet and VAE are shared with the backbone, whose UNet gets diffusers' own attention processors; tokenizers and text
+    encoders are copies, since loading an embedding changes them.
 
     Args:
-        backbone: the model.
+        backbone: without an adapter.
         scheduler: name of a sampling scheduler.
     """
     import diffusers
@@ -46,10 +46,10 @@ def diffusers_pipeline(backbone: Backbone, scheduler: str) -> Any:
 
 
 def fix_eos_pooling(pipeline: Any) -> None:
-    """Lets the text encoders read their pooled embedding at the end of the text, also behind added tokens.
+    """Makes the text encoders pool at the EOS token in prompts with added tokens.
 
-    The published configurations of SD and SDXL name no true end of the text (``eos_token_id`` is 2), and transformers
-    then reads at the largest id. That is the end as long as no id was added; a loaded embedding has a larger one.
+    The published configs of SD and SDXL have ``eos_token_id`` 2, for which transformers pools at the largest id: EOS,
+    until an embedding with a larger id is loaded.
     """
     for ending in ("", "_2"):
         encoder, tokenizer = (getattr(pipeline, f"{name}{ending}", None) for name in ("text_encoder", "tokenizer"))
@@ -60,5 +60,5 @@ def fix_eos_pooling(pipeline: Any) -> None:
 
 
 def pipeline_seed(seed: int) -> int:
-    """The seed of a pipeline's CPU generator that starts from the noise of our picture with ``seed``."""
+    """Seed of a pipeline's CPU generator for the initial noise of ``sample`` with ``seed``."""
     return derive_seed(seed, "sample")

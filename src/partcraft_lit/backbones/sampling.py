@@ -1,4 +1,4 @@
-"""Images from prompts: classifier-free guidance, with noise that belongs to each image alone."""
+"""Sampling with classifier-free guidance and per-image noise."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from partcraft_lit.core.images import to_uint8
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.types import Backbone, Conditioning, TokenizedPrompts
 
-#: Name in the settings -> diffusers' class and what is set beyond the model's own noise schedule.
+#: Name -> diffusers' class and its arguments beside the model's noise schedule.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    # Steps counted from the end of the schedule, so that the first is one of pure noise: with few steps that matters.
+    # Starts from pure noise, which matters with few steps.
     "dpm++_trailing": (
         "DPMSolverMultistepScheduler",
         {"algorithm_type": "dpmsolver++", "solver_order": 2, "timestep_spacing": "trailing"},
@@ -47,31 +47,28 @@ def sample(
 ) -> Tensor:
     """One image per seed.
 
-    Image k depends on its prompt and seed k alone, so it can be made again by itself, up to the rounding with which a
-    device treats batches of another size.
+    Image k depends on its prompt and seed k alone, up to rounding in batches of another size.
 
     Args:
         backbone: the model; its device is used.
         tokens: B prompts.
         part_vectors: (B, T, width) for the part tokens, or None without any.
-        negative_tokens: what to steer away from, B prompts or one for all; None is what
-            the backbone takes for no prompt.
-        negative_vectors: likewise, where the negative prompts hold part tokens.
-        seeds: one number per image.
-        prompt_of: which of the prompts each image is of, so that the text encoder reads each prompt once; None for
-            prompt k for image k.
+        negative_tokens: B negative prompts or one for all; None for the unconditional embedding.
+        negative_vectors: for part tokens in negative prompts.
+        seeds: one per image.
+        prompt_of: index of each image's prompt, so that each prompt is encoded once; None: prompt k for image k.
         steps: denoising steps.
-        guidance_scale: 1 turns guidance off, and with it the negative prompt and half of the cost.
+        guidance_scale: 1 disables guidance, the negative prompt and half of the cost.
         scheduler: "dpm++", "dpm++_trailing" (for few steps) or "unipc", of second order and multistep; or "ddim",
             "euler" or "ddpm".
-        batch_size: images at once; None makes all at once.
+        batch_size: None for all images at once.
 
     Returns:
         (images, 3, resolution, resolution) uint8, on the CPU.
 
     Raises:
         UserError: if the scheduler is unknown or a number is out of range.
-        ValueError: if prompts, seeds and negative prompts do not match in number.
+        ValueError: if the numbers of prompts, seeds and negative prompts do not match.
     """
     count = len(seeds)
     _check_settings(backbone, steps, guidance_scale, scheduler, batch_size)
@@ -100,7 +97,7 @@ def sample(
 
 
 def make_scheduler(noise_scheduler: Any, name: str) -> Any:
-    """A new sampling scheduler with the noise schedule and the prediction type of the model's own."""
+    """A sampling scheduler with the noise schedule and prediction type of the model."""
     import diffusers
 
     kind, settings = SCHEDULERS[name]
@@ -135,14 +132,14 @@ def _denoise(
             model_input = torch.cat([model_input, model_input])  # negative prompts first, as in ``conditioning``
         model_pred = backbone.denoise(model_input, timestep.expand(len(model_input)), conditioning)
         if negative is not None:
-            without, towards = model_pred.chunk(2)
-            model_pred = without + guidance_scale * (towards - without)
+            uncond, cond = model_pred.chunk(2)
+            model_pred = uncond + guidance_scale * (cond - uncond)
         latents = scheduler.step(model_pred, timestep, latents, **extra).prev_sample
     return to_uint8(backbone.decode_latents(latents)).cpu()
 
 
 def _stochastic() -> tuple[type, ...]:
-    """Schedulers that draw noise in every step and take a list of generators for it."""
+    """Schedulers that draw noise in every step, from a list of generators."""
     from diffusers import DDPMScheduler
 
     return (DDPMScheduler,)
@@ -159,7 +156,7 @@ def _encode_negative(backbone: Backbone, tokens: TokenizedPrompts | None, vector
 
 
 def _rows(conditioning: Conditioning, rows: Tensor) -> Conditioning:
-    """Some rows of a conditioning; a single row serves every image."""
+    """Selects rows of a conditioning; a single row is expanded."""
 
     def cut(value: Tensor | None) -> Tensor | None:
         if value is None:

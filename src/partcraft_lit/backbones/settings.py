@@ -1,4 +1,4 @@
-"""What the configuration says of the adapter, of sampling and of memory."""
+"""Settings of LoRA, sampling and memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Scheduler = Literal["dpm++", "dpm++_trailing", "unipc", "ddim", "euler", "ddpm"]
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """The adapter of the UNet; ``alpha`` None means the rank."""
+    """LoRA on the UNet; ``alpha`` None means the rank."""
 
     rank: Positive
     alpha: Rate | None
@@ -23,7 +23,7 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How images are drawn."""
+    """Sampling of images."""
 
     steps: Annotated[int, Field(ge=1, le=1000)]  # no model has a longer noise schedule
     guidance_scale: NonNegative

@@ -1,4 +1,4 @@
-"""Checkpoints in the original format, one ``.safetensors`` file, without any need of the network."""
+"""Single-file ``.safetensors`` checkpoints in the original format, loaded offline."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def load_single_file(path: Path, layout: Layout, config: Path | None) -> Compone
 
 
 def _tokenizers(path: Path, layout: Layout, config: Path | None) -> list[Any]:
-    """The first tokenizer from wherever it is found; a second is its own, or the first with other padding."""
+    """The tokenizers; a missing second one is the first with SDXL's padding token."""
     first = load_tokenizer(path, config)
     if len(layout.tokenizers) == 1:
         return [first]
@@ -85,10 +85,10 @@ def _tokenizers(path: Path, layout: Layout, config: Path | None) -> list[Any]:
 
 
 def load_tokenizer(path: Path, config: Path | None) -> Any:
-    """A checkpoint holds no tokenizer: it comes from the settings' folder, from beside the file, or from the hub.
+    """Tokenizer from the config folder, from beside the checkpoint, or from the hub's cache.
 
     Raises:
-        UserError: if it is in none of them, or cannot be read.
+        UserError: if there is none, or it cannot be read.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -123,7 +123,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_is_published(path: Path, layout: Layout, checkpoint: dict[str, Any]) -> None:
-    """Whether the published settings fit."""
+    """Raises unless the published configs match the checkpoint."""
     key = _TEXT_KEYS[layout.title]
     first = checkpoint.get(f"{_UNET}input_blocks.0.0.weight")
     if first is None or not any(other in checkpoint for other in _TEXT_KEYS.values()):
@@ -172,7 +172,7 @@ def _convert(path: Path, layout: Layout, checkpoint: dict[str, Any], config: Pat
 
 
 def _check_complete(path: Path, networks: dict[str, Any]) -> None:
-    """A weight that the file did not hold is left without storage by the converter."""
+    """Raises for missing weights, which the converter leaves on the meta device."""
     lacking = [
         f"{part}: {name}"
         for part, network in networks.items()

@@ -53,10 +53,10 @@ class StableDiffusionXL(LatentDiffusion):
     def encode_prompts(
         self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
     ) -> Conditioning:
-        """Both encoders' last layer but one, the second one's pooled embedding, and six numbers about the picture.
+        """Penultimate states of both encoders, the second one's pooled embedding, and six size and crop values.
 
-        The numbers are height and width of the whole picture, top and left of the crop, and height and width of the
-        crop, which is ``resolution`` both. Without ``crops``: a whole picture of that size.
+        These are height and width of the original image, top and left of the crop, and twice ``resolution``. Without
+        ``crops``: an uncropped image of that size.
         """
         shares: list[Tensor | None] = [None, None]
         if part_vectors is not None:

@@ -1,4 +1,4 @@
-"""Keys and values of the first text position, which train nothing in Custom Diffusion and DisenDiff."""
+"""Detaches keys and values of the start token, as Custom Diffusion and DisenDiff do."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.utils.hooks import RemovableHandle
 
 
 def detach_start_token(unet: nn.Module) -> list[RemovableHandle]:
-    """From now on no gradient passes through the first text position's keys and values in cross-attention.
+    """Stops gradients through the start token's keys and values in cross-attention, by forward hooks.
 
-    That position is the same for every text, and much of the attention goes there: training on it would change every
-    picture. Outputs stay equal to the bit. The hooks sit on the projections, so they hold for any attention processor.
+    The start token is the same in every text and attracts much attention: training on it would change every image.
+    Outputs stay bit-identical. Hooks are on the projections, so any attention processor works.
 
     Args:
         unet: diffusers' UNet.
 
     Returns:
-        Handles; ``remove()`` of each takes the hooks away.
+        Handles, to remove the hooks.
 
     Source: the released code of Custom Diffusion (arXiv 2212.04488). Differs: no.
     """

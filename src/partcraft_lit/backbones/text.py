@@ -1,4 +1,4 @@
-"""Text encoding where some positions hold learned part vectors instead of words."""
+"""Text encoding with part vectors in place of some token embeddings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from partcraft_lit.core.types import TokenizedPrompts
 
 
 def plain_tokens(tokenizers: Sequence[Any], prompts: Sequence[str], max_length: int = 77) -> TokenizedPrompts:
-    """Prompts without part tokens, such as the empty prompt of classifier-free guidance; too long ones are cut."""
+    """Tokenizes prompts without part tokens; long ones are truncated."""
     ids = tuple(
         tokenizer(
             list(prompts), padding="max_length", max_length=max_length, truncation=True, return_tensors="pt"
@@ -25,18 +25,18 @@ def plain_tokens(tokenizers: Sequence[Any], prompts: Sequence[str], max_length: 
 
 
 def overwrite_positions(embeddings: Tensor, positions: Tensor, vectors: Tensor) -> Tensor:
-    """Puts ``vectors`` in place of some rows of a sequence, without loops and without waiting for the device.
+    """Replaces rows of a sequence, without loops or device synchronisation.
 
     Args:
         embeddings: (B, L, D).
-        positions: (B, T) places in 0...L-1, each at most once per row; negative where unused.
-        vectors: (B, T, D), cast to the type of ``embeddings``; values at unused places do not matter.
+        positions: (B, T) in 0...L-1, each at most once per row; negative where unused.
+        vectors: (B, T, D), cast to the dtype of ``embeddings``; ignored at unused positions.
 
     Returns:
-        (B, L, D), a new tensor; gradients reach both inputs, each where its values were used.
+        (B, L, D), a new tensor; gradients reach both inputs.
 
     Raises:
-        ValueError: if the shapes do not belong together.
+        ValueError: if the shapes do not match.
     """
     if positions.shape[0] != embeddings.shape[0] or vectors.shape != (*positions.shape, embeddings.shape[-1]):
         raise ValueError(
@@ -44,8 +44,8 @@ def overwrite_positions(embeddings: Tensor, positions: Tensor, vectors: Tensor) 
             f"{tuple(vectors.shape)}, embeddings {tuple(embeddings.shape)} and positions {tuple(positions.shape)}."
         )
     if positions.shape[1] == 0:
-        # The empty sum keeps what made the vectors in the graph: several processes wait for the gradient of all that
-        # trains, also where one of them has no part token in its batch.
+        # The empty sum keeps the vectors in the graph: DDP expects a gradient for every parameter, also of a batch
+        # without part tokens.
         return embeddings + vectors.sum().to(embeddings.dtype) if vectors.requires_grad else embeddings
     places = torch.arange(embeddings.shape[1], device=positions.device)
     hit = positions[:, :, None] == places  # (B, T, L)
@@ -56,10 +56,9 @@ def overwrite_positions(embeddings: Tensor, positions: Tensor, vectors: Tensor) 
 
 @contextmanager
 def overwritten_embeddings(text_encoder: nn.Module, positions: Tensor, vectors: Tensor) -> Iterator[None]:
-    """While it is open, the encoder's token embeddings are overwritten before position embeddings are added.
+    """Overwrites the encoder's token embeddings, before position embeddings are added, by a hook on the table.
 
-    A hook on the embedding table and not ``inputs_embeds``: CLIPTextModel takes none, and this way its causal mask and
-    its pooled read at the end of the text stay its own.
+    CLIPTextModel takes no ``inputs_embeds``, and its causal mask and EOS pooling stay untouched.
     """
 
     def overwrite(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -79,17 +78,17 @@ def encode_text(
     vectors: Tensor | None,
     output_hidden_states: bool = False,
 ) -> Any:
-    """Runs one CLIP text encoder; equal to calling it plainly where there are no part tokens.
+    """Runs one CLIP text encoder; without part tokens, the same as calling it.
 
     Args:
         text_encoder: a CLIPTextModel or CLIPTextModelWithProjection.
-        input_ids: (B, L); a part token's place holds an ordinary id, so the encoder itself finds the end of the text.
+        input_ids: (B, L); an ordinary id at part tokens, so that EOS pooling works.
         positions: (B, T), -1 where unused.
         vectors: (B, T, D) or None.
-        output_hidden_states: also return every layer's output, for backbones that read an earlier layer.
+        output_hidden_states: as of the encoder.
 
     Raises:
-        ValueError: if there are part tokens but no vectors: the ordinary ids would be read as words in silence.
+        ValueError: for part tokens without vectors: their ordinary ids would be read as words.
     """
     _choose_attention(text_encoder)
     if vectors is None:
@@ -101,7 +100,7 @@ def encode_text(
 
 
 def _choose_attention(text_encoder: nn.Module) -> None:
-    """On a CPU in bfloat16 the fused kernel's backward pass is the slower one, as in ``attention``; 77 keys are few."""
+    """Eager attention in bfloat16 on a CPU, where the fused kernel is slower, see ``cpu_attention``."""
     weight = next(text_encoder.parameters())
     short = weight.device.type == "cpu" and torch.bfloat16 in (weight.dtype, _autocast_dtype("cpu"))
     wanted = "eager" if short else "sdpa"

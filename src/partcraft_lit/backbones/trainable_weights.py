@@ -1,4 +1,4 @@
-"""What of a backbone trains: an adapter, the whole UNet, what reads the text in its cross-attention, or nothing."""
+"""Trainable weights of a backbone: LoRA, the whole UNet, cross-attention keys and values, text encoders, or none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from partcraft_lit.backbones.lora import add_lora
 from partcraft_lit.core.types import Backbone
 
-#: "lora" adds an adapter, "full" trains all weights, "cross_kv" those that read the text, "none" nothing.
+#: "lora" adds an adapter, "full" trains all weights, "cross_kv" keys and values of cross-attention.
 UnetTraining = Literal["lora", "full", "cross_kv", "none"]
 
 _NOTHING = re.compile(r"(?!)")
@@ -27,13 +27,13 @@ def set_trainable(
     scope: Literal["cross", "all"],
     seed: int,
 ) -> None:
-    """Freezes the backbone and lets train what is asked for; weights that train are brought to float32.
+    """Freezes the backbone and sets ``requires_grad`` of the trainable weights, which become float32.
 
     Args:
         backbone: without an adapter.
         unet: what trains in the UNet.
-        text_encoder: whether the text encoders train, all but their embedding tables: the words keep their vectors, and
-            those of part tokens are the method's. Layers that nothing reads stay frozen.
+        text_encoder: whether the text encoders train, except for their embedding tables and for layers whose output is
+            unused.
         rank, alpha, scope, seed: of the adapter, see ``add_lora``.
 
     Raises:
@@ -57,9 +57,9 @@ def set_trainable(
 
 
 def _unread(encoder: nn.Module) -> re.Pattern[str]:
-    """Names of weights behind the last state that is read: of two encoders, each is read before its last layer.
+    """Names of weights whose output is unused: of SDXL's encoders, the penultimate states are read.
 
-    The one with a projection is also read at its end.
+    The encoder with a projection is also pooled at its end.
     """
     if hasattr(encoder, "text_projection"):
         return _NOTHING
@@ -68,14 +68,14 @@ def _unread(encoder: nn.Module) -> re.Pattern[str]:
 
 
 def cross_kv(unet: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Names and weights of the key and value projections of cross-attention."""
+    """Names and weights of the cross-attention key and value projections."""
     return [(name, p) for name, p in unet.named_parameters() if _CROSS_KV.search(name)]
 
 
 def trainable_groups(backbone: Backbone) -> dict[str, list[nn.Parameter]]:
-    """What trains, by the name of its learning rate: "lora", "unet" and "text_encoder"; groups of nothing are left out.
+    """Parameters with ``requires_grad`` by the name of their learning rate: "lora", "unet", "text_encoder".
 
-    Read off ``requires_grad``, as checkpoints and counts are.
+    Empty groups are omitted.
     """
     groups: dict[str, list[nn.Parameter]] = {"lora": [], "unet": [], "text_encoder": []}
     for name, parameter in backbone.unet.named_parameters():

@@ -1,4 +1,4 @@
-"""One hash for the weights of several networks, however they were stored."""
+"""Hash of model weights, independent of how they are stored."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 def weights_hash(modules: Iterable[nn.Module], *settings: float) -> str:
     """SHA-256 over all tensors and the given settings.
 
-    Taken over tensors as loaded and not over files, so one model has one hash as a folder, as a single file and from
-    the hub. Tensors are hashed in parallel; hashlib lets go of the interpreter's lock.
+    Over tensors, not files, so a model has one hash as a folder, a single file and from the hub. Tensors are hashed in
+    parallel; hashlib releases the GIL.
     """
     named = sorted((key, tensor) for index, module in enumerate(modules) for key, tensor in _named(index, module))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -32,7 +32,7 @@ def _named(index: int, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tensor_digest(name: str, tensor: Tensor) -> bytes:
-    """Name, shape and values in float32, so that how a file stores its numbers does not matter, only what they are."""
+    """Digest of name, shape and float32 values."""
     values = tensor.detach().float().contiguous().cpu()
     digest = hashlib.sha256(f"{name}{tuple(values.shape)}".encode())
     digest.update(values.numpy())  # type: ignore[arg-type]
