@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: (B, 3, H, W) pictures in -1...1 -> (B, h, w, D) features of their patches.
+#: (B, 3, H, W) images in -1...1 -> (B, h, w, D) features of their patches.
 PatchFeatures = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class ReleasedInputs:
-    """What a step is given: pictures and codes, and the draws that would be random."""
+    """Inputs of a step: images, codes, and the values of its random draws."""
 
     pixel_values: Tensor  # (B, 3, H, W) in -1...1
     input_ids: Tensor  # (B, L); placeholders have ids from the end of the vocabulary on
@@ -89,10 +89,10 @@ class ReleasedStep:
 
     @torch.no_grad()
     def segment(self, pixel_values: Tensor) -> Tensor:
-        """(B, M + 1, s, s) masks from features of each picture, one at a time."""
+        """(B, M + 1, s, s) masks from features of each image, one at a time."""
         every = []
-        for picture in pixel_values:
-            patches = self.features(picture[None])[0]  # (h, w, D)
+        for image in pixel_values:
+            patches = self.features(image[None])[0]  # (h, w, D)
             height, width, dim = patches.shape
             flat = patches.reshape(-1, dim)
             front = _cosine(flat, self.foreground).argmax(dim=1) == 0

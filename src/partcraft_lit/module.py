@@ -29,7 +29,7 @@ from partcraft_lit.losses.diffusion import (
 from partcraft_lit.losses.region import combine_regions, prompted_region
 from partcraft_lit.methods.method import Method
 from partcraft_lit.methods.optim import OptimSettings
-from partcraft_lit.tokens.weights import weigh
+from partcraft_lit.tokens.weights import apply_part_weights
 
 
 class PersonalizationModule(LightningModule):
@@ -258,9 +258,9 @@ class PersonalizationModule(LightningModule):
         return sample(
             self.backbone,
             tokens,
-            self._weighed_vectors(tokens),
+            self._weighted_vectors(tokens),
             negative_tokens=negative,
-            negative_vectors=None if negative is None else self._weighed_vectors(negative),
+            negative_vectors=None if negative is None else self._weighted_vectors(negative),
             seeds=seeds,
             prompt_of=[distinct.index(prompt) for prompt in prompts],
             steps=steps or settings.steps,
@@ -269,12 +269,12 @@ class PersonalizationModule(LightningModule):
             batch_size=settings.batch_size,
         )
 
-    def _weighed_vectors(self, tokens: TokenizedPrompts) -> Tensor:
-        """As ``part_vectors`` of the method, with the weights that a prompt gives to its parts."""
+    def _weighted_vectors(self, tokens: TokenizedPrompts) -> Tensor:
+        """``part_vectors`` of the method with the prompt's part weights applied."""
         vectors = self.method.part_vectors(tokens)
         if tokens.part_weights is None:
             return vectors
-        return weigh(vectors, tokens, self.method.bake(), self.method.vocabulary.num_codes)
+        return apply_part_weights(vectors, tokens, self.method.bake(), self.method.vocabulary.num_codes)
 
     @torch.no_grad()
     def probe_attention(self, batch: TrainingBatch) -> Tensor:

@@ -259,7 +259,7 @@ def test_messages(fresh_backbone, inputs):
             capture.maps()
         with pytest.raises(ValueError, match="for 3 prompts, the UNet got 2"), capture.armed(torch.zeros(3, 1).long()):
             unet(**inputs)
-    with pytest.raises(ValueError, match="must be square, got 8 places"):
+    with pytest.raises(ValueError, match="must be square, got 8 pixels"):
         token_probabilities(torch.zeros(1, 1, 8, 2), torch.zeros(1, 1, 5, 2), None, torch.zeros(1, 1).long())
 
 

@@ -182,9 +182,9 @@ def test_hidden_width_and_spread_are_settings():
         ({"hidden": 0}, "hidden must be 1 or more, got 0"),
         ({"widths": ()}, "widths must be 1 or more"),
         ({"init_std": 0.0}, "init_std must be above 0"),
-        ({"norm_match": (0.4,)}, "one length above 0 for each of the 2 text encoders"),
-        ({"norm_match": 0.0}, "one length above 0"),
-        ({"norm_match": float("nan")}, "one length above 0"),
+        ({"norm_match": (0.4,)}, "one norm above 0 for each of the 2 text encoders"),
+        ({"norm_match": 0.0}, "one norm above 0"),
+        ({"norm_match": float("nan")}, "one norm above 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

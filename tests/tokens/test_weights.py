@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.tokenize import tokenize
-from partcraft_lit.tokens.weights import weigh
+from partcraft_lit.tokens.weights import apply_part_weights
 
 #: Two parts beside the background; "wing" has one code less than the table has rows.
 WORLD = PartVocabulary(["background", "head", "wing"], [1, 3, 2])
@@ -21,7 +21,7 @@ def weighed(prompts, tiny_tokenizer, baked):
     tokens = tokenize(prompts, WORLD, [tiny_tokenizer])
     used = tokens.part_ids >= 0
     vectors = baked[tokens.part_ids.clamp_min(0), tokens.code_ids.clamp_min(0)] * used[..., None]
-    return weigh(vectors, tokens, baked, WORLD.num_codes)
+    return apply_part_weights(vectors, tokens, baked, WORLD.num_codes)
 
 
 def test_by_hand(tiny_tokenizer):
@@ -29,7 +29,9 @@ def test_by_hand(tiny_tokenizer):
     world = PartVocabulary(["background", "head"], [2, 2])
     tokens = tokenize(["<head:1>*1.5 <head:0>*0.5", "<head:1>*0"], world, [tiny_tokenizer])
     vectors = torch.tensor([[[6.0], [2.0]], [[6.0], [0.0]]])
-    assert_close(weigh(vectors, tokens, baked, world.num_codes), torch.tensor([[[7.0], [3.0]], [[4.0], [0.0]]]))
+    assert_close(
+        apply_part_weights(vectors, tokens, baked, world.num_codes), torch.tensor([[[7.0], [3.0]], [[4.0], [0.0]]])
+    )
 
 
 def test_a_weight_of_one_is_as_trained_to_the_bit(tiny_tokenizer, baked):

@@ -1,7 +1,7 @@
-"""Stateless randomness: every draw is a function of (seed, what it is for, which sample), never of what came before.
+"""Stateless randomness: every draw is a function of (seed, purpose, sample).
 
-So a run resumes to the same next batch with any number of workers, and two runs that differ in one setting see the same
-noise, crops and captions.
+So a run resumes with the same next batch for any number of workers, and runs that differ in one setting share noise,
+crops and captions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def derive_seed(seed: int, *keys: int | str) -> int:
 
 
 def torch_generator(seed: int, *keys: int | str) -> torch.Generator:
-    """A CPU generator for the given purpose; draw on the CPU and move, so that devices agree."""
+    """A CPU generator for the given purpose; draw on the CPU and move, for equal values on all devices."""
     return torch.Generator().manual_seed(derive_seed(seed, *keys))
 
 
@@ -28,7 +28,7 @@ def numpy_generator(seed: int, *keys: int | str) -> np.random.Generator:
 
 
 def epoch_index(seed: int, sample_id: int, length: int) -> int:
-    """Which of ``length`` items sample ``sample_id`` is: a fresh permutation each epoch, without state."""
+    """Item of sample ``sample_id`` among ``length``: a new permutation each epoch, without state."""
     epoch, position = divmod(sample_id, length)
     order = _permutation(seed, epoch, length)
     return int(order[position])
@@ -38,7 +38,7 @@ _last: tuple[tuple[int, int, int], np.ndarray] | None = None
 
 
 def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
-    global _last  # one permutation is reused for a whole epoch; a memo, not state: the value depends on the key alone
+    global _last  # memoised for an epoch; the value depends on the key alone
     key = (seed, epoch, length)
     if _last is None or _last[0] != key:
         _last = (key, numpy_generator(seed, "epoch", epoch, length).permutation(length))

@@ -1,7 +1,7 @@
-"""What the layers meet at: the data that crosses a seam, and the protocols on either side of it.
+"""Shared data structures and protocols.
 
-Legend used throughout: batch (B), tokens of the text (L = 77), part tokens in a prompt (T), foreground parts (M), so
-that there are M + 1 parts with the background as part 0, codes per part (K), feature width (D).
+Dimensions: batch (B), text length (L = 77), part tokens of a prompt (T), foreground parts (M; M + 1 with the
+background, part 0), codes per part (K), feature width (D).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from partcraft_lit.core.movable import Movable, packed, unpacked
 
-#: Code of a part that is not in an image. It is never a row of a table, so it can never be trained or drawn.
+#: Code of a part that is not in an image; never a row of a table.
 ABSENT = -1
 #: Index of the background among the parts.
 BACKGROUND = 0
@@ -24,7 +24,7 @@ BACKGROUND = 0
 
 @dataclass(frozen=True)
 class PartToken:
-    """One part variant: ``part`` 0...M (0 is the background), ``code`` 0...K-1, and how strongly: 1 is as trained."""
+    """Part 0...M (0 is the background), code 0...K-1, and weight (1 is as trained)."""
 
     part: int
     code: int
@@ -33,15 +33,15 @@ class PartToken:
 
 @dataclass
 class TokenizedPrompts(Movable):
-    """Prompts as ids, with the places that the token mapper fills.
+    """Token ids of prompts, with the positions of part tokens.
 
     Attributes:
-        input_ids: one (B, L) tensor per tokenizer; a part token's place holds an ordinary, harmless id, so that no id
-            is larger than the vocabulary and the pooled embedding is still read at the end of the text.
-        part_positions: (B, T) place of each part token in the sequence; -1 where a prompt has fewer than T.
+        input_ids: one (B, L) tensor per tokenizer, with an ordinary id at part tokens: inside the vocabulary, and EOS
+            pooling still works.
+        part_positions: (B, T) position of each part token; -1 where a prompt has fewer than T.
         part_ids: (B, T) part of each part token; -1 where unused.
         code_ids: (B, T) code of each part token; -1 where unused.
-        part_weights: (B, T) float, how strongly; 1 where unused. None where every token is as trained.
+        part_weights: (B, T) float; 1 where unused. None if all are 1.
     """
 
     input_ids: tuple[Tensor, ...]
@@ -53,12 +53,12 @@ class TokenizedPrompts(Movable):
 
 @dataclass
 class Conditioning(Movable):
-    """What the UNet receives beside the latents.
+    """Conditioning of the UNet.
 
     Attributes:
         encoder_hidden_states: (B, L, width).
-        pooled_prompt_embeds: (B, width) or None where the backbone has no pooled input.
-        time_ids: (B, 6) or None, likewise.
+        pooled_prompt_embeds: (B, width); None for backbones without it.
+        time_ids: (B, 6); None likewise.
     """
 
     encoder_hidden_states: Tensor
@@ -68,22 +68,22 @@ class Conditioning(Movable):
 
 @dataclass
 class TrainingExample:
-    """One sample, complete: nothing random happens after it.
+    """One sample; nothing random happens after it.
 
     Attributes:
         latents: (C, s, s) float32, sampled from the posterior, cropped and flipped; with ``pixel_values``, the standard
-            normal numbers that it is to be sampled with.
+            normal noise to sample them with.
         noise: same shape, standard normal.
         timestep: 0...num_train_timesteps - 1.
-        label_map: (attention size, attention size) uint8, part of each cell, under the same crop and flip.
-        codes: (M + 1,) codes that the caption was made from.
+        label_map: (attention size, attention size) uint8, part of each cell, cropped and flipped alike.
+        codes: (M + 1,) codes of the caption.
         prompt: the caption.
         sample_id: number of the sample since the start of training.
-        image_id: index of the image in its source.
-        crop: height and width of the whole image as it came, then top and left of the crop in it after it was resized
-            (and mirrored), in pixels.
-        loss_region: (s, s) from 0 to 1, how much each latent counts; None for all alike.
-        pixel_values: (3, S, S) uint8, the crop where it is still to be encoded; else None.
+        image_id: index in the image source.
+        crop: height and width of the original image, then top and left of the crop in the resized (and flipped) image,
+            in pixels.
+        loss_region: (s, s) soft loss mask, 0 to 1; None for ones.
+        pixel_values: (3, S, S) uint8 crop that is still to be encoded; else None.
     """
 
     latents: Tensor
@@ -100,33 +100,31 @@ class TrainingExample:
 
 
 class ExampleTransform(Protocol):
-    """What a method does to each example, such as scaling it; small and picklable, for loader workers."""
+    """Transform of training examples by a method; picklable, for loader workers."""
 
     def __call__(self, example: TrainingExample, generator: torch.Generator) -> TrainingExample:
-        """The example to train on; all chance comes from the generator, which belongs to the sample."""
+        """The transformed example; all randomness comes from the sample's generator."""
         ...
 
 
 @dataclass
 class TrainingBatch(Movable):
-    """One batch, complete: nothing random happens after it.
+    """One batch; nothing random happens after it.
 
     Attributes:
-        latents: (B, C, h, w) scaled as the UNet wants them, already sampled from the posterior, cropped and flipped.
+        latents: (B, C, h, w) scaled latents, sampled from the posterior, cropped and flipped.
         noise: same shape, standard normal.
         timesteps: (B,) integers.
-        label_map: (B, s, s) uint8, part of each cell of the attention grid, under the same crop and flip.
+        label_map: (B, s, s) uint8, part of each cell of the attention map, cropped and flipped alike.
         tokens: the captions.
         prompts: the captions as text, for logs.
         sample_ids: (B,) number of each sample since the start of training.
-        image_ids: (B,) index of each image in its source.
-        prior: (B,) whether a sample is of the prior images, which hold no part and keep the model what it was; its loss
-            has a weight of its own, and attention losses leave it out. None where none is.
-        loss_region: (B, h, w) from 0 to 1, how much each place of the latents counts; None where all count alike.
-        crops: (B, 4) height and width of the whole image as it came, then top and left of the crop in it after it was
-            resized, in pixels; None says that every crop is a whole image of the backbone's resolution.
-        pixel_values: (n, 3, H, W) uint8, the first n samples where they are still to be encoded: until then their
-            latents are the numbers to sample them with. None where nothing is left to do.
+        image_ids: (B,) index in the image source.
+        prior: (B,) which samples are prior-preservation images; their loss has a weight of its own, and attention
+            losses skip them. None without any.
+        loss_region: (B, h, w) soft loss mask, 0 to 1; None for ones.
+        crops: (B, 4) as ``TrainingExample.crop``; None for uncropped images of the backbone's resolution.
+        pixel_values: (n, 3, H, W) uint8 crops of the first n samples if these are still to be encoded; else None.
     """
 
     latents: Tensor
@@ -143,20 +141,20 @@ class TrainingBatch(Movable):
     pixel_values: Tensor | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Is pickled as one buffer: for every tensor that a loader's worker hands over, the step opens a file."""
+        """Pickles as one buffer: each tensor from a loader worker costs a file descriptor."""
         return unpacked, (TrainingBatch, *packed(self))
 
 
 @dataclass
 class StepOutput:
-    """One forward pass, as loss terms see it.
+    """One forward pass, the input of loss terms.
 
     Attributes:
-        batch: what went in.
-        model_pred: (B, C, h, w) what the UNet said.
-        target: (B, C, h, w) noise or velocity.
-        attention_maps: (B, T, s, s) attention probability of every place for each part token (order of
-            ``batch.tokens``), mean over heads and captured layers, float32; None if nothing asked for capture.
+        batch: the input.
+        model_pred: (B, C, h, w) prediction of the UNet.
+        target: (B, C, h, w).
+        attention_maps: (B, T, s, s) attention probabilities of the part tokens (order of ``batch.tokens``), mean over
+            heads and captured layers, float32; None without a capture.
         noun_attention_maps: (B, T, s, s) the same for the noun after each part token ("<head:3> head"); None unless the
             method captures them.
     """
@@ -173,7 +171,7 @@ class PartPrediction:
     """Parts of a batch of images.
 
     Attributes:
-        codes: (B, M + 1) code of each part, ``ABSENT`` where the image does not show it.
+        codes: (B, M + 1) code of each part, or ``ABSENT``.
         label_maps: one (grid height, grid width) uint8 map per image, 0...M; grids follow the images' aspects.
         part_features: (B, M + 1, D) mean feature of each part, zeros where absent.
     """
@@ -185,7 +183,7 @@ class PartPrediction:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What a drawn picture shows.
+    """Ground truth of a drawn image.
 
     Attributes:
         label_map: (height, width) uint8, 0 for background, else 1 + index into ``part_names``.
@@ -199,11 +197,11 @@ class GroundTruth:
 
 
 class ImageSource(Protocol):
-    """Images, whole and as they come."""
+    """Images in their original sizes."""
 
-    #: What the images show, as one noun ("bird"), or "" if unknown.
+    #: Noun of what the images show ("bird"), or "".
     class_noun: str
-    #: Names of the classes that ``label`` counts; empty without labels.
+    #: Names of the classes of ``label``; empty without labels.
     class_names: Sequence[str]
 
     def __len__(self) -> int: ...
@@ -213,11 +211,11 @@ class ImageSource(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What a person calls the image: its path inside the folder."""
+        """Readable name: the path inside the folder."""
         ...
 
     def content_hash(self, index: int) -> str:
-        """Hex digest of what decides the pixels: the file's bytes, or the settings of a drawing."""
+        """Hex digest of the file's bytes, or of the settings of a drawing."""
         ...
 
     def label(self, index: int) -> int | None:
@@ -227,7 +225,7 @@ class ImageSource(Protocol):
 
 @runtime_checkable
 class GroundTruthSource(Protocol):
-    """An image source that knows the truth."""
+    """An image source with ground truth."""
 
     part_names: Sequence[str]
 
@@ -245,13 +243,13 @@ class CaptionedSource(Protocol):
 
 @dataclass(frozen=True)
 class Annotation:
-    """What people marked in an image, in its own pixels.
+    """Annotation of an image, in pixels.
 
     Attributes:
         size: (height, width) of the image.
         boxes: (boxes, 4) left, top, right, bottom of each object.
-        keypoints: (P, 2) x and y of each kind of keypoint; none where the source has no keypoints.
-        visible: (P,) bool, whether the keypoint can be seen.
+        keypoints: (P, 2) x and y of each keypoint.
+        visible: (P,) bool.
     """
 
     size: tuple[int, int]
@@ -270,9 +268,9 @@ class AnnotatedSource(Protocol):
 
 
 class PatchFeatures(Protocol):
-    """A frozen network that describes patches."""
+    """A frozen network of patch features."""
 
-    #: Readable id ("dinov2_base"), and the hash of weights and preparation, for stores and dictionaries.
+    #: Readable id ("dinov2_base"), and the hash of weights and preprocessing.
     id: str
     hash: str
     dim: int
@@ -283,7 +281,7 @@ class PatchFeatures(Protocol):
 
 
 class PartPredictor(Protocol):
-    """Reads parts off images. One object, used by discovery, training data, metrics and the app."""
+    """Predicts parts of images, in discovery, training data, metrics and the app."""
 
     @property
     def num_parts(self) -> int:
@@ -298,7 +296,7 @@ class PartPredictor(Protocol):
 
 
 class Backbone(Protocol):
-    """A text-to-image model in parts. All networks are frozen until an adapter is added."""
+    """A text-to-image model. All networks are frozen until an adapter is added."""
 
     name: str
     #: Hash of all frozen weights.
@@ -308,13 +306,13 @@ class Backbone(Protocol):
     text_encoders: Sequence[nn.Module]
     tokenizers: Sequence[Any]
     noise_scheduler: Any
-    #: Side of the square images it was trained on, in pixels; side of its latents is that over ``vae_scale_factor``.
+    #: Side of the square images in pixels; latents have this over ``vae_scale_factor``.
     resolution: int
     vae_scale_factor: int
     latent_channels: int
-    #: Width of the token embeddings, one per text encoder; the mapper's output is split accordingly.
+    #: Width of the token embeddings of each text encoder; the mapper's output is split accordingly.
     token_widths: tuple[int, ...]
-    #: Cross-attention layers that are read for the attention losses, as module names inside the UNet.
+    #: Cross-attention layers of the attention losses, as module names inside the UNet.
     attention_layers: tuple[str, ...]
     #: Side of those layers' maps at ``resolution``.
     attention_size: int
@@ -335,7 +333,7 @@ class Backbone(Protocol):
         ...
 
     def encode_unconditional(self) -> Conditioning:
-        """One row: what stands for no prompt in classifier-free guidance."""
+        """Unconditional embedding of classifier-free guidance, one row."""
         ...
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -343,15 +341,15 @@ class Backbone(Protocol):
         ...
 
     def enable_gradient_checkpointing(self) -> None:
-        """The UNet's activations are computed again in the backward pass."""
+        """Enables gradient checkpointing in the UNet."""
         ...
 
     def compile_blocks(self) -> None:
-        """The UNet's transformer blocks are compiled; called when adapters are in place."""
+        """Compiles the UNet's transformer blocks; adapters must be in place."""
         ...
 
     def offload_vae(self, folder: Path | None = None) -> None:
-        """From now on the VAE is on the CPU while it does nothing; where all is there, in a file in ``folder``."""
+        """Keeps the idle VAE on the CPU, or on a CPU in a memory-mapped file in ``folder``."""
         ...
 
 

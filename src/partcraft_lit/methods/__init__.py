@@ -1,1 +1,1 @@
-"""Methods: which captions are trained on, and which vectors stand for the part tokens in them."""
+"""Personalisation methods: captions, part token embeddings, trainable weights."""

@@ -1,4 +1,4 @@
-"""Break-a-Scene: random unions of an image's parts, first their tokens and then the model."""
+"""Break-a-Scene: union sampling of parts; tokens train first, then the model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from partcraft_lit.tokens.captions import CaptionBuilder, Subset
 class BreakAScene(PartTokensRecipe):
     """The method of Avrahami et al. (arXiv 2305.16311).
 
-    Its four pieces are settings: ``subset`` here, ``loss.region=prompted``, ``loss.attention=mse`` and
+    Its components are settings: ``subset`` here, ``loss.region=prompted``, ``loss.attention=mse`` and
     ``optim.phases``.
 
     Attributes:
-        subset: which parts of an image a caption names: "union" draws how many, then which; "all".
+        subset: parts named in a caption: "union" draws how many, then which; "all".
 
-    Source: the paper and its released code. Differs: tokens rest in the second phase, in which the released code lets
-    them go on at the rate of the text encoder, 2e-6.
+    Source: the paper and its released code. Differs: tokens are frozen in the second phase; the released code trains
+    them on at the rate of the text encoder, 2e-6.
     """
 
     subset: Subset

@@ -1,4 +1,4 @@
-"""Custom Diffusion: what reads the text in cross-attention trains, beside the tokens."""
+"""Custom Diffusion: cross-attention keys and values train, beside the tokens."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class CustomDiffusion(PartTokensRecipe):
     """The method of Kumari et al. (arXiv 2212.04488).
 
     Attributes:
-        nouns: whether each token is followed by the name of its part, as a concept's token is by its class noun; the
-            same as ``captions.class_noun=each``.
-        detach_start: whether keys and values of the first text position stay out of training.
+        nouns: whether each token is followed by the name of its part, as a concept's token by its class noun; the same
+            as ``captions.class_noun=each``.
+        detach_start: whether keys and values of the start token are detached.
 
-    Source: the paper and its released code. Differs: prior images go by one prompt, or come from a folder, for all
-    concepts; scaled pictures are drawn before training and encoded, see ``data.scale_variants``.
+    Source: the paper and its released code. Differs: prior images have one prompt, or come from a folder, for all
+    concepts; scaled images are drawn and encoded before training, see ``data.scale_variants``.
     """
 
     nouns: bool

@@ -1,4 +1,4 @@
-"""DisenDiff: Custom Diffusion whose tokens are bound to their nouns, and whose nouns look at different places."""
+"""DisenDiff: Custom Diffusion with attention losses that bind tokens to their nouns and separate the nouns."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from partcraft_lit.methods.part_tokens import PartTokens
 
 @dataclass
 class DisentangledAttention:
-    """Loss term: each token's map is that of the noun behind it ("bind"), nouns' maps are apart ("separate").
+    """Loss term: ``bind_loss`` of tokens and nouns + ``separate_loss`` of nouns.
 
     Attributes:
         weight: of the term.
         kernel, smooth: see ``losses.attention_iou``.
-        bind: whether the tokens of a caption are summed, or averaged.
+        bind: reduction of ``bind_loss`` over the tokens of a caption.
     """
 
     weight: float
@@ -35,7 +35,7 @@ class DisentangledAttention:
     reads_attention: bool = True
 
     def __call__(self, step: StepOutput) -> Tensor:
-        """(B,) float32; 0 for a caption without tokens."""
+        """(B,) float32; 0 for a caption without part tokens."""
         if step.attention_maps is None or step.noun_attention_maps is None:
             raise RuntimeError(f"The loss term {self.name!r} needs the attention of part tokens and of their nouns.")
         used = step.batch.tokens.part_ids >= 0
@@ -48,7 +48,7 @@ class DisentangledAttention:
 
 
 class NounTokens(PartTokens):
-    """Part tokens, of which each is watched together with the noun behind it."""
+    """Part tokens whose nouns' attention is captured too."""
 
     captures_noun_attention = True
 
@@ -66,7 +66,7 @@ class DisenDiff(CustomDiffusion):
 
     Attributes:
         names: nouns of the parts, as in ``parts.names``.
-        most: concepts that it is meant for; None for a dictionary of any size.
+        most: largest number of concepts; None for a dictionary of any size.
         weight, kernel, smooth, bind: see ``DisentangledAttention``.
 
     Source: the paper and its released code. Differs: see ``conf/method/disendiff.yaml``.
@@ -83,7 +83,7 @@ class DisenDiff(CustomDiffusion):
         """As for Custom Diffusion.
 
         Raises:
-            UserError: also for too few or too many concepts, and for nouns that are missing or no plain words.
+            UserError: also for too few or too many concepts, and for nouns that are missing or not single words.
         """
         number = settings.parts.M
         if number < 2 or (self.most is not None and number > self.most):
@@ -105,7 +105,7 @@ class DisenDiff(CustomDiffusion):
         super().check(settings, class_noun)
 
     def check_words(self, tokenizers: Sequence[Any], class_noun: str) -> None:
-        """Also the nouns, of which the attention of one token is read."""
+        """Also checks the nouns, which must be single tokens."""
         super().check_words(tokenizers, class_noun)
         self._check_nouns(self.names, tokenizers)
 

@@ -1,4 +1,4 @@
-"""DreamBooth: the model itself learns what a rare word before a class noun means, and goes on to know the class."""
+"""DreamBooth: fine-tunes the UNet on a rare word before a class noun, with prior preservation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from partcraft_lit.methods.part_tokens import PartTokensRecipe
 class DreamBooth(PartTokensRecipe):
     """The method of Ruiz et al. (arXiv 2208.12242), with the whole UNet or an adapter.
 
-    Source: the paper. Differs: the captions of a dictionary, whose tokens train; the prior images' captions are those
-    they were drawn from, as in the paper.
+    Source: the paper. Differs: captions have the dictionary's part tokens, which train.
     """
 
     def check(self, settings: RunSettings, class_noun: str) -> None:
         """As for any part tokens.
 
         Raises:
-            UserError: also if nothing of the model would train, or the captions lack a class noun.
+            UserError: also if the UNet would not train, or captions have no class noun.
         """
         if self.unet == "none":
             raise UserError(

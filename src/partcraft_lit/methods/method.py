@@ -1,9 +1,8 @@
-"""What a method is to the rest: captions, ids, vectors for the part tokens, and what trains.
+"""Protocols of a method.
 
-A method is two objects. Its *recipe* is what the configuration says, a frozen dataclass that ``_target_`` in
-``conf/method/NAME.yaml`` names; it is made and checked before any model is loaded. The recipe builds the *method*,
-an ``nn.Module`` around the dictionary and the backbone. Rates, phases, prior images and losses are settings that any
-method can have; its YAML sets them.
+A method is two objects. Its *recipe* holds the settings: a frozen dataclass, the ``_target_`` of
+``conf/method/NAME.yaml``, checked before any model is loaded. The recipe builds the *method*, an ``nn.Module`` with the
+part token embeddings. Learning rates, phases, prior images and losses are settings of any method, set by its YAML.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper, mean_norm
 from partcraft_lit.tokens.settings import CaptionSettings, MapperSettings
 
-#: In place of one class noun: each token is followed by the name of its own part.
+#: ``class_noun`` that puts the part's name after each token.
 EACH = "each"
 
 
 class Method(Protocol):
-    """A way to personalise a backbone by part tokens. Implementations are ``nn.Module``s.
+    """Personalisation of a backbone with part tokens. Implementations are ``nn.Module``s.
 
-    ``make_caption``, ``tokenize`` and ``transform`` are separate objects, so that loader workers receive no weights.
+    ``make_caption``, ``tokenize`` and ``transform`` are pickled to loader workers, so they hold no weights.
     """
 
     vocabulary: PartVocabulary
-    #: Whether the word behind each part token is watched too: ``StepOutput.noun_attention_maps``.
+    #: Whether attention to the word after each part token is captured: ``StepOutput.noun_attention_maps``.
     captures_noun_attention: bool
 
     @property
@@ -45,20 +44,20 @@ class Method(Protocol):
 
     @property
     def tokenize(self) -> Callable[[Sequence[str]], TokenizedPrompts]:
-        """Prompts -> ids and places of part tokens, on the CPU."""
+        """Prompts -> ids and positions of part tokens, on the CPU."""
         ...
 
     @property
     def transform(self) -> ExampleTransform | None:
-        """What is done to each training example, or None."""
+        """Transform of training examples, or None."""
         ...
 
     def plain_caption(self, codes: Tensor) -> str:
-        """(M + 1,) codes -> the caption for samples and scores, without chance."""
+        """(M + 1,) codes -> the deterministic caption of samples and scores."""
         ...
 
     def part_vectors(self, tokens: TokenizedPrompts) -> Tensor:
-        """(B, T, sum of token widths) embeddings for the part tokens, zeros where there is none."""
+        """(B, T, sum of token widths) embeddings of the part tokens, zeros where unused."""
         ...
 
     def bake(self) -> Tensor:
@@ -66,28 +65,28 @@ class Method(Protocol):
         ...
 
     def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
-        """What trains beside the backbone, by the name under which a learning rate can be set."""
+        """Trainable parameters beside the backbone, by the name of their learning rate."""
         ...
 
     def prepare(self, backbone: Backbone) -> None:
-        """Freezes the backbone and lets train in it what the method wants trained, once."""
+        """Freezes the backbone and sets ``requires_grad`` of what trains in it; called once."""
         ...
 
     def loss_terms(self) -> Sequence[LossTerm]:
-        """Terms on attention that only this method has, beside the one that ``loss.attention`` names."""
+        """Attention loss terms of this method, beside ``loss.attention``."""
         ...
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a recipe builds a method from.
+    """What recipes build methods from.
 
     Attributes:
         vocabulary: parts and codes of the dictionary.
         backbone: frozen, without an adapter.
-        class_noun: the noun of the dataset, or "".
-        mapper, lora: settings of those groups.
-        seed: of first weights.
+        class_noun: of the dataset, or "".
+        mapper, lora: settings of these groups.
+        seed: of initial weights.
     """
 
     vocabulary: PartVocabulary
@@ -98,7 +97,7 @@ class MethodContext:
     seed: int
 
     def make_mapper(self) -> TokenMapper:
-        """A token mapper for the dictionary, as wide as the backbone's embeddings."""
+        """Token mapper for the dictionary and the backbone's embedding widths."""
         settings = self.mapper
         return TokenMapper(
             num_parts=self.vocabulary.num_parts,
@@ -132,7 +131,7 @@ class MethodContext:
 
 
 class RunSettings(Protocol):
-    """The settings of a run that a recipe may object to."""
+    """Settings of a run that recipes check."""
 
     @property
     def parts(self) -> PartsSettings: ...
@@ -143,31 +142,31 @@ class RunSettings(Protocol):
 
 
 class RecipeSettings(RunSettings, Protocol):
-    """Settings of a run with the recipe itself."""
+    """Settings of a run with its recipe."""
 
     @property
     def method(self) -> Recipe: ...
 
 
 class Recipe(Protocol):
-    """What the configuration says of a method."""
+    """Settings of a method."""
 
     @property
     def name(self) -> str: ...
 
     def check(self, settings: RunSettings, class_noun: str) -> None:
-        """Looks for settings that do not go together, before anything expensive.
+        """Checks for incompatible settings, before anything expensive.
 
         Raises:
-            UserError: for what cannot be trained.
+            UserError: for settings that cannot be trained.
         """
         ...
 
     def check_words(self, tokenizers: Sequence[Any], class_noun: str) -> None:
-        """Looks for words that this model cannot take, before its networks are loaded.
+        """Checks words against the model's tokenizers, before its networks are loaded.
 
         Raises:
-            UserError: for instance for a word that is several tokens to it.
+            UserError: for instance for a word of several tokens.
         """
         ...
 

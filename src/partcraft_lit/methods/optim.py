@@ -1,4 +1,4 @@
-"""What trains when, and how fast."""
+"""Settings of the optimizer: learning rates, schedule, phases."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from partcraft_lit.core.settings import Count, NonNegative, Positive, Rate, Shar
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """AdamW, with a learning rate for each group of parameters.
+    """AdamW with a learning rate per parameter group.
 
     Attributes:
         lora_lr: of the adapter.
-        mapper_lr: of the tokens.
-        unet_lr: of the UNet's own weights, where a method trains them.
-        text_encoder_lr: of the text encoder, likewise.
+        mapper_lr: of the part tokens.
+        unet_lr: of the UNet's own weights.
+        text_encoder_lr: of the text encoder.
         weight_decay, betas, eps: AdamW's.
-        warmup_steps: over which the rates rise from 0.
-        cooldown_steps: last steps, over which the rates fall to 0; 0 keeps them to the end.
-        total_steps: of the run; known from the configuration, since asking the trainer would start its loader.
-        phases: what trains when; empty for everything at all times. The last phase goes on to the end.
+        warmup_steps: of a linear warm-up from 0.
+        cooldown_steps: of a linear decay to 0 at the end.
+        total_steps: of the run, for the decay; the trainer's estimate would start its loader.
+        phases: groups that train by step; empty for all groups at all steps. The last phase has no end.
     """
 
     lora_lr: NonNegative
@@ -41,7 +41,7 @@ class OptimSettings:
         return float(getattr(self, f"{group}_lr"))
 
     def factor(self, group: str, step: int) -> float:
-        """What the learning rate is multiplied with at a step: warm-up, cool-down, and 0 while the group rests."""
+        """Multiplier of the learning rate at a step: warm-up, decay, and 0 while the group is frozen."""
         rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         left = max(0, self.total_steps - step)
         fall = min(1.0, left / self.cooldown_steps) if self.cooldown_steps else 1.0
@@ -49,7 +49,7 @@ class OptimSettings:
 
     @property
     def is_constant(self) -> bool:
-        """Whether all rates stay as they are for the whole run."""
+        """Whether learning rates are constant over the run."""
         return not (self.warmup_steps or self.cooldown_steps or self.phases)
 
     def trains(self, group: str, step: int) -> bool:
@@ -66,11 +66,11 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class PhaseSettings:
-    """A stretch of training.
+    """A phase of training.
 
     Attributes:
-        steps: optimizer steps; None for the rest.
-        groups: what trains in it; all else rests, its state untouched.
+        steps: optimizer steps; None for the rest of the run.
+        groups: that train; others are frozen with their optimizer state.
     """
 
     steps: Positive | None

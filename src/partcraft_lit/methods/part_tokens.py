@@ -1,4 +1,4 @@
-"""One token per part variant: the method of PartCraft, and of every other one here when it learns a dictionary."""
+"""One token per part and code: PartCraft, and the base of all other methods."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from partcraft_lit.tokens.settings import CaptionSettings, TokenSettings
 from partcraft_lit.tokens.tokenize import CLIP_LENGTH, PromptTokenizer
 from partcraft_lit.tokens.words import word_ids, word_vector
 
-#: Lets train in a backbone what a method wants trained.
+#: Sets ``requires_grad`` in a backbone.
 Preparation = Callable[[Backbone], None]
 
 
 class PartTokens(nn.Module):
-    """Part tokens through a mapper; a method that wants more overrides what it wants.
+    """Part tokens through a mapper; other methods override members.
 
     Args:
-        vocabulary: parts and codes, from the dictionary.
-        mapper: the embedder; it must have room for every part and code.
-        caption_builder: writes the training captions, over the same vocabulary.
+        vocabulary: parts and codes of the dictionary.
+        mapper: for the same parts and codes.
+        caption_builder: with the same vocabulary.
         tokenizers: one per text encoder.
-        prepare: lets train in the backbone what trains there; None leaves the backbone as it is.
+        prepare: sets ``requires_grad`` in the backbone; None leaves it as it is.
         max_length: positions of the text encoders.
 
     Raises:
-        ValueError: if the pieces were made for different dictionaries.
+        ValueError: for arguments of different dictionaries.
     """
 
     captures_noun_attention = False
@@ -69,11 +69,11 @@ class PartTokens(nn.Module):
         self._prepare = prepare
 
     def plain_caption(self, codes: Tensor) -> str:
-        """(M + 1,) codes -> the caption for samples and scores, without chance."""
+        """(M + 1,) codes -> the deterministic caption of samples and scores."""
         return self._captions.plain(codes)
 
     def part_vectors(self, tokens: TokenizedPrompts) -> Tensor:
-        """(B, T, sum of token widths) embeddings for the part tokens, zeros where there is none."""
+        """(B, T, sum of token widths) embeddings of the part tokens, zeros where unused."""
         return self.mapper(tokens.part_ids, tokens.code_ids)
 
     def bake(self) -> Tensor:
@@ -81,7 +81,7 @@ class PartTokens(nn.Module):
         return self.mapper.bake()
 
     def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The mapper, which trains beside the backbone."""
+        """The mapper's trainable parameters."""
         return {"mapper": [parameter for parameter in self.mapper.parameters() if parameter.requires_grad]}
 
     def prepare(self, backbone: Backbone) -> None:
@@ -94,14 +94,14 @@ class PartTokens(nn.Module):
 
 @dataclass(frozen=True)
 class PartTokensRecipe:
-    """Settings of a method with one token per part variant.
+    """Settings of a method with one token per part and code.
 
     Attributes:
-        name: of the method, for records.
+        name: of the method, for metadata.
         unet: what trains in the UNet: "lora", "full", "cross_kv" or "none".
-        text_encoder: whether the text encoder trains, all but its words.
-        tokens: the vectors of part tokens.
-        captions: the training captions.
+        text_encoder: whether the text encoder trains, except for its embedding table.
+        tokens: embeddings of part tokens.
+        captions: training captions.
     """
 
     name: str
@@ -111,11 +111,11 @@ class PartTokensRecipe:
     captions: CaptionSettings
 
     def check(self, settings: RunSettings, class_noun: str) -> None:
-        """Looks for settings that do not go together.
+        """Checks for incompatible settings.
 
         Raises:
-            UserError: for first words behind a mapper, a word that is no single word, a noun that is not known, or if
-                nothing trains at all.
+            UserError: for initial words with a mapper, a word that is not a single one, a missing noun, or if nothing
+                trains.
         """
         words = self.words(class_noun)
         if words and (settings.mapper.layers or settings.mapper.position):
@@ -148,21 +148,21 @@ class PartTokensRecipe:
         check_phases(settings.optim.phases, self.groups())
 
     def check_words(self, tokenizers: Sequence[Any], class_noun: str) -> None:
-        """Looks the first words up.
+        """Checks that initial words are single tokens.
 
         Raises:
-            UserError: if one is several tokens, or none, to a tokenizer.
+            UserError: if one is not.
         """
         for word in self.words(class_noun):
             word_ids(word, tokenizers)
 
     def groups(self) -> list[str]:
-        """Names of what trains, as learning rates and phases have them."""
+        """Names of the trainable groups, as in learning rates and phases."""
         unet = {"lora": ["lora"], "none": []}.get(self.unet, ["unet"])
         return [*(["mapper"] if self.tokens.trained else []), *unet, *(["text_encoder"] if self.text_encoder else [])]
 
     def words(self, class_noun: str) -> tuple[str, ...]:
-        """The words that tokens start from, with the noun in place of "auto".
+        """Initial words of the tokens, with the class noun for "auto".
 
         Raises:
             UserError: if one is not a single word.
@@ -191,13 +191,13 @@ class PartTokensRecipe:
         return context.make_captions(self.captions)
 
     def make_mapper(self, context: MethodContext) -> TokenMapper:
-        """The mapper, at its first words, frozen if the tokens are not trained.
+        """The mapper, initialised from words, frozen if tokens are not trained.
 
         Raises:
-            UserError: if a word is several tokens, or none, to the backbone's tokenizer.
+            UserError: if a word is not a single token.
         """
         mapper = context.make_mapper()
-        # Without a noun the module is for a trained run, whose vectors come from its checkpoint: see ``check``.
+        # Without a noun the module is for a trained run, whose embeddings come from its checkpoint: see ``check``.
         known = context.class_noun or "auto" not in self.tokens.init
         words = self.words(context.class_noun) if known else ()
         if words:
@@ -216,11 +216,7 @@ class PartTokensRecipe:
 
 
 def check_phases(phases: Sequence[PhaseSettings], groups: Sequence[str]) -> None:
-    """Phases in which something trains, one after the other.
-
-    Args:
-        phases: of ``optim.phases``.
-        groups: that the method trains.
+    """Checks ``optim.phases`` against the method's trainable groups.
 
     Raises:
         UserError: for a phase in which nothing trains, one after an endless one, or a group that never trains.
@@ -243,10 +239,10 @@ def check_phases(phases: Sequence[PhaseSettings], groups: Sequence[str]) -> None
 
 
 def require_noun(class_noun: str, key: str) -> str:
-    """The noun of the dataset.
+    """The dataset's noun.
 
     Raises:
-        UserError: if it has none.
+        UserError: without one.
     """
     if not class_noun:
         raise UserError(

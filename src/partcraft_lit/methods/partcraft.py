@@ -1,4 +1,4 @@
-"""PartCraft: part tokens through a shared mapper, beside LoRA on the backbone and an attention loss."""
+"""PartCraft: part tokens through a shared mapper, LoRA and an attention loss."""
 
 from __future__ import annotations
 

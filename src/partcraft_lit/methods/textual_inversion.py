@@ -1,4 +1,4 @@
-"""Textual Inversion: nothing but vectors of tokens train."""
+"""Textual Inversion: token embeddings alone train."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from partcraft_lit.methods.part_tokens import PartTokensRecipe
 class TextualInversion(PartTokensRecipe):
     """The method of Gal et al. (arXiv 2208.01618).
 
-    A dictionary has one vector per part variant, learned from all images at once; the original is the dictionary of one
-    part with one code, which starts from a word.
+    One embedding per part and code, learned from all images at once; the original is a dictionary of one part with one
+    code, initialised from a word.
     """
 
     def check(self, settings: RunSettings, class_noun: str) -> None:
         """As for any part tokens.
 
         Raises:
-            UserError: also if something of the backbone would train, or tokens would share a mapper.
+            UserError: also if the backbone would train, or with a mapper.
         """
         if self.unet != "none" or self.text_encoder:
             raise UserError(

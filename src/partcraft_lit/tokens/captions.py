@@ -1,4 +1,4 @@
-"""Training captions: the parts of an image as tokens, bare, in a neutral sentence or in the image's own caption."""
+"""Training captions: part tokens alone, in a neutral template, or in the image's own caption."""
 
 from __future__ import annotations
 
@@ -45,30 +45,29 @@ TEMPLATES: tuple[str, ...] = (
     "a photo of a small {}",
 )
 
-#: No text encoder here has room for more.
+#: More words than any text encoder here reads.
 _MOST_WORDS = 512
-#: Which of an image's parts a caption names: "all", or a "union" of k of them, where k is drawn first.
+#: Parts named in a caption: "all", or a "union" of k random ones, with k drawn first.
 Subset = Literal["all", "union"]
 
 
 @dataclass(frozen=True)
 class CaptionBuilder:
-    """Writes a caption for the codes of an image; absent parts are left out.
+    """Builds the caption of an image from its codes; absent parts are omitted.
 
-    The same draws are taken from the generator whatever the settings, so two runs that differ in one setting make the
-    same choices in everything else.
+    Draws do not depend on the settings, so runs that differ in one setting are paired in all other choices.
 
     Attributes:
         vocabulary: parts and codes.
-        template_prob: share of captions that are a template filled with the tokens; the others are the tokens alone.
-        shuffle: whether the order of the tokens is drawn anew each time; else background first, then by index.
+        template_prob: probability of a template; otherwise the tokens stand alone.
+        shuffle: random order of tokens; otherwise by part, background first.
         class_noun: a noun after the tokens ("bird"), or "".
-        drop_prob: probability that a token is left out; at least one always stays.
-        background: whether the background's token is written.
+        drop_prob: probability of dropping each token; at least one stays.
+        background: whether captions have a background token.
         templates: sentences with one ``{}`` each.
-        separator: what stands between two tokens.
+        separator: text between two tokens.
         nouns: whether each token is followed by the name of its part: "<cat:0> cat and <dog:0> dog".
-        subset: which parts are named.
+        subset: parts that are named.
 
     Raises:
         UserError: if a setting is out of range.
@@ -107,7 +106,7 @@ class CaptionBuilder:
             check_template(template)
 
     def __call__(self, codes: Tensor | Sequence[int], generator: torch.Generator, text: str = "") -> str:
-        """A training caption in the prompt grammar.
+        """Draws a training caption.
 
         Args:
             codes: (M + 1,) code of each part, ``ABSENT`` where the image does not show it.
@@ -115,7 +114,7 @@ class CaptionBuilder:
             text: the image's own caption (see `clean_text`), which takes the place of the templates.
 
         Returns:
-            The caption; the class noun alone, or ``text``, if there is no part to name.
+            In the prompt grammar; the class noun alone, or ``text``, without a part.
 
         Raises:
             ValueError: if ``codes`` does not fit the vocabulary.
@@ -139,7 +138,7 @@ class CaptionBuilder:
         return self._sentence(tokens, template if with_template else "{}") or text
 
     def plain(self, codes: Tensor | Sequence[int], template: str = "a photo of a {}") -> str:
-        """The caption without chance, all present parts in order: for samples, probes and scores."""
+        """The deterministic caption of all present parts in order, for samples, probes and scores."""
         check_template(template)
         return self._sentence(self._tokens(codes), template)
 
@@ -190,12 +189,12 @@ def clean_text(text: str, fits: Callable[[str], bool]) -> str:
 
 
 def sample_union(tokens: list[PartToken], share: float, keep: Sequence[float]) -> list[PartToken]:
-    """k of N tokens, in their order, with k uniform in 1...N and all sets of k alike.
+    """k of N tokens in order, with k uniform in 1...N and uniform subsets of size k.
 
     Args:
         tokens: one per part.
-        share: uniform below 1; decides k.
-        keep: an independent uniform number for each part; the k tokens with the largest stay.
+        share: uniform in [0, 1), which gives k.
+        keep: independent uniform values per part; the k largest stay.
     """
     number = 1 + int(share * len(tokens))
     kept = sorted(tokens, key=lambda token: keep[token.part], reverse=True)[:number]

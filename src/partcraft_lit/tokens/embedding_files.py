@@ -1,4 +1,4 @@
-"""Baked tokens in the words of other tools: what a part is called there, and what a file of one part holds."""
+"""Names and vectors of baked tokens for other tools."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Tool = Literal["diffusers", "a1111", "comfyui"]
 
 @dataclass(frozen=True)
 class ExportedPart:
-    """One part variant that leaves the project.
+    """An exported part variant.
 
     Attributes:
-        token: which.
-        placeholder: its word in diffusers, the same as in our prompts: ``<head:7>``.
-        stem: name of its files, without folder and ending; A1111 and ComfyUI know it by that.
+        token: part and code.
+        placeholder: token in diffusers and in prompts here: ``<head:7>``.
+        stem: file name without suffix, its name in A1111 and ComfyUI.
         vectors: one (1, width) float32 tensor per text encoder.
     """
 
@@ -33,7 +33,7 @@ class ExportedPart:
 
     @property
     def alone(self) -> str:
-        """A prompt for an image of this part by itself."""
+        """Prompt of this part alone."""
         return f"a photo of a {self.placeholder}"
 
     def word(self, tool: Tool) -> str:
@@ -44,18 +44,18 @@ class ExportedPart:
 def chosen_tokens(
     wanted: Sequence[str] | None, vocabulary: PartVocabulary, trained: Sequence[Sequence[bool]]
 ) -> list[PartToken]:
-    """The part variants that a user asks for.
+    """Selects part variants.
 
     Args:
-        wanted: each "head:17", "<head:17>", "2:17", or "head" for all of its variants; None for all of all parts.
+        wanted: each "head:17", "<head:17>", "2:17", or "head" for all of its variants; None for all parts.
         vocabulary: parts and codes.
-        trained: per part and code, whether any image showed it; only what was asked for by code may lack that.
+        trained: per part and code, whether any image has it; others are selected by code only.
 
     Returns:
-        Tokens in the order asked for, each once.
+        Distinct tokens in the order of ``wanted``.
 
     Raises:
-        UserError: for an unknown part or code, with the nearest known ones, or if nothing is left.
+        UserError: for an unknown part or code, with the nearest known ones, or for an empty selection.
     """
     tokens: list[PartToken] = []
     names = vocabulary.names if wanted is None else wanted
@@ -95,15 +95,15 @@ def exported_part(
 ) -> ExportedPart:
     """A baked token with its names.
 
-    Codes in file names are padded to one length, so that no name begins with another: A1111 would read
-    ``head-1`` out of ``head-17`` where only the first is installed.
+    Codes in file names are zero-padded, so that none is a prefix of another: A1111 would read ``head-1`` in
+    ``head-17``.
 
     Args:
-        token: which.
+        token: part and code.
         vocabulary: parts and codes.
         baked: (M + 1, K, sum of widths).
         widths: of the text encoders' embeddings.
-        prefix: what file names begin with, since all embeddings lie in one folder there.
+        prefix: of file names, since other tools keep all embeddings in one folder.
     """
     digits = len(str(vocabulary.num_codes[token.part] - 1))
     vectors = baked[token.part, token.code].detach().float().cpu().split(list(widths))
@@ -116,6 +116,6 @@ def exported_part(
 
 
 def renamed_prompt(prompt: str, vocabulary: PartVocabulary, words: dict[PartToken, str]) -> str:
-    """A prompt in which every part token is written as the word that another tool knows it by."""
+    """A prompt with part tokens renamed for another tool."""
     pieces = parse(prompt, vocabulary)
     return "".join(words[piece] if isinstance(piece, PartToken) else piece for piece in pieces)

@@ -1,9 +1,8 @@
 """The prompt grammar: ordinary text with part tokens ``<name:code>`` or ``<index:code>`` anywhere in it.
 
-``a photo of a <head:17> <2:5> bird`` asks for variant 17 of the part called "head" and variant 5 of part 2;
-``<head:17>*1.3`` asks for it more strongly (see ``tokens.weights``). Spaces inside the brackets and the case of names
-do not matter; a part may be named twice. What stands in a pair of brackets is always meant as a part token, so a
-mistake there is an error and never passes as text.
+``a photo of a <head:17> <2:5> bird`` has code 17 of the part "head" and code 5 of part 2; ``<head:17>*1.3`` weighs it
+(see ``tokens.weights``). Spaces inside brackets and the case of names are ignored; a part may occur twice. Text in a
+pair of brackets is always a part token, so a mistake there is an error.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ from partcraft_lit.core.types import BACKGROUND, PartToken
 BACKGROUND_NAME = "background"
 #: Characters of a prompt that a message quotes.
 _SHOWN = 60
-#: No part can be asked for more strongly.
+#: Largest weight of a part.
 MAX_WEIGHT = 4.0
 
 _BRACKETS = re.compile(r"<([^<>]*)>(?:\*([-+]?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)))?")
 #: The lookbehind admits starts of words alone, which keeps the search linear in the length of the prompt.
 _UNOPENED = re.compile(r"(?<![^\s<>:])[^\s<>:]+\s*:\s*[0-9]+\s*>")
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
-_INDEX = re.compile(r"[0-9]{1,9}")  # the bound keeps int() cheap and far above any real count
+_INDEX = re.compile(r"[0-9]{1,9}")  # int() of more digits is slow
 
 
 @dataclass(frozen=True)
 class PartVocabulary:
-    """The parts and codes that a prompt can name.
+    """Parts and codes of prompts.
 
     Attributes:
         names: M + 1 names, the background first; see :func:`~partcraft_lit.core.part_names.check_part_names`.
         num_codes: M + 1 counts; codes of part m are 0...num_codes[m] - 1.
 
     Raises:
-        UserError: if a name cannot be used in a prompt.
-        ValueError: if the counts do not fit the names.
+        UserError: for a name that prompts cannot contain.
+        ValueError: if counts and names differ in number.
     """
 
     names: Sequence[str]
@@ -70,7 +69,7 @@ class PartVocabulary:
 
     @property
     def max_codes(self) -> int:
-        """Codes of the part that has most of them (K)."""
+        """Largest number of codes of a part (K)."""
         return max(self.num_codes)
 
     @cached_property
@@ -79,12 +78,12 @@ class PartVocabulary:
 
     @cached_property
     def _unclosed(self) -> re.Pattern[str]:
-        """A bracket that starts like a token; text such as "I <3 birds" or "a < b" is left alone."""
+        """An unclosed bracket that starts like a token, unlike "I <3 birds" or "a < b"."""
         names = "|".join(re.escape(name) for name in self.names)
         return re.compile(rf"<\s*(?:(?:{names})\b|[^\s<>:]+\s*:)", re.IGNORECASE)
 
     def index(self, name: str) -> int:
-        """Index of a part, given by its name or as a number in digits.
+        """Index of a part from its name or its digits.
 
         Raises:
             UserError: if there is no such part.
@@ -122,16 +121,16 @@ class PartVocabulary:
 
 
 def parse(prompt: str, vocabulary: PartVocabulary, where: str = "the prompt") -> list[str | PartToken]:
-    """Splits a prompt into text, as it stands, and part tokens, in order; no text in the result is empty.
+    """Splits a prompt into non-empty texts and part tokens, in order.
 
     Args:
-        prompt: what was written.
+        prompt: any text.
         vocabulary: parts and codes.
-        where: what the prompt is called in messages.
+        where: name of the prompt in messages.
 
     Raises:
-        UserError: for an unknown part or code (with the nearest valid ones), a token that is malformed, and a bracket
-            that opens or closes a token without its partner.
+        UserError: for an unknown part or code (with the nearest valid ones), a malformed token, an unpaired bracket of
+            a token, or text that is not Unicode.
     """
     if lone := _LONE_SURROGATE.search(prompt):
         raise UserError(
@@ -153,7 +152,7 @@ def parse(prompt: str, vocabulary: PartVocabulary, where: str = "the prompt") ->
 
 
 def render(pieces: Iterable[str | PartToken], vocabulary: PartVocabulary | None = None) -> str:
-    """The prompt that ``parse`` splits into these pieces; with names if the vocabulary is given, else with indices."""
+    """Inverse of ``parse``; with part names if the vocabulary is given, else with indices."""
 
     def written(piece: str | PartToken) -> str:
         if isinstance(piece, str):
@@ -171,7 +170,7 @@ def _excerpt(text: str) -> str:
 
 
 def _text(text: str, vocabulary: PartVocabulary) -> list[str | PartToken]:
-    """The text between two tokens as zero or one piece; refuses the half of a token."""
+    """Text between two tokens, zero or one piece; raises for half a token."""
     for pattern, missing in ((vocabulary._unclosed, ">"), (_UNOPENED, "<")):
         if broken := pattern.search(text):
             raise UserError(

@@ -1,4 +1,4 @@
-"""The token mapper: from (part, code) to the vector that takes the place of a token's embedding."""
+"""The token mapper: (part, code) -> token embedding."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from partcraft_lit.core.randomness import torch_generator
 
 
 class TokenMapper(nn.Module):
-    """``f(E[m, k] + pe[m])``: an embedding per code, a position per part, and a small network shared by all.
+    """``f(E[m, k] + pe[m])``: an embedding per code, one per part, and a shared MLP.
 
-    Weights are drawn from ``seed`` alone, each table from its own stream: mappers that differ in depth start from the
-    same embeddings, and nothing that happened before matters. There is no row for an absent part.
+    Each table is initialised from a random stream of its own, so mappers of different depth start from the same
+    embeddings. Absent parts have no row.
 
-    Source: PartCraft (arXiv 2407.04604), "bottleneck encoder". Differs: the position is optional (the paper has none,
-    the release has one), no row for absent parts, norm matching.
+    Source: PartCraft (arXiv 2407.04604), "bottleneck encoder". Differs: the part embedding is optional (the
+    paper has none, the release has one), no row for absent parts, norm matching.
     """
 
     def __init__(
@@ -35,24 +35,23 @@ class TokenMapper(nn.Module):
         init_std: float = 1.0,
         seed: int = 0,
     ) -> None:
-        """Draws the weights.
+        """Initialises the weights.
 
         Args:
             num_parts: foreground parts (M); the background is one more.
-            num_codes: codes of the part that has most (K).
-            widths: width of the token embeddings of each text encoder; the output is their sum wide (D).
-            layers: linear layers, with ReLU between them; 2 is the paper's, 0 is the identity, which is plain textual
-                inversion.
-            position: whether every part has a learned vector of its own beside those of its codes.
-            norm_match: length that each vector is brought to, one per text encoder or one for all; usually
-                ``mean_norm`` of the encoder's embeddings. None leaves the length free.
-            hidden: width between the layers; D if None.
-            init_std: standard deviation of the embeddings and positions at the start. The default is the release's;
-                the embeddings of CLIP's own tokens have about 0.015.
+            num_codes: largest number of codes of a part (K).
+            widths: embedding width of each text encoder; their sum is the output width (D).
+            layers: linear layers with ReLU between; 2 in the paper, 0 is textual inversion.
+            position: whether each part has an embedding that is added to those of its codes.
+            norm_match: norm of the output vectors, one per text encoder or one for all; usually ``mean_norm`` of the
+                encoder's embeddings. None leaves norms free.
+            hidden: hidden width; D if None.
+            init_std: initial standard deviation of the embeddings. The default is the release's; CLIP's own embeddings
+                have about 0.015.
             seed: of the weights.
 
         Raises:
-            UserError: if a size or a length is out of range.
+            UserError: for a size or norm out of range.
         """
         super().__init__()
         self.num_parts, self.num_codes, self.widths = num_parts, num_codes, tuple(int(width) for width in widths)
@@ -69,23 +68,21 @@ class TokenMapper(nn.Module):
             self.network.append(_linear(sizes[index], sizes[index + 1], seed, index))
 
     def forward(self, part_ids: Tensor, code_ids: Tensor) -> Tensor:
-        """Vectors of part tokens.
-
-        Computed in the weights' precision, also under autocast, so that a vector is the same in training and baked.
+        """Embeddings of part tokens, in the weights' precision also under autocast, as ``bake`` has them.
 
         Args:
-            part_ids: (B, T) parts 0...M, -1 where there is no token.
-            code_ids: (B, T) codes 0...K-1, -1 where there is no token.
+            part_ids: (B, T) parts 0...M, -1 where unused.
+            code_ids: (B, T) codes 0...K-1, -1 where unused.
 
         Returns:
-            (B, T, D), zeros where there is no token. A code of K or more is an index error of the device.
+            (B, T, D), zeros where unused. A code of K or more is an index error of the device.
         """
         used = (part_ids >= 0) & (code_ids >= 0)
         rows = part_ids * self.num_codes + code_ids
-        # A code that is too large would be a row of the next part: send it off the end of the table instead.
+        # A code of K or more would be a row of the next part: an index beyond the table raises instead.
         rows = rows.masked_fill(code_ids >= self.num_codes, self.codes.shape[0] * self.num_codes)
         with torch.autocast(part_ids.device.type, enabled=False):
-            # The gradient of functional.embedding adds up repeated rows in a fixed order; that of indexing does not.
+            # Deterministic gradient for repeated rows, unlike indexing.
             vectors = functional.embedding(rows.masked_fill(~used, 0), self.codes.flatten(0, 1))
             if self.position is not None:
                 vectors = vectors + functional.embedding(part_ids.clamp_min(0), self.position)
@@ -94,7 +91,7 @@ class TokenMapper(nn.Module):
 
     @torch.no_grad()
     def bake(self) -> Tensor:
-        """(M + 1, K, D): the vector of every code of every part, ready to be an ordinary embedding."""
+        """(M + 1, K, D) embeddings of all codes of all parts."""
         parts, codes = (torch.arange(size, device=self.codes.device) for size in self.codes.shape[:2])
         grid = torch.meshgrid(parts, codes, indexing="ij")
         return self(*grid)
@@ -104,7 +101,7 @@ class TokenMapper(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def _matched(self, vectors: Tensor) -> Tensor:
-        """The vectors at the lengths that are wanted of each text encoder's share."""
+        """Vectors rescaled to ``norm_match`` per text encoder."""
         if self.norm_match is None:
             return vectors
         shares = zip(vectors.split(self.widths, dim=-1), self.norm_match, strict=True)
@@ -126,7 +123,7 @@ class TokenMapper(nn.Module):
 
 
 def mean_norm(embeddings: Tensor) -> float:
-    """Mean length of the rows of an embedding table (rows, width); what ``norm_match`` usually is."""
+    """Mean norm of the rows of an embedding table (rows, width)."""
     return float(embeddings.detach().float().norm(dim=-1).mean())
 
 
@@ -135,7 +132,7 @@ def _norms(norm_match: float | Sequence[float] | None, encoders: int) -> tuple[f
         return None
     norms = tuple(norm_match) if isinstance(norm_match, Sequence) else (norm_match,) * encoders
     if len(norms) != encoders or any(not 0 < norm < math.inf for norm in norms):
-        raise UserError(f"norm_match is one length above 0 for each of the {encoders} text encoders, got {norm_match}.")
+        raise UserError(f"norm_match is one norm above 0 for each of the {encoders} text encoders, got {norm_match}.")
     return tuple(float(norm) for norm in norms)
 
 
@@ -144,7 +141,7 @@ def _normal(shape: tuple[int, ...], std: float, seed: int, name: str) -> Tensor:
 
 
 def _linear(inputs: int, outputs: int, seed: int, index: int) -> nn.Linear:
-    """A linear layer at torch's usual distribution, drawn from a stream of its own."""
+    """A linear layer with torch's default initialisation from a stream of its own."""
     linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
     generator, bound = torch_generator(seed, "mapper", "linear", index), 1.0 / math.sqrt(inputs)
     for parameter in (linear.weight, linear.bias):

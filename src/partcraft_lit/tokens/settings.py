@@ -1,4 +1,4 @@
-"""What the configuration says of part tokens and captions."""
+"""Settings of part tokens and captions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class MapperSettings:
     """The token mapper.
 
     Attributes:
-        layers: linear layers behind the embedding; 0 is plain textual inversion.
-        position: whether each part has a learnt vector added to all of its codes.
-        norm_match: whether outputs are rescaled to the mean norm of the text encoder's own embeddings.
-        hidden: width between the layers; None for that of the embedding.
-        init_std: standard deviation of the embeddings at the start.
+        layers: linear layers after the embedding; 0 is textual inversion.
+        position: whether each part has an embedding that is added to those of its codes.
+        norm_match: whether outputs are rescaled to the mean norm of the text encoder's embeddings.
+        hidden: hidden width; None for that of the embedding.
+        init_std: initial standard deviation of the embeddings.
     """
 
     layers: Annotated[int, Field(ge=0, le=3)]
@@ -34,13 +34,13 @@ class CaptionSettings:
     """Training captions.
 
     Attributes:
-        template_prob: how often the tokens stand in one of the neutral templates; else they stand alone.
-        shuffle: whether their order is drawn anew each time.
-        drop_prob: probability of leaving out each part.
-        background: whether the background has a token.
-        class_noun: a word after the tokens: "auto" for the dataset's own noun, "" for none; "each" for the name of its
-            part after each token.
-        separator: what stands between two tokens, spaces included, such as " and ".
+        template_prob: probability of a neutral template; otherwise the tokens stand alone.
+        shuffle: random order of tokens.
+        drop_prob: probability of dropping each token.
+        background: whether captions have a background token.
+        class_noun: noun after the tokens: "auto" for the dataset's, "" for none; "each" for the part's name after each
+            token.
+        separator: text between two tokens, spaces included, such as " and ".
         templates: sentences with one "{}" each; empty for the 27 of Textual Inversion.
     """
 
@@ -55,12 +55,12 @@ class CaptionSettings:
 
 @dataclass(frozen=True)
 class TokenSettings:
-    """The vectors of part tokens.
+    """Embeddings of part tokens.
 
     Attributes:
-        init: ordinary words whose vectors they start from: none for random ones, one for all foreground parts, or one
-            for each; "auto" is the noun of the dataset. Only without a mapper (``mapper.layers=0``).
-        trained: whether they train; else they stay the words they start from.
+        init: words that they are initialised from: none for random ones, one for all foreground parts, or one each;
+            "auto" is the dataset's noun. Only with ``mapper.layers=0``.
+        trained: whether they train; otherwise they stay at ``init``.
     """
 
     init: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""From prompts to ids: text as CLIP tokenizes it, one place for each part token."""
+"""Tokenizes prompts with part tokens: text as CLIP does, one position per part token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLIP_LENGTH = 77
 
 @dataclass(frozen=True)
 class _Word:
-    """What stands between two spaces: its ids, the same for every tokenizer, or the part token it is."""
+    """A word with its ids, the same for every tokenizer, or a part token."""
 
     text: str
     ids: tuple[int, ...]
@@ -29,30 +29,30 @@ class _Word:
 def tokenize(
     prompts: Sequence[str], vocabulary: PartVocabulary, tokenizers: Sequence[Any], max_length: int = CLIP_LENGTH
 ) -> TokenizedPrompts:
-    """Tokenizes prompts that may hold part tokens.
+    """Tokenizes prompts with part tokens.
 
-    Without part tokens the ids are those of ``tokenizer(prompt, padding="max_length", max_length=max_length)``. A part
-    token takes one position, filled with the smallest ordinary id: never outside the embedding table, never the end of
-    the text, and never the largest id, by which older CLIP models find that end.
+    Without part tokens, ids are those of ``tokenizer(prompt, padding="max_length", max_length=max_length)``. A part
+    token
+    has one position with the smallest ordinary id: inside the embedding table, not EOS, and not the largest id, at
+    which older CLIP models pool.
 
     Args:
         prompts: B prompts in the grammar of ``tokens.grammar``.
-        vocabulary: the parts and codes they may name.
-        tokenizers: one CLIP tokenizer per text encoder; they must agree on the ids of a text (they may differ in
-            padding).
+        vocabulary: parts and codes.
+        tokenizers: one CLIP tokenizer per text encoder, with the same ids for a text; padding may differ.
         max_length: positions of the text encoder (L).
 
     Returns:
-        CPU tensors; T is the largest number of part tokens in one of the prompts.
+        CPU tensors; T is the largest number of part tokens of a prompt.
 
     Raises:
-        UserError: for a mistake in the grammar, a prompt that does not fit (with the words that would be cut), and a
-            word that the tokenizer does not know.
+        UserError: for a mistake in the grammar, a prompt that is too long (with the words that would be cut), or an
+            unknown word.
         ValueError: if the tokenizers disagree on a text.
     """
     if isinstance(prompts, str):
         raise TypeError("prompts must be a sequence of prompts, got one string; put it into a list.")
-    known: dict[str, tuple[int, ...]] = {}  # captions repeat their words: each is tokenized once per call
+    known: dict[str, tuple[int, ...]] = {}  # each word is tokenized once per call
     rows = [_fit(_words(prompt, vocabulary, tokenizers, known), max_length) for prompt in prompts]
     tokens = [[(place, word.token) for place, word in _placed(row) if word.token is not None] for row in rows]
     return TokenizedPrompts(
@@ -66,7 +66,7 @@ def tokenize(
 
 @dataclass(frozen=True)
 class PromptTokenizer:
-    """``tokenize`` with everything but the prompts filled in: small, callable and picklable, for loader workers."""
+    """Picklable ``tokenize`` for loader workers, called with prompts alone."""
 
     vocabulary: PartVocabulary
     tokenizers: Sequence[Any]
@@ -77,7 +77,7 @@ class PromptTokenizer:
 
 
 def placeholder_id(tokenizer: Any) -> int:
-    """The smallest id that means nothing special to a tokenizer."""
+    """The smallest id that is no special token."""
     special = set(tokenizer.all_special_ids)
     return next(index for index in range(len(tokenizer)) if index not in special)
 
@@ -85,7 +85,7 @@ def placeholder_id(tokenizer: Any) -> int:
 def _words(
     prompt: str, vocabulary: PartVocabulary, tokenizers: Sequence[Any], known: dict[str, tuple[int, ...]]
 ) -> list[_Word]:
-    """The prompt in words. CLIP never joins letters across a space, so tokenizing words one by one changes nothing."""
+    """Words of a prompt. CLIP merges no letters across spaces, so tokenizing words one by one is equivalent."""
     words: list[_Word] = []
     for piece in parse(prompt, vocabulary):
         if isinstance(piece, PartToken):
@@ -115,7 +115,7 @@ def _word_ids(text: str, tokenizers: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _fit(words: list[_Word], max_length: int) -> list[_Word]:
-    """The words, if they fit beside the start and the end of the text."""
+    """The words, if they fit between BOS and EOS."""
     room, used = max_length - 2, 0
     for index, word in enumerate(words):
         used += len(word.ids)
@@ -133,7 +133,7 @@ def _fit(words: list[_Word], max_length: int) -> list[_Word]:
 
 
 def _placed(words: list[_Word]) -> list[tuple[int, _Word]]:
-    """Each word with the position of its first id; position 0 is the start of the text."""
+    """Each word with the position of its first id; position 0 is BOS."""
     placed, place = [], 1
     for word in words:
         placed.append((place, word))
@@ -142,7 +142,7 @@ def _placed(words: list[_Word]) -> list[tuple[int, _Word]]:
 
 
 def _ids(rows: list[list[_Word]], tokenizer: Any, max_length: int) -> Tensor:
-    """(B, L) ids with start, end and padding."""
+    """(B, L) ids with BOS, EOS and padding."""
     blank = placeholder_id(tokenizer)
     ids = torch.full((len(rows), max_length), int(tokenizer.pad_token_id), dtype=torch.long)
     for row, words in zip(ids, rows, strict=True):
@@ -153,7 +153,7 @@ def _ids(rows: list[list[_Word]], tokenizer: Any, max_length: int) -> Tensor:
 
 
 def _weights(rows: list[list[float]]) -> Tensor | None:
-    """(B, T), 1 where a row is shorter than the longest; None if all are 1."""
+    """(B, T), padded with 1; None if all are 1."""
     if all(weight == 1.0 for row in rows for weight in row):
         return None
     longest = max(map(len, rows))
@@ -161,7 +161,7 @@ def _weights(rows: list[list[float]]) -> Tensor | None:
 
 
 def _padded(rows: list[list[int]]) -> Tensor:
-    """(B, T) integers, -1 where a row is shorter than the longest."""
+    """(B, T) integers, padded with -1."""
     longest = max((len(row) for row in rows), default=0)
     flat = [number for row in rows for number in [*row, *[-1] * (longest - len(row))]]
     return torch.tensor(flat, dtype=torch.long).reshape(len(rows), longest)

@@ -1,4 +1,4 @@
-"""How strongly a part is asked for: ``<head:3>*1.3``."""
+"""Weights of part tokens in prompts: ``<head:3>*1.3``."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from torch import Tensor
 from partcraft_lit.core.types import TokenizedPrompts
 
 
-def weigh(vectors: Tensor, tokens: TokenizedPrompts, baked: Tensor, num_codes: Sequence[int]) -> Tensor:
-    """Moves each part token's vector along the line from its part's mean to itself.
+def apply_part_weights(vectors: Tensor, tokens: TokenizedPrompts, baked: Tensor, num_codes: Sequence[int]) -> Tensor:
+    """Extrapolates each part token's vector v from the mean m over the part's codes: ``m + w (v - m)``.
 
-    With weight w the vector v of a variant becomes ``m + w (v - m)``, where m is the mean over all variants of the
-    part: 1 is the variant as trained, 0 the average of its kind, and more than 1 exaggerates what sets it apart. So a
-    weight changes *which* head is drawn and never whether there is one; a part with a single variant has no direction
-    to go.
+    Weight 1 is the code as trained, 0 the part's average, more than 1 exaggerates the difference. The weight changes
+    *which* head is drawn, not whether there is one; with a single code it does nothing.
 
     Args:
-        vectors: (B, T, D) of the part tokens as trained.
-        tokens: the prompts, with ``part_weights`` or None.
-        baked: (M + 1, K, D) vectors of all variants.
-        num_codes: M + 1 counts; codes of part m are 0...num_codes[m] - 1, further rows of ``baked`` mean nothing.
+        vectors: (B, T, D) as trained.
+        tokens: prompts, with ``part_weights`` or None.
+        baked: (M + 1, K, D) vectors of all codes.
+        num_codes: M + 1 counts; rows of ``baked`` from ``num_codes[m]`` on are ignored.
 
     Returns:
-        (B, T, D); ``vectors`` itself where no token has a weight.
+        (B, T, D); ``vectors`` itself if no token has a weight.
     """
     if tokens.part_weights is None:
         return vectors

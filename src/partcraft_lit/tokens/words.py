@@ -1,4 +1,4 @@
-"""Vectors of ordinary words."""
+"""Token embeddings of ordinary words."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from partcraft_lit.core.errors import UserError
 
 
 def word_ids(word: str, tokenizers: Sequence[Any]) -> list[int]:
-    """The id of a word to each tokenizer.
+    """The id of a single-token word in each tokenizer.
 
     Raises:
         UserError: if the word is not exactly one token.
     """
-    found = []
+    word_token_ids = []
     for tokenizer in tokenizers:
         ids = tokenizer(word, add_special_tokens=False).input_ids
         if len(ids) != 1 or ids[0] in tokenizer.all_special_ids:
@@ -26,17 +26,17 @@ def word_ids(word: str, tokenizers: Sequence[Any]) -> list[int]:
                 f"The word {word!r} is {len(ids)} tokens to this model ({pieces}), and a part token has one vector: "
                 "take a common, single word."
             )
-        found.append(ids[0])
-    return found
+        word_token_ids.append(ids[0])
+    return word_token_ids
 
 
 def word_vector(word: str, tokenizers: Sequence[Any], tables: Sequence[Tensor]) -> Tensor:
-    """The embedding of a word, one text encoder after the other: (sum of token widths,).
+    """The embedding of a word, concatenated over text encoders: (sum of token widths,).
 
     Args:
         word: a single word.
         tokenizers: one per text encoder.
-        tables: their embedding tables, (words, width).
+        tables: embedding tables, (words, width).
 
     Raises:
         UserError: if the word is not exactly one token.

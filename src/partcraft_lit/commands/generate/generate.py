@@ -1,4 +1,4 @@
-"""Pictures from a run and a prompt."""
+"""Images from a run and prompts."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def generate(
     trained: TrainSettings,
     load_backbone: Callable[[], Backbone],
 ) -> list[Path]:
-    """``partcraft generate``: one PNG per prompt and seed with its recipe inside, and a sheet of all.
+    """``partcraft generate``: one PNG per prompt and seed with its settings as metadata, and a contact sheet.
 
     Returns:
-        The pictures' paths, the sheet last.
+        Paths of the images, the sheet last.
 
     Raises:
         UserError: for a prompt with unknown parts, before the backbone is loaded, or one that is too long.
@@ -40,7 +40,7 @@ def generate(
     _check_prompts(prompts, settings.sample.negative_prompt, run_folder)
     with stages.stage("load"):
         module, _ = load_trained(trained, run_folder, load_backbone(), class_noun="")
-    module.method.tokenize(prompts)  # a prompt that is too long is told before anything is drawn
+    module.method.tokenize(prompts)  # raises for long prompts before sampling
     seeds = [settings.seed + index for index in range(settings.num_images)]
     wanted = [(index, seed) for index in range(len(prompts)) for seed in seeds]
     module.use_sampling(trained.hardware.capped(settings.sample))
@@ -56,15 +56,15 @@ def generate(
     columns = None if len(prompts) == 1 else len(seeds)  # a row per prompt
     recipe = {"prompt": "\n".join(prompts), **recipe}
     paths.append(save_png(folder / "sheet.png", grid(sheet, columns=columns, pad=6, border=6), recipe))
-    stages.log(f"Pictures: {folder}")
+    stages.log(f"Images: {folder}")
     return paths
 
 
 def read_prompts(settings: GenerateSettings) -> list[str]:
-    """The prompts that are asked for, in order.
+    """Prompts of the settings, in order.
 
     Raises:
-        UserError: if the file cannot be read, or holds none.
+        UserError: if the file is unreadable or empty.
     """
     if settings.prompts_file is None:
         return [settings.prompt or ""]

@@ -14,11 +14,11 @@ class GenerateSettings:
 
     Attributes:
         prompt: text with part tokens, such as "a photo of a <head:3> <wing:7>*1.3 bird"; None where there is a file.
-        prompts_file: a text file with one prompt per line; empty lines and those that begin with "#" are passed over.
-        num_images: how many of each prompt; image i has seed ``seed + i``.
+        prompts_file: text file with one prompt per line; empty lines and those that begin with "#" are skipped.
+        num_images: per prompt; image i has seed ``seed + i``.
         seed: seed of the first.
-        sample: how they are drawn.
-        output_dir: where to; None for a folder in the run.
+        sample: sampling settings.
+        output_dir: None for a folder in the run.
     """
 
     prompt: str | None

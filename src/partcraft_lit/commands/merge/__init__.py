@@ -1,4 +1,4 @@
-"""``partcraft merge``: separately trained concepts of Custom Diffusion as one run."""
+"""``partcraft merge``: merges separately trained concepts of Custom Diffusion into one run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
 
-#: Of a run's configuration: what one vector per concept is, without a mapper.
+#: Mapper settings of one embedding per concept.
 _TOKENS_ALONE = {"layers": 0, "position": False, "norm_match": False}
 
 
@@ -79,12 +79,12 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
 def merged_values(
     trained: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str]], dataset: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The configuration of the run that is written: that of the first, with the concepts of all.
+    """Configuration of the merged run: that of the first, with the concepts of all.
 
     Args:
         trained: configuration of each run.
-        names: of the parts of each run, without the background.
-        dataset: that it is scored with; None for that of the first run.
+        names: parts of each run, without the background.
+        dataset: for evaluation; None for that of the first run.
     """
     merged: dict[str, Any] = copy.deepcopy(dict(trained[0]))
     together = [name for own in names for name in own]
@@ -99,7 +99,7 @@ def merged_values(
 
 
 def _check_run(folder: Path, *, trust: bool) -> None:
-    """Raises a UserError unless a run trained keys and values of cross-attention and nothing else of the model."""
+    """Raises a UserError unless a run trained cross-attention keys and values and nothing else of the model."""
     from partcraft_lit.methods.custom_diffusion import CustomDiffusion
 
     values = runs.values_of_run(folder, trust=trust)
@@ -107,8 +107,8 @@ def _check_run(folder: Path, *, trust: bool) -> None:
     if not isinstance(recipe, CustomDiffusion) or recipe.unet != "cross_kv" or recipe.text_encoder:
         raise UserError(
             f"{folder.name} was trained by method={values['method']['name']} with method.unet="
-            f"{values['method']['unet']}; merged can be what method=custom_diffusion or disendiff trains: tokens, keys "
-            "and values of cross-attention."
+            f"{values['method']['unet']}; only runs of method=custom_diffusion or disendiff can be merged, which train "
+            "tokens and cross-attention keys and values."
         )
 
 

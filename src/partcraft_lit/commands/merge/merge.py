@@ -1,4 +1,4 @@
-"""Several runs of Custom Diffusion as one, in closed form: nothing is trained."""
+"""Closed-form merge of runs of Custom Diffusion, without training."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from partcraft_lit.parts.merge import check_mergeable
 from partcraft_lit.parts.merge import merge as merge_dictionaries
 from partcraft_lit.tokens.captions import TEMPLATES
 
-#: Ordinary things; in the 27 templates they are the about 1,000 captions on which the model is to stay what it was.
-_THINGS = (
+#: With the 27 templates, about 1,000 regularization captions.
+_NOUNS = (
     "dog cat horse cow sheep bird fish bear person man woman child house street city garden tree flower forest "
     "mountain beach river sky car bus train bicycle boat chair table lamp bed door window cup bottle book bag shoe hat"
 )
 _UNET, _METHOD = "backbone.unet.", "method."
-#: Texts that go through the text encoder at once.
+#: Captions per forward pass of the text encoder.
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run that is merged.
+    """A run to merge.
 
     Attributes:
         folder: of the run.
@@ -52,12 +52,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class _Learned:
-    """What a run has learned.
+    """Content of a run.
 
     Attributes:
-        frozen: name and hash of the model that it was trained on.
-        state: its weights.
-        step: how many steps it was trained.
+        frozen: name and hash of its base model.
+        state: trained weights.
+        step: global step.
         dictionary: its parts.
     """
 
@@ -75,20 +75,20 @@ def merge(
     merged: TrainSettings,
     load_backbone: Callable[[], Backbone],
 ) -> dict[str, Any]:
-    """``partcraft merge``: writes a run that draws the concepts of all runs.
+    """``partcraft merge``: writes a run with the concepts of all runs.
 
     Args:
         settings: of the merge.
-        folder: becomes a run folder; its configuration is there already.
+        folder: of the new run, with its configuration.
         runs: of Custom Diffusion, two or more.
-        merged: settings of the run that is written.
-        load_backbone: loads the model on which all were trained.
+        merged: settings of the new run.
+        load_backbone: loads the base model.
 
     Returns:
-        What ``merge.json`` holds.
+        The content of ``merge.json``.
 
     Raises:
-        UserError: if the runs cannot be merged; for what their files say, before the model is loaded.
+        UserError: if the runs cannot be merged, if possible before the model is loaded.
     """
     stages = Stages()
     captions = read_captions(settings)
@@ -124,18 +124,18 @@ def merge(
 
 
 def read_captions(settings: MergeSettings) -> list[str]:
-    """The ordinary captions: lines of a file that do not begin with #, else the templates with common nouns.
+    """Regularization captions: the lines of a file, else the templates with common nouns.
 
     Raises:
-        UserError: if the file cannot be read, or holds none.
+        UserError: if the file is unreadable or empty.
     """
     if settings.captions_file is None:
-        return [template.replace("{}", thing) for template in TEMPLATES for thing in _THINGS.split()]
+        return [template.replace("{}", noun) for template in TEMPLATES for noun in _NOUNS.split()]
     return read_lines(settings.captions_file, "captions_file")
 
 
 def concept_states(method: Method, backbone: Backbone) -> Tensor:
-    """(s, width) what the text encoder makes of each concept's token and the words behind it, in its plain caption."""
+    """(s, width) text encoder states of each concept's token and the words after it, in its plain caption."""
     rows = []
     for part, codes in enumerate(method.vocabulary.num_codes):
         for code in range(codes if part else 0):
@@ -148,7 +148,7 @@ def concept_states(method: Method, backbone: Backbone) -> Tensor:
 
 
 def ordinary_states(captions: Sequence[str], method: Method, backbone: Backbone) -> Tensor:
-    """(n, width) states of all places of ordinary captions, from the start of the text to its end."""
+    """(n, width) states of regularization captions, BOS to EOS."""
     rows = []
     for start in range(0, len(captions), _BATCH):
         tokens = method.tokenize(captions[start : start + _BATCH])
@@ -165,7 +165,7 @@ def _states(method: Method, backbone: Backbone, tokens: Any) -> Tensor:
 
 
 def _ends(input_ids: Tensor, backbone: Backbone) -> Tensor:
-    """(B,) place of the end of each text."""
+    """(B,) position of EOS."""
     return (input_ids == backbone.tokenizers[0].eos_token_id).int().argmax(dim=1)
 
 
@@ -191,16 +191,16 @@ def _check_same_model(folders: Sequence[Path], learned: Sequence[_Learned]) -> N
 
 
 def _method(run: Trained, found: _Learned, backbone: Backbone) -> Method:
-    """The method of a run with its trained tokens; the backbone is only looked at."""
+    """The method of a run with its trained tokens; the backbone stays unchanged."""
     method = build_method(run.settings, vocabulary_of(found.dictionary), backbone, class_noun="")
     state = {name.removeprefix(_METHOD): v for name, v in found.state.items() if name.startswith(_METHOD)}
-    if state:  # else the tokens are words and rest
+    if state:  # else the tokens are frozen at words
         method.load_state_dict(state)  # type: ignore[attr-defined]
     return method.to(next(backbone.unet.parameters()).device)  # type: ignore[attr-defined]
 
 
 def _projections(state: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the projections that a run has trained, by their names in the UNet."""
+    """Projections that a run has trained, by their names in the UNet."""
     return {name: state[_UNET + name] for name in names if _UNET + name in state}
 
 
@@ -215,7 +215,7 @@ def _joined_tokens(methods: Sequence[Method]) -> Tensor:
 def _largest_error(
     weights: Mapping[str, Tensor], trained: Sequence[Mapping[str, Tensor]], concepts: Sequence[Tensor]
 ) -> float:
-    """Largest difference of what a merged and a trained projection make of a concept, over the largest that they do."""
+    """Largest error of the merged projections' outputs for the concepts, relative to the largest trained output."""
     errors = []
     for name, weight in weights.items():
         for model, states in zip(trained, concepts, strict=True):

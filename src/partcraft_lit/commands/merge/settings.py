@@ -12,11 +12,11 @@ class MergeSettings:
     """``partcraft merge``.
 
     Attributes:
-        runs: folders or names of the runs, in the order in which their concepts are numbered.
-        captions_file: ordinary captions, one a line; None takes templates with common nouns.
-        seed: of a data set that is drawn.
-        output_dir: where to; None for a new run folder.
-        paths: where run folders are.
+        runs: folders or names of the runs, in the order of their concepts.
+        captions_file: regularization captions, one per line; None for templates with common nouns.
+        seed: of drawn data sets.
+        output_dir: None for a new run folder.
+        paths: of run folders.
     """
 
     runs: tuple[str, ...]
