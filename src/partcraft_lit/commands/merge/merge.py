@@ -23,7 +23,6 @@ from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.types import ABSENT, Backbone
 from partcraft_lit.methods.method import Method
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.parts.merge import check_mergeable
 from partcraft_lit.parts.merge import merge as merge_dictionaries
 from partcraft_lit.tokens.captions import TEMPLATES
 
@@ -187,7 +186,6 @@ def _check_same_model(folders: Sequence[Path], learned: Sequence[_Learned]) -> N
                 f"{str(first.get('hash'))[:12]}, {folder.name} on {found.frozen.get('backbone')} with "
                 f"{str(found.frozen.get('hash'))[:12]}. Only runs on one model can be merged."
             )
-    check_mergeable([found.dictionary for found in learned])
 
 
 def _method(run: Trained, found: _Learned, backbone: Backbone) -> Method:
