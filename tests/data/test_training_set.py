@@ -216,19 +216,31 @@ def test_a_part_without_a_code_stays_absent_and_codes_are_not_changed(make: Make
 
 def test_crop_label_map_by_hand() -> None:
     grid = torch.tensor([[0, 1, 2], [3, 4, 5]], dtype=torch.uint8)
-    whole = crop_label_map(grid, (0.0, 0.0, 1.0, 1.0), 6)
+    whole = crop_label_map(grid, (0, 0), 6, (6, 6), 6)
     assert_close(whole, grid.repeat_interleave(3, 0).repeat_interleave(2, 1))
-    # Right half of the picture: columns 1.5...3 of the grid, centres of the two cells at 1.875 and 2.625.
-    assert crop_label_map(grid, (0.0, 0.5, 1.0, 0.5), 2).tolist() == [[1, 2], [4, 5]]
-    # The lower quarter has centres in the second row only.
-    assert crop_label_map(grid, (0.75, 0.0, 0.25, 1.0), 3).tolist() == [[3, 4, 5]] * 3
+    # The lower right quarter of a square image: columns 1.5 to 3 of the grid. The first of two cells shows half a cell
+    # of column 1 and a quarter of column 2.
+    assert crop_label_map(grid, (2, 2), 2, (4, 4), 2).tolist() == [[4, 5], [4, 5]]
 
 
 def test_crop_label_map_commutes_with_mirroring() -> None:
     grid = torch.randint(0, 6, (16, 21), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    for left in (0.0, 0.13, 0.4):
-        mirrored = crop_label_map(grid.flip(-1), (0.1, 1 - left - 0.6, 0.7, 0.6), 16)
-        assert_close(mirrored, crop_label_map(grid, (0.1, left, 0.7, 0.6), 16).flip(-1))
+    for whole in ((64, 84), (16, 21), (9, 12)):
+        side = whole[0]
+        for left in range(whole[1] - side + 1):
+            for size in (16, 8, 5):
+                cropped = crop_label_map(grid, (0, left), side, whole, size)
+                mirrored = crop_label_map(grid.flip(-1), (0, whole[1] - side - left), side, whole, size)
+                assert torch.equal(mirrored, cropped.flip(-1))
+
+
+def test_masks_at_full_resolution_are_kept_coarser(make: Make) -> None:
+    """A mask of 600 x 900 pixels: what a sample shows is the same, and memory is that of 128 x 192."""
+    fine = torch.zeros(600, 900, dtype=torch.uint8)
+    fine[:, 450:] = 1
+    examples = make(label_maps=[fine] * len(SIZES))
+    assert tuple(examples._maps[0].shape) == (128, 192)
+    assert torch.equal(examples._maps[0].flip(-1), 1 - examples._maps[0])
 
 
 @pytest.mark.parametrize(

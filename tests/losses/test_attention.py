@@ -12,7 +12,6 @@ from torch.testing import assert_close
 from partcraft_lit.losses.attention import (
     entropy_attention_loss,
     part_attention_maps,
-    resize_labels,
 )
 
 NUM_PARTS = 3
@@ -317,20 +316,6 @@ def test_part_maps_and_who_is_prompted():
     summed, prompted = part_attention_maps(maps, part_ids, num_parts=3)
     assert summed.flatten().tolist() == [2.0, 0.0, 4.0, 0.0]
     assert prompted.tolist() == [[True, False, True, False]]
-
-
-@pytest.mark.parametrize(("old", "new"), [((6, 6), (6, 6)), ((12, 8), (6, 4)), ((16, 16), (7, 5)), ((4, 3), (9, 9))])
-def test_labels_are_resized_to_the_nearest_centre(old, new):
-    labels = torch.randint(0, 9, (2, *old), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    expected = functional.interpolate(labels[:, None].float(), new, mode="nearest-exact")[:, 0]
-    resized = resize_labels(labels, *new)
-    assert resized.dtype == torch.uint8
-    assert torch.equal(resized.float(), expected)
-
-
-def test_resizing_by_whole_numbers_and_back_changes_nothing():
-    labels = make_case()[2]
-    assert torch.equal(resize_labels(resize_labels(labels, 18, 30), 6, 6), labels)
 
 
 def test_maps_and_masks_of_unlike_sizes_meet_at_the_maps():

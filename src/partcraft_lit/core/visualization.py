@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.labels import resize_labels as resize_by_majority
 
 Color = tuple[int, int, int]
 
@@ -266,9 +267,9 @@ def fit_square(image: Tensor, side: int, background: Color = WHITE) -> Tensor:
 
 
 def resize_labels(label_map: Tensor, size: Sequence[int], num_labels: int, smooth: bool = False) -> Tensor:
-    """A label map at another resolution, as int64 (height, width): by nearest cell, or by interpolated memberships.
+    """A label map at another resolution, as int64 (height, width): by majority, or by interpolated memberships.
 
-    Where several labels are equally near the lowest is taken, so that resizing commutes with mirroring.
+    Both commute with mirroring.
     """
     labels = label_map.detach().cpu().long()
     if labels.ndim != 2:
@@ -279,15 +280,10 @@ def resize_labels(label_map: Tensor, size: Sequence[int], num_labels: int, smoot
     if tuple(labels.shape) == tuple(size):
         return labels
     if not smooth:
-        views = [_nearest(labels.flip(axes), size).flip(axes) for axes in ((), (0,), (1,), (0, 1))]
-        return torch.stack(views).amin(dim=0)
+        return resize_by_majority(labels, size)
     members = F.one_hot(labels, num_labels).permute(2, 0, 1)[None].float()  # (1, labels, grid height, grid width)
     members = F.interpolate(members, list(size), mode="bilinear", align_corners=False)[0]
     return (members * 2**12).round().argmax(dim=0)  # rounded: the order of sums must not decide between equals
-
-
-def _nearest(labels: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(labels[None, None].double(), list(size), mode="nearest-exact")[0, 0].long()
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from partcraft_lit.core.images import clamp_aspect, resize
+from partcraft_lit.core.labels import overlaps, vote
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.store import stable_hash
 from partcraft_lit.core.types import ExampleTransform, ImageSource, TrainingExample
@@ -119,17 +120,17 @@ def render(image: Tensor, view: View, resolution: int) -> Tensor:
 
 
 def place_labels(label_map: Tensor, view: View, side: int, factor: int) -> Tensor:
-    """(side, side) uint8: the label at the centre of each latent that lies inside the image.
+    """(side, side) uint8: the label of most of each latent that lies inside the image.
 
     Where the image is smaller than the canvas, the latents at its edge are left out too, as in the released code.
     """
     height, width = label_map.shape
     short = min(height, width)
     down, right = (min(int(view.across * (length - short + 1)), length - short) for length in (height, width))
-    centres = (torch.arange(side, dtype=torch.float64) + 0.5) * factor
-    rows = ((centres - view.top) / view.size * short).long().clamp(0, short - 1) + down
-    columns = ((centres - view.left) / view.size * short).long().clamp(0, short - 1) + right
-    labels = label_map[rows[:, None], columns].to(torch.uint8).clone()
+    # In units of 1 / size of a cell of the map, a pixel of the canvas is as long as ``short``.
+    rows = overlaps(down * view.size - view.top * short, factor * short, side, view.size, height)
+    columns = overlaps(right * view.size - view.left * short, factor * short, side, view.size, width)
+    labels = vote(label_map.to(torch.uint8), rows, columns)
     shown = torch.zeros(side, side, dtype=torch.bool)
     shown[_inside(view.top, view.size, side, factor), _inside(view.left, view.size, side, factor)] = True
     return labels.masked_fill(~shown, NOWHERE)

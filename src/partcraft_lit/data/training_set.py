@@ -10,10 +10,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.core.images import short_side_size
+from partcraft_lit.core.labels import overlaps, resize_labels, vote
 from partcraft_lit.core.randomness import epoch_index, torch_generator
 from partcraft_lit.core.types import ABSENT, ExampleTransform, TrainingExample
 from partcraft_lit.data.latents import LatentCrop, LatentSource
 from partcraft_lit.parts.on_disk import LabelMaps
+
+#: Short side of the finest label maps that are kept: more than latents have.
+_FINEST = 128
 
 
 class TrainingSet(Dataset[TrainingExample]):
@@ -79,7 +84,7 @@ class TrainingSet(Dataset[TrainingExample]):
         self._seed = seed
         self._latents = latents
         # Memory-mapped maps stay on disk; others go to workers as one tensor instead of one file handle per image.
-        self._maps = label_maps if isinstance(label_maps, LabelMaps) else LabelMaps.in_memory(label_maps)
+        self._maps = label_maps if isinstance(label_maps, LabelMaps) else LabelMaps.in_memory(map(_coarse, label_maps))
         self._codes = codes.clone()
         self._make_caption = make_caption
         self._texts = texts
@@ -135,9 +140,7 @@ class TrainingSet(Dataset[TrainingExample]):
 
     def _label_map(self, image_id: int, flip: bool, crop: LatentCrop) -> Tensor:
         whole = self._maps[image_id].flip(-1) if flip else self._maps[image_id]
-        height, width = crop.height, crop.width
-        box = (crop.top / height, crop.left / width, self._side / height, self._side / width)
-        return crop_label_map(whole, box, self._attention_size)
+        return crop_label_map(whole, (crop.top, crop.left), self._side, (crop.height, crop.width), self._attention_size)
 
     def _present_codes(self, image_id: int, label_map: Tensor) -> Tensor:
         codes = self._codes[image_id].clone()
@@ -147,19 +150,32 @@ class TrainingSet(Dataset[TrainingExample]):
         return codes
 
 
-def crop_label_map(label_map: Tensor, box: tuple[float, float, float, float], size: int) -> Tensor:
-    """Nearest-neighbour resampling of a label map inside a box.
+def _coarse(label_map: Tensor) -> Tensor:
+    """A label map no finer than training can see: masks at full resolution would be counted anew for each sample."""
+    height, width = label_map.shape
+    if min(height, width) <= _FINEST:
+        return label_map
+    return resize_labels(label_map, short_side_size(height, width, _FINEST))
+
+
+def crop_label_map(label_map: Tensor, corner: tuple[int, int], side: int, whole: tuple[int, int], size: int) -> Tensor:
+    """Crops a label map to a square and resizes it by majority.
 
     Args:
         label_map: (grid height, grid width), of the whole image.
-        box: top, left, height and width as fractions of the image.
+        corner: top and left of the square, in units of which the whole image has ``whole``.
+        side: of the square, in these units.
+        whole: height and width of the image in these units.
         size: side of the result.
 
     Returns:
         (size, size), same type.
     """
-    top, left, height, width = box
-    centres = (torch.arange(size, dtype=torch.float64) + 0.5) / size
-    rows = ((top + centres * height) * label_map.shape[0]).long().clamp_(0, label_map.shape[0] - 1)
-    columns = ((left + centres * width) * label_map.shape[1]).long().clamp_(0, label_map.shape[1] - 1)
-    return label_map[rows[:, None], columns[None, :]]
+    rows, columns = (
+        overlaps(start * cells * size, side * cells, size, length * size, cells)
+        for start, cells, length in zip(corner, label_map.shape, whole, strict=True)
+    )
+    # Only what the square shows, so that masks at full resolution cost what they must.
+    shown = [weights.sum(dim=0).nonzero().flatten() for weights in (rows, columns)]
+    (top, bottom), (left, right) = ((int(cells[0]), int(cells[-1]) + 1) for cells in shown)
+    return vote(label_map[top:bottom, left:right], rows[:, top:bottom], columns[:, left:right])

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from partcraft_lit.core.labels import resize_labels
+
 #: Normalisation of attention maps: "parts" divides by the sum over the prompt's part tokens; "softmax" leaves them as
 #: they come from the softmax over all text positions.
 Normalizer = Literal["parts", "softmax"]
@@ -68,16 +70,9 @@ def maps_and_masks(
         )
     maps = attention_maps if attention_maps.dtype == torch.float64 else attention_maps.float()
     maps, prompted = part_attention_maps(maps, part_ids, num_parts)
-    labels = resize_labels(label_map, *maps.shape[-2:])
+    labels = resize_labels(label_map, maps.shape[-2:])
     parts = torch.arange(num_parts + 1, device=labels.device)
     return maps, prompted, labels[:, None] == parts[:, None, None]
-
-
-def resize_labels(label_map: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W) labels -> (B, height, width): each cell takes the label under its centre."""
-    rows = _centres(label_map.shape[-2], height, label_map.device)
-    columns = _centres(label_map.shape[-1], width, label_map.device)
-    return label_map[:, rows[:, None], columns]
 
 
 def entropy_attention_loss(
@@ -99,7 +94,7 @@ def entropy_attention_loss(
         attention_maps: (B, T, h, w) attention probabilities of the part tokens, mean over heads and layers, in the
             order of ``part_ids``; maps of unused tokens are ignored.
         part_ids: (B, T) part of each token 0...M, -1 where unused; tokens of one part are summed.
-        label_map: (B, H, W) part of each pixel 0...M, resized to the maps by nearest neighbour; any other value is no
+        label_map: (B, H, W) part of each pixel 0...M, resized to the maps by majority; any other value is no
             part.
         num_parts: foreground parts (M).
         normalizer: "parts" or "softmax".
@@ -146,11 +141,6 @@ def _log(values: Tensor) -> Tensor:
     tiny = values < 1e-30
     floored = values.detach().log().clamp_min(LOG_FLOOR)
     return torch.where(tiny, floored, torch.where(tiny, 1.0, values).log())
-
-
-def _centres(old: int, new: int, device: torch.device) -> Tensor:
-    """(new,) index of the old cell under the centre of each new one, by integers alone."""
-    return ((2 * torch.arange(new, device=device) + 1) * old).div(2 * new, rounding_mode="floor")
 
 
 def _check_options(normalizer: str, unprompted: str) -> None:

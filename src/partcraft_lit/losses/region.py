@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from partcraft_lit.losses.attention import resize_labels
+from partcraft_lit.core.labels import resize_labels
 
 
 def prompted_region(label_map: Tensor, part_ids: Tensor, height: int, width: int) -> Tensor:
@@ -14,14 +14,14 @@ def prompted_region(label_map: Tensor, part_ids: Tensor, height: int, width: int
     Args:
         label_map: (B, s, s) part of each cell, 0 for the background.
         part_ids: (B, T) part of each token, -1 where unused.
-        height, width: of the latents, to which labels are resized by nearest neighbour.
+        height, width: of the latents, to which labels are resized by majority.
 
     Returns:
         (B, height, width) float32, 0 or 1.
 
     Source: union sampling of Break-a-Scene (arXiv 2305.16311). Differs: no.
     """
-    labels = resize_labels(label_map, height, width).long()
+    labels = resize_labels(label_map, (height, width)).long()
     prompted = (labels[:, None] == part_ids[:, :, None, None]).any(dim=1)
     return prompted.to(torch.float32)
 

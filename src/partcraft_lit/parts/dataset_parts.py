@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import clamp_aspect
+from partcraft_lit.core.labels import resize_labels
 from partcraft_lit.core.part_names import check_part_names
 from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.types import ABSENT, GroundTruthSource, ImageSource, PatchFeatures
@@ -132,7 +133,7 @@ def _label_map(source: ImageSource, given: str, index: int) -> Tensor:
 
 def _describe(grid: Tensor, label_map: Tensor, num_labels: int) -> Tensor:
     """(M + 1, D) mean direction of the cells of each part, zeros where it has none."""
-    cells = F.interpolate(label_map[None, None].float(), grid.shape[:2], mode="nearest-exact")[0, 0].long()
+    cells = resize_labels(label_map, grid.shape[:2]).long()
     directions = F.normalize(grid.float(), dim=-1).flatten(0, 1)
     member = F.one_hot(cells.flatten(), num_labels).float()  # (cells, M + 1)
     return (member.T @ directions) / member.sum(dim=0).clamp_min(1)[:, None]

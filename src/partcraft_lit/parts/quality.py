@@ -12,8 +12,8 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from partcraft_lit.core.images import clamp_aspect
+from partcraft_lit.core.labels import resize_labels
 from partcraft_lit.core.types import ABSENT, GroundTruth
-from partcraft_lit.core.visualization import resize_labels
 
 
 class HasGroundTruth(Protocol):
@@ -96,7 +96,7 @@ def confusion(truths: Sequence[Tensor], label_maps: Sequence[Tensor], num_true: 
     counts = torch.zeros(num_true * num_predicted, dtype=torch.long)
     for truth, label_map in zip(truths, label_maps, strict=True):
         seen = clamp_aspect(truth).long()
-        predicted = resize_labels(label_map, seen.shape, num_predicted)
+        predicted = resize_labels(label_map.long(), seen.shape)
         counts += torch.bincount((seen * num_predicted + predicted).flatten(), minlength=len(counts))
     return counts.view(num_true, num_predicted)
 
