@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +90,25 @@ def test_every_question_has_the_scale_of_the_paper_by_one_override(question):
     assert "load_sd15" in values["backbone"]["_target_"] and values["dataset"]["_target_"].endswith("Cub")
     assert {"inception", "clip_base32", "dino_small16"} <= set(scores["pictures"])
     assert "://" in values["metrics"]["inception"]["source"]
+
+
+@functools.cache
+def sampler_of(*overrides: str) -> str:
+    return json.dumps(config.plain(config.compose("train", overrides))["sample"])
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [*[(question, "small") for question in QUESTIONS], ("multi_concept", "small"), ("multi_concept", "paper")],
+)
+def test_all_rows_of_a_table_are_sampled_alike(name, scale):
+    table = yaml.safe_load((CONF / "table" / f"{name}.yaml").read_text(encoding="utf-8"))
+    samplers = {}
+    for row, chosen in table["rows"].items():
+        overrides = [*table["scales"][scale], *chosen.get("overrides", []), *chosen.get(scale, [])]
+        decisive = [o for o in overrides if "." not in o.partition("=")[0] or o.startswith("sample.")]
+        samplers[row] = sampler_of(*decisive)
+    assert len(set(samplers.values())) == 1, samplers
 
 
 def test_all_questions_are_there():
