@@ -146,7 +146,7 @@ def test_two_updates_are_one(oracle, creatures):
     twice.update(images[3:], species[3:])
     assert once.compute() == twice.compute()
     twice.reset()
-    assert float(twice.asked.sum()) == float(twice.right.sum()) == 0
+    assert float(twice.requested.sum()) == float(twice.right.sum()) == 0
 
 
 def test_copies_of_a_metric_share_the_oracle(oracle):

@@ -196,7 +196,7 @@ class Scorer:
         names = self.predictor.dictionary.names
         metrics = {"emr": ExactMatchingRate(self.predictor, names), "cosim": CosineSimilarity(self.predictor, names)}
         tally = self.truth.tally() if self.truth else None
-        asked = self.truth.asked(targets) if self.truth else None
+        asked = self.truth.requested(targets) if self.truth else None
         rows: list[Row] = []
         for start in range(0, len(targets), _READ_AT_ONCE):
             batch = targets[start : start + _READ_AT_ONCE]
@@ -383,7 +383,7 @@ def _cached_score(
     paths, prompts = scorer.draw(module, targets, protocol, progress)
     dictionary = scorer.predictor.dictionary
     parts = [dictionary.hash, list(dictionary.names)]
-    truth = None if scorer.truth is None else [scorer.truth.hash, scorer.truth.asked(targets).tolist()]
+    truth = None if scorer.truth is None else [scorer.truth.hash, scorer.truth.requested(targets).tolist()]
     about = [_VERSION, [recipe_of(path) for path in paths], targets.codes.tolist(), parts, truth]
 
     def read() -> dict[str, Any]:

@@ -15,8 +15,8 @@ from partcraft_lit.metrics.composition import Targets
 class TruthTally(Protocol):
     """Part accuracy over images, by a judge that knows ground truth only."""
 
-    def update(self, images: Tensor, asked: Tensor) -> list[dict[str, float]]:
-        """Adds (B, 3, height, width) uint8 images; ``asked``: rows of ``Truth.asked``. Returns the scores of each."""
+    def update(self, images: Tensor, requested: Tensor) -> list[dict[str, float]]:
+        """Adds (B, 3, height, width) uint8 images with their rows of ``Truth.requested``; returns the scores of each."""
         ...
 
     def compute(self) -> dict[str, float]:
@@ -32,8 +32,8 @@ class Truth(Protocol):
         """Of everything that decides its verdicts."""
         ...
 
-    def asked(self, targets: Targets) -> Tensor:
-        """(I, true parts) what each true part was asked to be, ``ABSENT`` where nothing was."""
+    def requested(self, targets: Targets) -> Tensor:
+        """(I, true parts) requested values of each true part, ``ABSENT`` for none."""
         ...
 
     def tally(self) -> TruthTally:

@@ -33,7 +33,7 @@ def interval(values: Values, level: float = 0.95, resamples: int = 2000, seed: i
     and one draw of images serves them all: what makes an image hard does not average out over seeds. Otherwise each
     seed draws its own.
 
-    With one seed the interval speaks of new images only, not of new trainings. With two or three seeds it is somewhat
+    With one seed the interval covers new images only, not new trainings. With two or three seeds it is somewhat
     too narrow, as every bootstrap of so few is.
 
     Args:

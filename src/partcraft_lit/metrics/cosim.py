@@ -9,7 +9,7 @@ from partcraft_lit.metrics.parts import PartMetric
 
 
 class CosineSimilarity(PartMetric):
-    """Cosine between the centroid of the code asked for and the centroid of the code read back from the image.
+    """Cosine between the centroid of the target code and the centroid of the code read back from the image.
 
     It forgives a neighbouring code where :class:`ExactMatchingRate` does not. Centroids of different codes of one part
     are seldom orthogonal, so chance lies well above 0: read it beside the untrained baseline.

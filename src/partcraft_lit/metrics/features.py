@@ -125,7 +125,7 @@ class PixelFeatures:
 
 @dataclass(frozen=True)
 class View:
-    """How a network wants to see an image: short side resized with antialiasing, centre cut out, colours normalised.
+    """Preprocessing for a network: short side resized with antialiasing, centre cut out, colours normalised.
 
     Attributes:
         short_side: pixels after resizing.

@@ -22,7 +22,7 @@ class KernelDistance(FeatureMetric):
 
     By default all pairs are used, once, and the error is the jackknife's. With ``subsets`` it is the published
     estimate: the mean over random subsets, and the error is the deviation between them over the root of their number,
-    which says nothing of the images that were never drawn.
+    which ignores the images that no subset drew.
 
     Features of all images are kept, in float32. The result does not depend on their order or their spread over
     processes.

@@ -20,8 +20,8 @@ class Memorisation(FeatureMetric):
     training images are to another one. New images of the same kind would so be counted at about that share; well
     above it, the model copies. Low is good, and far below means that the images are unlike the training's.
 
-    Take it twice: in a network's space, which knows a copy that was shifted or recoloured, and with ``PixelFeatures``,
-    which knows the exact ones.
+    Take it twice: in a network's space, which finds shifted or recoloured copies, and with ``PixelFeatures``, which
+    finds exact ones.
 
     Args:
         features: describes an image.

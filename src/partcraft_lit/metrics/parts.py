@@ -24,7 +24,7 @@ class PartMetric(Metric, ABC):
     Raises:
         ValueError: if there is not one name per part.
 
-    Absent parts: asked absent and found absent scores 1, one absent and the other present scores 0. A part never drops
+    Absent parts: absent in both target and prediction scores 1, in one of them 0. A part never drops
     out of the mean, so two methods are always averaged over the same entries.
     """
 
@@ -54,9 +54,9 @@ class PartMetric(Metric, ABC):
         """Reads the parts off ``images`` and scores them.
 
         Args:
-            images: uint8 (3, height, width) images of any sizes, or a batch of them, or what the predictor said of
-                them: with several metrics on one set of images, the slow step is then done once.
-            target_codes: (B, M + 1) what was asked for, ``ABSENT`` where a part was not.
+            images: uint8 (3, height, width) images of any sizes, or a batch of them, or their prediction, which
+                several metrics can share.
+            target_codes: (B, M + 1) target codes, ``ABSENT`` where a part is not requested.
 
         Raises:
             ValueError: if shapes do not fit.
@@ -76,9 +76,9 @@ class PartMetric(Metric, ABC):
             if tuple(codes.shape) != expected or codes.is_floating_point():
                 found_shape = f"{tuple(codes.shape)} {codes.dtype}"
                 raise ValueError(f"{name} must be integers of shape {expected}, one row per image; got {found_shape}.")
-        found, asked = read.codes.to(self.part_sums.device), target_codes.to(self.part_sums.device)
-        absent = (found == ABSENT).long() + (asked == ABSENT).long()  # 0, 1 or 2 of the two
-        return torch.where(absent == 0, self.similarity(found, asked).double(), (absent == 2).double())
+        predicted, target = read.codes.to(self.part_sums.device), target_codes.to(self.part_sums.device)
+        absent = (predicted == ABSENT).long() + (target == ABSENT).long()  # 0, 1 or 2 of the two
+        return torch.where(absent == 0, self.similarity(predicted, target).double(), (absent == 2).double())
 
     @abstractmethod
     def similarity(self, predicted_codes: Tensor, target_codes: Tensor) -> Tensor:

@@ -28,13 +28,13 @@ def check_dataset_parts(source: ImageSource, settings: PartsSettings) -> None:
     Raises:
         UserError: if it has no masks or classes, another number of them, or a mask of another size than its image.
     """
-    known = _part_names(source, settings.source)
-    if len(known) != settings.M:
+    names = _part_names(source, settings.source)
+    if len(names) != settings.M:
         raise UserError(
-            f"parts.M={settings.M}, but parts.source={settings.source} gives {len(known)}: {', '.join(known)}. Set "
-            f"parts.M={len(known)}."
+            f"parts.M={settings.M}, but parts.source={settings.source} gives {len(names)}: {', '.join(names)}. Set "
+            f"parts.M={len(names)}."
         )
-    check_part_names(settings.names or known)
+    check_part_names(settings.names or names)
     for index in range(len(source)):
         _check_image(source, settings.source, index)
 
@@ -64,40 +64,40 @@ def dataset_parts(
         UserError: as ``check_dataset_parts``.
     """
     check_dataset_parts(source, settings)
-    given, known = settings.source, _part_names(source, settings.source)
+    kind, names = settings.source, _part_names(source, settings.source)
     label_maps, described = [], []
     for index in range(len(source)):
-        label_maps.append(_label_map(source, given, index))
-        described.append(_describe(features([source.image(index)])[0], label_maps[-1], len(known) + 1))
+        label_maps.append(_label_map(source, kind, index))
+        described.append(_describe(features([source.image(index)])[0], label_maps[-1], len(names) + 1))
         if progress is not None:
             progress("read masks", index + 1, len(source))
     part_features = torch.stack(described)  # (N, M + 1, D)
-    present = torch.stack([torch.bincount(m.flatten().long(), minlength=len(known) + 1) > 0 for m in label_maps])
+    present = torch.stack([torch.bincount(m.flatten().long(), minlength=len(names) + 1) > 0 for m in label_maps])
     codes = torch.full(present.shape, ABSENT, dtype=torch.long)
     tables = []
-    for part in range(len(known) + 1):
+    for part in range(len(names) + 1):
         rows = present[:, part]
         table, labels = _codes(part_features[rows, part], settings, derive_seed(seed, "given", part))
         tables.append(table)
         codes[rows, part] = labels
     dictionary = PartDictionary(
-        names=("background", *(settings.names or known)),
+        names=("background", *(settings.names or names)),
         segmenter=_segmenter(part_features, present),
         code_centroids=tuple(tables),
         features_id=features.id,
         features_hash=features.hash,
-        metadata={"given": given, "num_images": len(source)},
+        metadata={"given": kind, "num_images": len(source)},
     )
     report = DiscoveryReport(
-        num_images=len(source), num_patches=0, foreground={"confidence": 1.0}, notes=[f"Parts are given: {given}."]
+        num_images=len(source), num_patches=0, foreground={"confidence": 1.0}, notes=[f"Parts are given: {kind}."]
     )
     report.describe(describe_parts(dictionary, label_maps, codes, part_features), settings)
     report.notes += [f"No image shows {part['name']}." for part in report.parts[1:] if not part["images"]]
     return Discovery(dictionary, label_maps, codes, part_features, report)
 
 
-def _part_names(source: ImageSource, given: str) -> tuple[str, ...]:
-    if given == "classes":
+def _part_names(source: ImageSource, kind: str) -> tuple[str, ...]:
+    if kind == "classes":
         if len(source.class_names) < 1 or any(source.label(index) is None for index in range(len(source))):
             raise UserError(
                 "parts.source=classes takes each class of images as one concept, and this data set has no classes: put "
@@ -112,8 +112,8 @@ def _part_names(source: ImageSource, given: str) -> tuple[str, ...]:
     return tuple(source.part_names)
 
 
-def _check_image(source: ImageSource, given: str, index: int) -> None:
-    if given == "masks":
+def _check_image(source: ImageSource, kind: str, index: int) -> None:
+    if kind == "masks":
         mask, image = source.truth(index).label_map, source.image(index)  # type: ignore[attr-defined]
         if mask.shape != image.shape[1:]:
             raise UserError(
@@ -124,9 +124,9 @@ def _check_image(source: ImageSource, given: str, index: int) -> None:
             raise UserError(f"The mask of {source.name(index)} has the value {int(mask.max())}, and no part has it.")
 
 
-def _label_map(source: ImageSource, given: str, index: int) -> Tensor:
+def _label_map(source: ImageSource, kind: str, index: int) -> Tensor:
     """(height, width) uint8, of what ``clamp_aspect`` leaves of the image; one cell where all of it is one concept."""
-    if given == "classes":
+    if kind == "classes":
         return torch.full((1, 1), int(source.label(index) or 0) + 1, dtype=torch.uint8)
     return clamp_aspect(source.truth(index).label_map[None])[0].to(torch.uint8)  # type: ignore[attr-defined]
 

@@ -154,7 +154,7 @@ def _check_folder(folder: Path) -> None:
     except (ValueError, AttributeError) as error:
         raise UserError(f"{config} cannot be read as JSON: {error}. Download the folder again.") from error
     if kind != "dinov2":
-        raise UserError(f"{folder} holds a model of type {kind!r}, but 'dinov2' (without registers) is wanted.")
+        raise UserError(f"{folder} holds a model of type {kind!r}, but 'dinov2' (without registers) is required.")
 
 
 def _missing(model: str, source: str, reason: str) -> str:

@@ -190,9 +190,9 @@ class _Run:
 
     def discover(self) -> Discovery:
         self._check_source()
-        known = self._load_stored()
-        if known is not None:
-            return self._apply_stored(known)
+        stored = self._load_stored()
+        if stored is not None:
+            return self._apply_stored(stored)
         with FeatureCache(self.cache_bytes) as cache:
             segmenter, report = self._fit_sample(cache)
             segmented, segmenter = self._timed("label images", lambda: self._segment(segmenter, cache))
@@ -265,8 +265,8 @@ class _Run:
             "dictionary", self._key(), {"tensors": _as_tensor(tensors), "json": _as_tensor(description.encode())}
         )
 
-    def _apply_stored(self, known: PartDictionary) -> Discovery:
-        dictionary = known.renamed(self._names(known.num_parts))
+    def _apply_stored(self, stored: PartDictionary) -> Discovery:
+        dictionary = stored.renamed(self._names(stored.num_parts))
         with FeatureCache(0) as cache:
             segmented = self._timed("label images", lambda: self._segment_all(dictionary.segmenter, cache))
         codes = segmented.read_codes(dictionary)

@@ -109,7 +109,7 @@ def _least_cost(small: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ClusterEvidence:
-    """What speaks for a cluster being the object.
+    """Evidence for a cluster being the object.
 
     Attributes:
         area: its share of all patches.
@@ -167,7 +167,7 @@ def choose_foreground(
 ) -> ForegroundChoice:
     """Splits clusters into object and background.
 
-    A cluster speaks for the object if it is commoner in the middle than on the border, and if its patches lie close
+    A cluster counts as the object if it is commoner in the middle than on the border, and if its patches lie close
     together inside an image. With two clusters the better one is the object. With more, they are split where their
     mean inwardness falls into two groups best; if that is not known, those of positive score are the object that are at
     least twice as common in the middle as on the border. At least one is left on either side.
@@ -207,7 +207,7 @@ def _weigh(member: Tensor, places: PatchPlaces, compactness_weight: float) -> Cl
 
 
 def _clearly_central(evidence: list[ClusterEvidence]) -> Tensor:
-    # of many clusters each is compact, so that alone says little
+    # of many clusters each is compact, so that alone is weak evidence
     return torch.tensor([item.contrast > CLEARLY_CENTRAL and item.score > 0 for item in evidence])
 
 

@@ -1,4 +1,4 @@
-"""How good discovered parts are, where people marked boxes and keypoints, but no masks."""
+"""Quality of discovered parts against annotated boxes and keypoints."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def majority_parts(counts: Tensor) -> tuple[list[int | None], list[float]]:
     """The part that most keypoints of each kind lie in, and which share of them; of equal ones the first.
 
     Args:
-        counts: (P, M + 1), the background first; it is nobody's part.
+        counts: (P, M + 1), the background first; no kind is assigned to it.
 
     Returns:
         Parts 1...M, None for a kind that lies on none; shares among all visible keypoints of the kind, NaN for none.

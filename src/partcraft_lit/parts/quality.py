@@ -1,4 +1,4 @@
-"""How good discovered parts are, where the truth is known."""
+"""Quality of discovered parts against ground truth."""
 
 from __future__ import annotations
 

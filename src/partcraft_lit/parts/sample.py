@@ -35,7 +35,7 @@ def sample_patches(
 ) -> Sample:
     """Draws the same number of patches of every image, by (seed, image) alone; in the order of the images.
 
-    Several processes of a run each do all of it. What a network says of an image differs in its last bit with the other
+    Several processes of a run each do all of it. The output for an image differs in its last bit with the other
     images of its batch; where two processes meet in a shared list, they would fit other clusters, and part ways.
 
     Args:
@@ -45,7 +45,7 @@ def sample_patches(
         max_patches: in the sample; of more images than that, as many are looked at, spread evenly.
         batch_size: images given to ``features`` at once.
         cache: takes in the features of whole images.
-        progress: told how many images are done.
+        progress: called with stage, done and total.
     """
     chosen = _spread_evenly(len(source), max_patches)
     quota = max(max_patches // len(chosen), 1)
@@ -64,7 +64,7 @@ def sample_patches(
 
 
 def _spread_evenly(number: int, most: int) -> list[int]:
-    """All images; where there are more than patches wanted, as many, spread evenly."""
+    """At most ``most`` image indices, spread evenly."""
     return list(range(number)) if number <= most else [index * number // most for index in range(most)]
 
 

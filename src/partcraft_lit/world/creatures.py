@@ -1,4 +1,4 @@
-"""A data set of creatures, drawn on the fly, that knows the truth of each image and of every hybrid."""
+"""A data set of creatures, drawn on the fly, with ground truth for each image and every hybrid."""
 
 from __future__ import annotations
 

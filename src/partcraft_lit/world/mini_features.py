@@ -52,7 +52,7 @@ class MiniSettings:
 class MiniFeatures:
     """Features of a small network that was trained without labels on drawn creatures, and of local colour.
 
-    The first ``network.dim`` numbers say what a place is, whatever its colour; the others what it looks like.
+    The first ``network.dim`` channels are invariant to colour; the others describe appearance.
 
     Args:
         path: folder with weights and description; None takes the ones that come with the package.
@@ -100,15 +100,15 @@ class MiniFeatures:
 
     def _describe(self, seen: Tensor) -> Tensor:
         """(B, 3, H, W) in 0...1 -> (B, H / stride, W / stride, D)."""
-        wanted = self.settings
+        settings = self.settings
         kinds = F.normalize(self.network(seen).float(), dim=1)
         kinds = F.interpolate(kinds, size=seen.shape[-2:], mode="bilinear", align_corners=False)
-        for _ in range(wanted.rounds if wanted.reach > 0 else 0):
-            kinds = share_along_surfaces(kinds, seen, wanted.reach, wanted.color_reach)
+        for _ in range(settings.rounds if settings.reach > 0 else 0):
+            kinds = share_along_surfaces(kinds, seen, settings.reach, settings.color_reach)
         looks = local_appearance(seen)
-        if wanted.stride > 1:
-            kinds, looks = (F.avg_pool2d(maps, wanted.stride) for maps in (kinds, looks))
-        described = torch.cat([F.normalize(kinds, dim=1), wanted.appearance * looks], dim=1)
+        if settings.stride > 1:
+            kinds, looks = (F.avg_pool2d(maps, settings.stride) for maps in (kinds, looks))
+        described = torch.cat([F.normalize(kinds, dim=1), settings.appearance * looks], dim=1)
         return described.permute(0, 2, 3, 1).contiguous()
 
 

@@ -56,15 +56,15 @@ class LookReading:
         """(species, parts, 3) looks -> (B, parts, species) joint log-probability of each species' look."""
         total = torch.zeros(())
         for column, aspect in enumerate(_ASPECTS):
-            known = getattr(self, aspect).log_softmax(dim=-1)  # (B, parts, values)
-            asked = looks[:, :, column].T.to(known.device)  # (parts, species)
-            total = total.to(known.device) + known.gather(2, asked[None].expand(len(known), -1, -1))
+            log_probs = getattr(self, aspect).log_softmax(dim=-1)  # (B, parts, values)
+            requested = looks[:, :, column].T.to(log_probs.device)  # (parts, species)
+            total = total.to(log_probs.device) + log_probs.gather(2, requested[None].expand(len(log_probs), -1, -1))
         return total
 
 
 @dataclass(frozen=True)
 class OracleReading(LookReading):
-    """A reading with the nearest of the known species.
+    """A reading with the nearest species.
 
     Attributes:
         species: (B, parts) species whose look is the most probable, ``ABSENT`` where the part is not visible.
@@ -221,7 +221,7 @@ class SpeciesOracle(LookOracle):
 
 
 class OracleMetric(Metric):
-    """Counts of right answers over asked ones, as an oracle reads them.
+    """Counts of correct answers and of requests, as an oracle reads them.
 
     Args:
         oracle: reads the images; it is shared by copies and is no part of the metric's state.
@@ -233,7 +233,7 @@ class OracleMetric(Metric):
     full_state_update = False
 
     right: Tensor
-    asked: Tensor
+    requested: Tensor
 
     def __init__(self, oracle: LookOracle, counts: Mapping[str, tuple[int, ...]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -249,9 +249,9 @@ class OracleMetric(Metric):
 
 
 class PartAccuracy(OracleMetric):
-    """Share of requested parts that show the species asked for.
+    """Share of requested parts that show the requested species.
 
-    A part that was asked for and cannot be seen is wrong; what the image shows where nothing was asked for does not
+    A part that is requested and cannot be seen is wrong; what the image shows where nothing was requested does not
     count.
 
     Args:
@@ -263,14 +263,14 @@ class PartAccuracy(OracleMetric):
     seen: Tensor
 
     def __init__(self, oracle: SpeciesOracle, **kwargs: Any) -> None:
-        super().__init__(oracle, dict.fromkeys(("right", "right_color", "seen", "asked"), (NUM_PARTS,)), **kwargs)
+        super().__init__(oracle, dict.fromkeys(("right", "right_color", "seen", "requested"), (NUM_PARTS,)), **kwargs)
 
     def update(self, images: Tensor | OracleReading, species: Tensor) -> None:
         """Scores a batch.
 
         Args:
             images: uint8 (B, 3, height, width), or what the oracle read in them.
-            species: (B, parts) species asked for, ``ABSENT`` where none was.
+            species: (B, parts) requested species, ``ABSENT`` for none.
 
         Raises:
             ValueError: if ``species`` does not fit.
@@ -282,25 +282,30 @@ class PartAccuracy(OracleMetric):
             raise ValueError(
                 f"species must be {ABSENT}...{count - 1}, got {int(species.min())}...{int(species.max())}."
             )
-        asked, seen = species != ABSENT, reading.species != ABSENT
+        requested, seen = species != ABSENT, reading.species != ABSENT
         colors = self.oracle.looks[species.clamp_min(0), torch.arange(NUM_PARTS), 1]
-        right_color = asked & seen & (reading.color.argmax(dim=-1) == colors)
-        self.count(asked=asked, seen=asked & seen, right=asked & (reading.species == species), right_color=right_color)
+        right_color = requested & seen & (reading.color.argmax(dim=-1) == colors)
+        self.count(
+            requested=requested,
+            seen=requested & seen,
+            right=requested & (reading.species == species),
+            right_color=right_color,
+        )
 
     def compute(self) -> dict[str, Tensor]:
-        """Shares in 0...1, NaN where nothing was asked for.
+        """Shares in 0...1, NaN where nothing was requested.
 
         Returns:
             "all" (right parts over requested parts), "part/<name>", "color" (parts of the right colour, of whichever
             species) and "seen" (parts that are visible at all).
         """
-        total = self.asked.sum()
+        total = self.requested.sum()
         result = {
             "all": self.right.sum() / total,
             "color": self.right_color.sum() / total,
             "seen": self.seen.sum() / total,
         }
-        shares = self.right / self.asked
+        shares = self.right / self.requested
         return result | {f"part/{name}": share for name, share in zip(self.oracle.part_names, shares, strict=True)}
 
 
@@ -312,14 +317,14 @@ class LookAccuracy(OracleMetric):
     """
 
     def __init__(self, oracle: LookOracle, **kwargs: Any) -> None:
-        super().__init__(oracle, dict.fromkeys(("right", "asked"), (NUM_PARTS, len(_ASPECTS))), **kwargs)
+        super().__init__(oracle, dict.fromkeys(("right", "requested"), (NUM_PARTS, len(_ASPECTS))), **kwargs)
 
     def update(self, images: Tensor | LookReading, looks: Tensor) -> None:
         """Scores a batch.
 
         Args:
             images: uint8 (B, 3, height, width), or what the oracle read in them.
-            looks: (B, parts, 3) shape, colour and texture asked for, ``ABSENT`` where nothing was said of it.
+            looks: (B, parts, 3) requested shape, colour and texture, ``ABSENT`` for none.
 
         Raises:
             ValueError: if ``looks`` do not fit.
@@ -328,20 +333,20 @@ class LookAccuracy(OracleMetric):
         found = reading.looks()
         _check_shape("looks", looks, tuple(found.shape))
         looks = looks.cpu()
-        asked, seen = looks != ABSENT, reading.presence[:, :, None] >= 0.5
-        self.count(asked=asked, right=asked & seen & (found == looks))
+        requested, seen = looks != ABSENT, reading.presence[:, :, None] >= 0.5
+        self.count(requested=requested, right=requested & seen & (found == looks))
 
     def compute(self) -> dict[str, Tensor]:
-        """Shares in 0...1, NaN where nothing was asked for.
+        """Shares in 0...1, NaN where nothing was requested.
 
         Returns:
             "color", "texture", "shape" over all parts, and "color/<part>" and so on.
         """
         result = {}
         for column, aspect in enumerate(_ASPECTS):
-            right, asked = self.right[:, column], self.asked[:, column]
-            result[aspect] = right.sum() / asked.sum()
-            for name, share in zip(self.oracle.part_names, right / asked, strict=True):
+            right, requested = self.right[:, column], self.requested[:, column]
+            result[aspect] = right.sum() / requested.sum()
+            for name, share in zip(self.oracle.part_names, right / requested, strict=True):
                 result[f"{aspect}/{name}"] = share
         return result
 

@@ -1,4 +1,4 @@
-"""Judges drawn birds by an oracle: does the generated wing have the look of the species that was asked for?"""
+"""Judges drawn birds by an oracle: does the generated wing look like the requested species?"""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ class OracleTruth:
         if true is None:
             return {}
         tally = self.tally()
-        tally.update(true, self.asked(targets))
+        tally.update(true, self.requested(targets))
         return tally.compute()
 
-    def asked(self, targets: Targets) -> Tensor:
-        """(I, true parts) species that each part was asked to come from, ``ABSENT`` where none was."""
-        wanted = torch.full((len(targets), len(self._match)), ABSENT, dtype=torch.long)
+    def requested(self, targets: Targets) -> Tensor:
+        """(I, true parts) requested species of each part, ``ABSENT`` for none."""
+        species = torch.full((len(targets), len(self._match)), ABSENT, dtype=torch.long)
         for column, part in enumerate(self._match):
             if part is None:
                 continue
             for row in range(len(targets)):
                 if targets.codes[row, part] != ABSENT:
                     label = self._source.label(int(targets.sources[row, part]))
-                    wanted[row, column] = ABSENT if label is None else label
-        return wanted
+                    species[row, column] = ABSENT if label is None else label
+        return species
 
 
 class OracleTally:
@@ -87,19 +87,19 @@ class OracleTally:
     def __init__(self, metric: PartAccuracy) -> None:
         self._metric = metric
 
-    def update(self, images: Tensor, asked: Tensor) -> list[dict[str, float]]:
+    def update(self, images: Tensor, requested: Tensor) -> list[dict[str, float]]:
         """Adds images, and gives the share of right parts of each of them.
 
         Args:
             images: (B, 3, height, width) uint8.
-            asked: (B, true parts) species asked for, ``ABSENT`` where none was.
+            requested: (B, true parts) requested species, ``ABSENT`` for none.
 
         Returns:
-            "part_accuracy/all" and one key per true part: 1, 0, or NaN where nothing was asked for.
+            "part_accuracy/all" and one key per true part: 1, 0, or NaN where nothing was requested.
         """
         reading = self._metric.oracle.read(images)
-        self._metric.update(reading, asked)
-        right = torch.where(asked == ABSENT, torch.nan, (reading.species == asked).double())  # (B, true parts)
+        self._metric.update(reading, requested)
+        right = torch.where(requested == ABSENT, torch.nan, (reading.species == requested).double())  # (B, true parts)
         names = self._metric.oracle.part_names
         return [
             {"part_accuracy/all": float(row.nanmean()), **{f"part_accuracy/{n}": float(v) for n, v in zip(names, row)}}

@@ -109,7 +109,7 @@ def test_beasts():
     "settings, message",
     [
         ({"species": 0}, "1 to 30 species"),
-        ({"species": 31}, "31 were asked for"),
+        ({"species": 31}, "got 31"),
         ({"images_per_species": 0}, r"dataset\.images_per_species must be at least 1, got 0"),
         ({"image_size": 8}, r"dataset\.image_size must be at least 16, got 8"),
         ({"family": "beats"}, "Did you mean 'beast'"),

@@ -1,4 +1,4 @@
-"""The first stage: parts of all images, with a dictionary, an atlas and, where the truth is known, its quality."""
+"""The first stage: discovery of the parts, with a dictionary, an atlas and, with ground truth, its quality."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def discover(
     """``partcraft discover``: writes ``parts/`` into the run folder.
 
     Args:
-        settings: what the configuration says.
+        settings: of the discovery.
         folder: run folder.
         source: the images.
         load_features: loads the network that describes patches.
@@ -68,7 +68,7 @@ def discover(
 def discover_parts(
     settings: PartsSettings, seed: int, source: ImageSource, features: PatchFeatures, store: Store, stages: Stages
 ) -> Discovery:
-    """Finds the parts, or takes them from the store or the data set; says what it had to change."""
+    """Discovers the parts, or takes them from the store or the data set; logs what differs from the settings."""
     if settings.source != "discover":
         with stages.stage("read parts") as counter:
             discovery = dataset_parts(source, features, settings, seed=seed, progress=counter.part)
@@ -95,7 +95,7 @@ def _log_codes(discovery: Discovery, settings: PartsSettings, stages: Stages) ->
 def write_discovery(
     source: ImageSource, discovery: Discovery, folder: Path, store: Store, stages: Stages, save_masks: bool = False
 ) -> dict[str, Any]:
-    """Dictionary, codes, atlas, masks and report; returns the report with the quality where the truth is known.
+    """Dictionary, codes, atlas, masks and report; returns the report, with the quality where there is ground truth.
 
     Of several processes of a run only the first writes. What an earlier run with these parts has scored and drawn is
     taken from the store.
@@ -185,7 +185,7 @@ def _content_of(source: ImageSource) -> list[Any]:
 def compare_annotations(
     source: AnnotatedSource, label_maps: Sequence[Tensor], dictionary: PartDictionary, stages: Stages
 ) -> dict[str, Any]:
-    """Parts against the boxes and keypoints that people marked; says how they agree."""
+    """Scores parts against annotated boxes and keypoints, and logs the result."""
     annotations = [source.annotation(index) for index in range(len(label_maps))]
     quality = score_annotations(annotations, label_maps, dictionary.num_parts, source.keypoint_names)
     shown = f"box IoU {quality.box_iou:.3f} ({quality.box_found:.0%} above one half)"
@@ -202,7 +202,7 @@ def compare_annotations(
 
 
 def write_rejected(source: ImageSource, folder: Path, stages: Stages) -> list[str]:
-    """Lists images that could not be read in ``rejected.csv``; returns what a reader of the report must know."""
+    """Lists unreadable images in ``rejected.csv``; returns notes for the report."""
     write = getattr(source, "write_rejected", None)
     if write is None or not source.rejected:  # type: ignore[attr-defined]
         return []

@@ -12,7 +12,7 @@ from partcraft_lit.config import factories
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError
 
-#: Files by which a folder of weights is known; no other folder is ever replaced.
+#: File that marks a folder of weights of each stage; no other folder is replaced.
 _MARKS = {"model": "model_index.json", "features": "features.json", "oracle": "oracle.safetensors"}
 
 

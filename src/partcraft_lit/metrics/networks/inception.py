@@ -107,7 +107,7 @@ def load_inception(source: str | Path, sha256: str = SHA256, cache: Path | None 
     found = _hash(path)
     if not found.startswith(sha256.lower()):
         raise UserError(
-            f"{path} is not the file that was asked for: its SHA-256 begins with {found[: len(sha256)]}, wanted "
+            f"{path} is another file: its SHA-256 begins with {found[: len(sha256)]}, wanted "
             f"{sha256}. Fetch {FILE_NAME} again, or give the hash of your own file."
         )
     try:

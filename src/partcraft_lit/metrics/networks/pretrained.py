@@ -1,4 +1,4 @@
-"""Networks of transformers for metrics: from a folder or the hub, checked, and with errors that say what to do."""
+"""Pretrained transformers networks for metrics, from a folder or the hub."""
 
 from __future__ import annotations
 

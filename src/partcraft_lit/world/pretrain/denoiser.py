@@ -143,8 +143,8 @@ def train_denoiser(
         diffusion = diffusion_loss(predicted, target).mean()
         parts_of_loss = {"diffusion": diffusion, "grounding": grounding, **readout}
         numbers = {name: float(value.detach()) for name, value in parts_of_loss.items()}
-        told = sum(READOUT[name] * value for name, value in readout.items())
-        return diffusion + GROUNDING * grounding + told, numbers
+        readout_loss = sum(READOUT[name] * value for name, value in readout.items())
+        return diffusion + GROUNDING * grounding + readout_loss, numbers
 
     averaged = train_loop(model, loss, settings, folder / "denoiser.pt", log)
     capture.remove()

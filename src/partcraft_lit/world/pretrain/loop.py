@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 Log = Callable[[str], None]
-#: Steps between two lines of the curve, and between two looks at the clock for a checkpoint.
+#: Steps between two lines of the curve, and between checks whether a checkpoint is due.
 REPORT_EVERY = 50
 
 

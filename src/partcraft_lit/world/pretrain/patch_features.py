@@ -39,7 +39,7 @@ class FeatureRecipe:
         sharpness: entropy weight of the equal assignment; smaller is harder.
         color_reach: distance in RGB (0...1) at which neighbours stop sharing a target.
         place_reach: the same in half sides of the image.
-        contrast: weight of the second loss, which tells surfaces of one image apart, from step ``contrast_from`` on:
+        contrast: weight of the second loss, which separates surfaces of one image, from step ``contrast_from`` on:
             once prototypes mean something.
         contrast_temperature: of its similarities.
     """

@@ -35,14 +35,14 @@ COLOR_WORDS: tuple[str, ...] = tuple(COLORS)
 
 @dataclass(frozen=True)
 class PartWords:
-    """What there is to say of a part: its look, and its species (-1 if it has no name)."""
+    """Look of a part, and its species (-1 if it has no name)."""
 
     look: tuple[int, ...]
     species: int
 
 
 def describe_look(family: Family, part: int, look: tuple[int, ...], with_shape: bool) -> str:
-    """For example "red striped crested head"; "plain" is never said."""
+    """For example "red striped crested head"; "plain" is left out."""
     shape, color, texture = look
     words = [COLOR_WORDS[color]]
     if texture:
@@ -63,9 +63,9 @@ def join(noun: str, described: list[str]) -> str:
 def caption(family: Family, parts: list[PartWords], rng: np.random.Generator, in_a_sentence: bool = True) -> str:
     """A random true caption: in half of them every part is described, in the rest any number from none to all.
 
-    Parts come in any order. Of a named part the species is said two times in three, else its look. One caption in seven
-    is a bare list of parts without template and noun, as prompts of bare part tokens are. With ``in_a_sentence``
-    off there is neither template nor bare list: what follows "and a".
+    Parts come in any order. A named part is described by its species two times in three, else by its look. One caption
+    in seven is a bare list of parts without template and noun, as prompts of bare part tokens are. With
+    ``in_a_sentence`` off there is neither template nor bare list: what follows "and a".
     """
     names = SPECIES_NAMES[family.noun]
     whole = {part.species for part in parts}
@@ -88,9 +88,9 @@ def caption(family: Family, parts: list[PartWords], rng: np.random.Generator, in
 
 
 def parts_of_words(family: Family, text: str) -> list[int | None]:
-    """Which part each word of a caption speaks of, None for the others; words as CLIP's tokenizer splits them.
+    """The part that each word of a caption describes, None for the others; words as CLIP's tokenizer splits them.
 
-    For "a bird with red striped head" the last three words speak of the head.
+    For "a bird with red striped head" the last three words describe the head.
     """
     words = re.findall(r"[a-z]+|[^\sa-z]+", text)
     describing = {*COLOR_WORDS, *TEXTURES, *SPECIES_NAMES[family.noun], *(w for part in family.shapes for w in part)}

@@ -1,6 +1,6 @@
 """Draws creatures, many at once, with exact masks.
 
-An image is a function of (looks, pose): ``looks`` says what each part looks like, ``pose`` is a row of uniform numbers
+An image is a function of (looks, pose): ``looks`` is the appearance of each part, ``pose`` is a row of uniform numbers
 that decides everything else (place, scale, turn, mirror, joints, light, background, occlusion). So a hybrid drawn with
 the pose of a photograph is the image that a perfect composer would make of it.
 """

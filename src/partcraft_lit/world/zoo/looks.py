@@ -1,4 +1,4 @@
-"""What a part can look like, and which looks belong to which world.
+"""Looks of parts: shapes, colours and textures, split into pretraining and held-out ones.
 
 A look is (shape, colour, texture). The looks are split by rule, so that what the base model was pretrained on and what
 a run is asked to learn never share one: a look is *held out* (for training species) if shape + colour + texture is
@@ -113,7 +113,7 @@ def species_table(count: int, seed: int, world: World = "held_out") -> np.ndarra
     """
     pairs = len(COLORS) * len(TEXTURES)
     if not 1 <= count <= pairs:
-        raise UserError(f"A zoo has 1 to {pairs} species whose parts can be told apart, but {count} were asked for.")
+        raise UserError(f"A zoo has 1 to {pairs} species whose parts can be told apart, got {count}.")
     looks = look_table(world)
     table = np.empty((count, NUM_PARTS, 3), dtype=np.int64)
     for part in range(NUM_PARTS):

@@ -1,7 +1,7 @@
 """Scenes of two creatures, a bird and a beast side by side, for methods that learn several concepts from one image.
 
 The parts of the left creature have labels 1...5 and those of the right one 6...10. Both families have equally many
-parts, so ``(label - 1) // NUM_PARTS`` says which creature a pixel belongs to.
+parts, so ``(label - 1) // NUM_PARTS`` is the creature of a pixel.
 """
 
 from __future__ import annotations
