@@ -16,7 +16,7 @@ class TruthTally(Protocol):
     """Part accuracy over images, by a judge that knows ground truth only."""
 
     def update(self, images: Tensor, requested: Tensor) -> list[dict[str, float]]:
-        """Adds (B, 3, height, width) uint8 images with their rows of ``Truth.requested``; returns the scores of each."""
+        """Adds (B, 3, height, width) uint8 images and their rows of ``Truth.requested``; returns their scores."""
         ...
 
     def compute(self) -> dict[str, float]:
