@@ -159,7 +159,7 @@ def _draw_lines(axes: Axes, panel: Panel, figure: Figure, names: Sequence[str]) 
             axes.fill_between(xs, lows, highs, color=looks["color"], alpha=0.13, linewidth=0)
         else:
             for x, point in bounded:
-                axes.plot([x, x], [point.low, point.high], color=looks["color"], linewidth=1.1, **_only(looks))
+                axes.plot([x, x], [point.low, point.high], **looks | {"linestyle": "-", "marker": "", "linewidth": 1.1})
         heights = [v for point in line.points for v in (point.mean, point.low, point.high)]
         axes.update_datalim([(x, v) for x in places for v in heights if math.isfinite(v)])
     axes.autoscale_view()
@@ -171,10 +171,6 @@ def _draw_lines(axes: Axes, panel: Panel, figure: Figure, names: Sequence[str]) 
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(textwrap.fill(figure.x, _LABEL_LETTERS))
     _number_axis(axes.yaxis, 5)
-
-
-def _only(looks: dict[str, Any]) -> dict[str, Any]:
-    return {"transform": looks["transform"], "marker": "", "linestyle": "-"}
 
 
 def _errors(bar: Bar) -> tuple[list[float], list[float]]:
