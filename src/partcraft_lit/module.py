@@ -85,17 +85,17 @@ class PersonalizationModule(LightningModule):
         errors = diffusion_loss(step.model_pred, step.target, weight, self._loss_region(batch), self._region_mean)
         diffusion = _mean(errors, batch.prior)
         total = diffusion
-        numbers = {"train/loss_diffusion": diffusion.detach()}
+        metrics = {"train/loss_diffusion": diffusion.detach()}
         if batch.prior is not None:
             prior = _mean(errors, ~batch.prior)
-            numbers["train/loss_prior"] = prior.detach()
+            metrics["train/loss_prior"] = prior.detach()
             total = total + self._prior_weight * prior
         for term in self._terms.values():
             value = _mean(term(step), batch.prior)
-            numbers[f"train/loss_{term.name}"] = value.detach()
+            metrics[f"train/loss_{term.name}"] = value.detach()
             total = total + term.weight * value
-        numbers["train/loss"] = total.detach()
-        self.log_dict(numbers, batch_size=len(batch.latents), sync_dist=True)  # of all processes' shares
+        metrics["train/loss"] = total.detach()
+        self.log_dict(metrics, batch_size=len(batch.latents), sync_dist=True)  # of all processes' shares
         return total
 
     def forward_step(self, batch: TrainingBatch) -> StepOutput:
@@ -331,18 +331,18 @@ def _mean(values: Tensor, left_out: Tensor | None) -> Tensor:
     return values.masked_fill(left_out, 0.0).sum() / (~left_out).sum().clamp_min(1)
 
 
-def _check_same(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
+def _check_same(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
     def first(names: Iterable[str]) -> str:
         names = sorted(names)
         return f"{len(names)}, for instance {names[0]!r}" if names else "none"
 
-    missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    missing, unexpected = expected.keys() - given.keys(), given.keys() - expected.keys()
     if missing or unexpected:
         raise UserError(
             f"The checkpoint does not fit this run: missing tensors {first(missing)}; unexpected {first(unexpected)}. "
             "It belongs to other settings of method, mapper or lora."
         )
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if given[name] != shape:
             raise UserError(
                 f"The checkpoint does not fit this run: {name!r} has shape {given[name]}, wanted is {shape}. M, K, "

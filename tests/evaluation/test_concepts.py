@@ -63,7 +63,7 @@ def test_the_truth_scores_as_high_as_the_truth(tmp_path):
         paths = [tmp_path / f"{creature}-{number}.png" for number in range(4)]
         for number, path in enumerate(paths):
             save_png(path, source.another(100 + number, creature))
-        found[creature] = scorer.numbers("concept1", scorer.read("concept1", paths, tmp_path))
+        found[creature] = scorer.metrics("concept1", scorer.read("concept1", paths, tmp_path))
     (key,) = [key for key in found[0] if key.startswith("image@")]
     truth = found[0][f"truth_{key}"]
     assert found[0][key] > found[1][key]
@@ -114,7 +114,7 @@ def test_means_are_those_of_the_published_protocol(tmp_path, tiny_backbone):
         save_png(path, pair.another(number))
     rows = scorer.read("concept1", paths, tmp_path)
     assert [row["prompt"] for row in rows] == ["<cat:0> cat concept1"] * 2 + ["a <cat:0> cat"] * 2
-    numbers = scorer.numbers("concept1", rows)
+    numbers = scorer.metrics("concept1", rows)
     seen = F.normalize(encoder(torch.stack([pair.another(number) for number in range(4)])), dim=1)
     reference = F.normalize(encoder(subsets["concept1"].reference[None]), dim=1)
     texts = F.normalize(encoder.texts(["A photo depicts cat concept1"] * 2 + ["A photo depicts a cat"] * 2), dim=1)

@@ -43,9 +43,9 @@ def test_copies_of_the_training_pictures_are_found_out(birds, tmp_path):
     targets = reconstruction_targets(codes_of(birds), 5)
     copies = [birds.image(index) for index in targets.sources[:, 0].tolist()]
     networks = [embedded_features(), PixelFeatures(8)]
-    found = ImageScorer(birds, networks, neighbours=12, facts={}).score(targets, saved(tmp_path, copies), PROMPTS[:5])
+    found = ImageScorer(birds, networks, neighbours=12, metadata={}).score(targets, saved(tmp_path, copies), PROMPTS[:5])
     assert [row["likeness@pixels-8"] for row in found.rows] == pytest.approx([1.0] * 5)
-    found = found.numbers
+    found = found.metrics
     for name in ("mini-features", "pixels-8"):
         assert found[f"copied@{name}"] == 1
         assert found[f"nearest@{name}"] == pytest.approx(0, abs=1e-4)
@@ -58,12 +58,12 @@ def test_copies_of_the_training_pictures_are_found_out(birds, tmp_path):
 def test_hybrids_are_compared_with_the_true_ones(birds, facts, tmp_path):
     targets = composition_targets(codes_of(birds), 3, 6)
     true = true_hybrids(birds, targets, facts)
-    scorer = ImageScorer(birds, [embedded_features()], neighbours=0, facts=facts)
-    found = scorer.score(targets, saved(tmp_path, true), PROMPTS[:6]).numbers
+    scorer = ImageScorer(birds, [embedded_features()], neighbours=0, metadata=facts)
+    found = scorer.score(targets, saved(tmp_path, true), PROMPTS[:6]).metrics
     assert found["fid@mini-features"] == pytest.approx(0, abs=1e-6)
     assert {key.partition("@")[0] for key in found} == {"fid", "kid", "kid_error"}  # no one image to be like
     noise = torch.randint(0, 256, true.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert scorer.score(targets, saved(tmp_path, noise), PROMPTS[:6]).numbers["fid@mini-features"] > 0.1
+    assert scorer.score(targets, saved(tmp_path, noise), PROMPTS[:6]).metrics["fid@mini-features"] > 0.1
 
 
 def test_a_perfect_composer_is_read_by_the_oracle(birds, facts):
@@ -74,10 +74,10 @@ def test_a_perfect_composer_is_read_by_the_oracle(birds, facts):
 
 def test_few_pictures_give_few_numbers(birds, tmp_path):
     targets = reconstruction_targets(codes_of(birds), 2)
-    found = ImageScorer(birds, [embedded_features()], neighbours=1, facts={}).score(
+    found = ImageScorer(birds, [embedded_features()], neighbours=1, metadata={}).score(
         targets, saved(tmp_path, [birds.image(0)] * 2), PROMPTS[:2]
     )
-    assert set(found.numbers) == {"fid@mini-features", "likeness@mini-features"}
+    assert set(found.metrics) == {"fid@mini-features", "likeness@mini-features"}
 
 
 def test_a_network_that_reads_texts_hears_the_noun_in_the_place_of_tokens(birds, tmp_path):
@@ -101,16 +101,16 @@ def test_a_network_that_reads_texts_hears_the_noun_in_the_place_of_tokens(birds,
     images[0, 0] = 255
     targets = composition_targets(codes_of(birds), 2, 2)
     reader = Reader()
-    found = ImageScorer(birds, [reader], neighbours=0, facts={}).score(targets, saved(tmp_path, images), PROMPTS[:2])
+    found = ImageScorer(birds, [reader], neighbours=0, metadata={}).score(targets, saved(tmp_path, images), PROMPTS[:2])
     assert [row["clip-t@reader"] for row in found.rows] == pytest.approx([0.6, 0.8])
-    assert found.numbers["clip-t@reader"] == pytest.approx(0.7)
-    assert found.numbers["clip-score@reader"] == pytest.approx(2.5 * 0.7)
+    assert found.metrics["clip-t@reader"] == pytest.approx(0.7)
+    assert found.metrics["clip-score@reader"] == pytest.approx(2.5 * 0.7)
     assert reader.read == [["a photo of a bird"] * 2, ["A photo depicts a photo of a bird"] * 2]
 
 
 def test_the_ceiling_is_what_a_perfect_picture_loses(birds, facts, tmp_path):
     targets = reconstruction_targets(codes_of(birds), 6)
-    scorer = ImageScorer(birds, [embedded_features()], neighbours=0, facts=facts)
+    scorer = ImageScorer(birds, [embedded_features()], neighbours=0, metadata=facts)
     same = scorer.ceiling(targets, lambda image: image)
     assert same["fid@mini-features"] == pytest.approx(0, abs=1e-6)
     assert same["likeness@mini-features"] == pytest.approx(1)
@@ -146,4 +146,4 @@ def test_the_report_has_a_row_per_protocol_and_network():
 )
 def test_a_noun_of_two_words_is_read_once(birds, monkeypatch, prompt, text):
     monkeypatch.setattr(birds, "class_noun", "sports car")
-    assert ImageScorer(birds, [], neighbours=0, facts={})._text(prompt) == text
+    assert ImageScorer(birds, [], neighbours=0, metadata={})._text(prompt) == text

@@ -57,13 +57,13 @@ class AttentionMaps(Panel):
     def _log_inside(self, trainer: Trainer, maps: Tensor) -> None:
         part_ids, label_map = self.batch.tokens.part_ids.cpu(), self.batch.label_map.cpu()
         inside = leakage_matrix(maps, part_ids, label_map, len(self.part_names) - 1).diagonal()
-        numbers = {
+        metrics = {
             f"parts/attention_inside_{name}": float(value)
             for name, value in zip(self.part_names, inside, strict=True)
             if not value.isnan()
         }
-        if numbers:
-            log_metrics(trainer, {"parts/attention_inside": float(inside.nanmean()), **numbers})
+        if metrics:
+            log_metrics(trainer, {"parts/attention_inside": float(inside.nanmean()), **metrics})
 
 
 def attention_panel(

@@ -73,12 +73,12 @@ class LiveScore(Callback):
         step, better = trainer.global_step, False
         if trainer.is_global_zero:
             with warn_on_error(f"The live score at step {step}"), isolate_rng(), evaluating(pl_module):
-                numbers = self.measure(pl_module)
-                log_metrics(trainer, numbers)
-                score = numbers["live/score"]
+                metrics = self.measure(pl_module)
+                log_metrics(trainer, metrics)
+                score = metrics["live/score"]
                 better = math.isfinite(score) and score > self._best.get("score", -math.inf)
                 if better:
-                    self._best = {"step": step, "score": score, "numbers": numbers}
+                    self._best = {"step": step, "score": score, "numbers": metrics}
                 self._best["last"] = {"step": step, "score": score if math.isfinite(score) else None}
         if trainer.strategy.broadcast(better):
             self._keep(trainer, step)
@@ -86,20 +86,20 @@ class LiveScore(Callback):
             atomic_write(self.folder / BEST, json.dumps({**self._best, "why": why(self._best)}, indent=1) + "\n")
 
     def measure(self, pl_module: LightningModule) -> dict[str, float]:
-        """The numbers of the model as it is."""
+        """Metrics of the model as it is."""
         module = part_module(pl_module)
         images = module.generate(self.prompts, self.seeds, steps=self.steps, guidance_scale=self.guidance_scale)
-        found = self.predictor.predict(list(images.cpu()))
-        numbers = {}
+        predicted = self.predictor.predict(list(images.cpu()))
+        metrics = {}
         for key, metric in (("emr", ExactMatchingRate), ("cosim", CosineSimilarity)):
-            numbers[f"live/{key}"] = float(metric(self.predictor).image_scores(found, self.target_codes).mean())
-        numbers["live/score"] = (numbers["live/emr"] + numbers["live/cosim"]) / 2
+            metrics[f"live/{key}"] = float(metric(self.predictor).image_scores(predicted, self.target_codes).mean())
+        metrics["live/score"] = (metrics["live/emr"] + metrics["live/cosim"]) / 2
         maps = module.probe_attention(self.batch.to(pl_module.device)).float().cpu()
         tokens, places = self.batch.tokens.part_ids.cpu(), self.batch.label_map.cpu()
         inside = leakage_matrix(maps, tokens, places, self.predictor.num_parts).diagonal().nanmean()
         if not inside.isnan():
-            numbers["live/attention_inside"] = float(inside)
-        return numbers
+            metrics["live/attention_inside"] = float(inside)
+        return metrics
 
     def _keep(self, trainer: Trainer, step: int) -> None:
         """Writes the weights, then removes the former best; every process has to call it."""
@@ -118,8 +118,8 @@ class LiveScore(Callback):
 
 def why(best: dict[str, Any]) -> str:
     """One sentence on why a checkpoint is the best."""
-    numbers, last = best["numbers"], best["last"]
-    parts = f"EMR {numbers['live/emr']:.3f}, CoSim {numbers['live/cosim']:.3f}"
+    metrics, last = best["numbers"], best["last"]
+    parts = f"EMR {metrics['live/emr']:.3f}, CoSim {metrics['live/cosim']:.3f}"
     start = f"The best of the probed steps is {best['step']}, with a live score of {best['score']:.3f} ({parts})"
     if last["step"] == best["step"]:
         return f"{start}; it is also the last."
@@ -130,7 +130,7 @@ def why(best: dict[str, Any]) -> str:
 def read_best(checkpoints: Path) -> dict[str, Any]:
     """What ``best.json`` says; empty if there is none that can be read."""
     try:
-        found = json.loads((checkpoints / "best" / BEST).read_text(encoding="utf-8"))
+        best = json.loads((checkpoints / "best" / BEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return best if isinstance(best, dict) else {}

@@ -28,10 +28,9 @@ from partcraft_lit.callbacks.binding import TrainingRun
 from partcraft_lit.callbacks.hooks import part_module
 from partcraft_lit.core.types import LossTerm, StepOutput
 
-#: (attention maps (B, T, s, s), part ids (B, T), label map (B, s, s)) -> (B,) float32.
-AttentionLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-#: The same with the keyword ``num_parts``, which is known after discovery.
-UnboundAttentionLoss = Callable[..., Tensor]
+#: (attention maps (B, T, s, s), part ids (B, T), label map (B, s, s)) -> (B,) float32; in a run also the keyword
+#: ``num_parts``, which is known after discovery.
+AttentionLossFunction = Callable[..., Tensor]
 
 
 @dataclass
@@ -125,7 +124,7 @@ class AttentionLoss(AddLossTerm):
 
     term: AttentionTerm
 
-    def __init__(self, weight: float, loss: UnboundAttentionLoss, name: str = "attn") -> None:
+    def __init__(self, weight: float, loss: AttentionLossFunction, name: str = "attn") -> None:
         super().__init__(AttentionTerm(name=name, weight=weight, loss=loss))
 
     def bind(self, run: TrainingRun) -> None:

@@ -1,4 +1,4 @@
-"""Every logged number as a line of JSON, for readers without an account anywhere."""
+"""Every logged metric as a line of JSON, for readers without an account anywhere."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MetricsLog(Callback):
         self.logger = JsonlLogger(run.folder / FILE_NAME)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # As a logger beside the others it hears everything; a callback's own hooks run before a step's numbers are out.
+        # As a logger beside the others it hears everything; a callback's own hooks run before a step's metrics are out.
         if self.logger not in trainer.loggers:
             trainer.loggers = [*trainer.loggers, self.logger]
 
@@ -72,11 +72,11 @@ class JsonlLogger(Logger):
         """Nothing: the run folder has the whole configuration."""
 
 
-def append_metrics(path: Path | str, step: int, numbers: Mapping[str, float]) -> None:
+def append_metrics(path: Path | str, step: int, metrics: Mapping[str, float]) -> None:
     """Adds one line, in one write, so that a process that is killed leaves at most one unfinished line."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = {"step": int(step), "time": round(time.time(), 3), **{key: _encode(value) for key, value in numbers.items()}}
+    line = {"step": int(step), "time": round(time.time(), 3), **{key: _encode(value) for key, value in metrics.items()}}
     data = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()
     if _ends_unfinished(path):
         data = b"\n" + data

@@ -1,4 +1,4 @@
-"""Speed and memory as logged numbers."""
+"""Speed and memory as logged metrics."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Throughput(Callback):
     ) -> None:
         self._rate.batch_done(count_images(batch, trainer.world_size))
         if self._trigger.fires(trainer.global_step) and trainer.is_global_zero:
-            numbers = {"perf/max_mem_gb": peak_memory_gb(pl_module.device)}
+            metrics = {"perf/max_mem_gb": peak_memory_gb(pl_module.device)}
             if (speed := self._rate.images_per_second) is not None:
-                numbers["perf/images_per_s"] = speed
-            log_metrics(trainer, numbers)
+                metrics["perf/images_per_s"] = speed
+            log_metrics(trainer, metrics)
 
 
 def peak_memory_gb(device: torch.device) -> float:

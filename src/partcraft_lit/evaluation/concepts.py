@@ -111,9 +111,9 @@ class ConceptScorer:
         if isinstance(source, DrawsConcepts) and len(names) == len(source.part_names) + 1:
             return cls("creatures", _drawn(source, names), features, samples, seed)
         if isinstance(source, HasConcepts) and len(source.class_names) == 1:
-            found = source.concepts(0)
-            if len(names) == len(found.nouns) + 1:
-                return cls(found.name, _photographed(found, names), features, samples, seed)
+            concepts = source.concepts(0)
+            if len(names) == len(concepts.nouns) + 1:
+                return cls(concepts.name, _photographed(concepts, names), features, samples, seed)
         return None
 
     def score(
@@ -127,12 +127,12 @@ class ConceptScorer:
         """Draws the images of one protocol, as far as they are missing, and reads them.
 
         Returns:
-            A line per image, and the numbers of the protocol as ``numbers`` gives them.
+            A line per image, and the metrics of the protocol as ``metrics`` gives them.
         """
         prompts, seeds = self._asked(protocol)
         paths = draw(module, prompts, seeds, folder / protocol, protocol, progress)
         rows = self.read(protocol, paths, folder)
-        return rows, self.numbers(protocol, rows)
+        return rows, self.metrics(protocol, rows)
 
     def read(self, protocol: str, paths: Sequence[Path], folder: Path) -> list[Row]:
         """A line per image that stands, in the order in which they were asked for.
@@ -165,19 +165,19 @@ class ConceptScorer:
             _add(rows, "color_accuracy", request.right_colors(images))
         return rows
 
-    def numbers(self, protocol: str, rows: Sequence[Row]) -> dict[str, float]:
+    def metrics(self, protocol: str, rows: Sequence[Row]) -> dict[str, float]:
         """Means of the lines, and ``truth_image@<id>``: what images of the truth have, compared with each other.
 
         No generated image can be expected to score higher than the truth.
         """
         scores = [key for key in rows[0] if "@" in key or key == "color_accuracy"] if rows else []
-        numbers = {key: sum(row[key] for row in rows) / len(rows) for key in scores}
+        metrics = {key: sum(row[key] for row in rows) / len(rows) for key in scores}
         references = self.requests[protocol].references
         for network in self._features if len(references) > 1 else ():
             vectors = _described(network, references)
             others = (vectors @ vectors.T).sum() - len(references)  # without the cosine of each with itself
-            numbers[f"truth_image@{network.id}"] = float(others / (len(references) * (len(references) - 1)))
-        return numbers
+            metrics[f"truth_image@{network.id}"] = float(others / (len(references) * (len(references) - 1)))
+        return metrics
 
     def _asked(self, protocol: str) -> tuple[list[str], list[int]]:
         """Prompt and seed of each image; a seed depends on the place of the prompt, whatever the model."""
@@ -200,8 +200,8 @@ def grammar_prompt(prompt: str, nouns: Sequence[str], names: Sequence[str]) -> s
     """
     tokens = {noun.lower(): f"<{_part(place, noun, names)}:0>" for place, noun in enumerate(nouns)}
 
-    def token(found: re.Match[str]) -> str:
-        word = found[1].strip().lower()
+    def token(match: re.Match[str]) -> str:
+        word = match[1].strip().lower()
         if word in tokens:
             return f"{tokens[word]} {word}"
         number = re.search(r"(\d+)$", word)
@@ -217,15 +217,15 @@ def _part(place: int, noun: str, names: Sequence[str]) -> str:
     return names[lower.index(noun.lower())] if noun.lower() in lower else names[place + 1]
 
 
-def _photographed(found: ConceptSet, names: Sequence[str]) -> list[ConceptRequest]:
+def _photographed(concepts: ConceptSet, names: Sequence[str]) -> list[ConceptRequest]:
     return [
         ConceptRequest(
             protocol,
-            tuple(grammar_prompt(prompt, found.nouns, names) for prompt in subset.prompts),
+            tuple(grammar_prompt(prompt, concepts.nouns, names) for prompt in subset.prompts),
             subset.texts,
             (subset.reference,),
         )
-        for protocol, subset in found.subsets.items()
+        for protocol, subset in concepts.subsets.items()
     ]
 
 

@@ -15,8 +15,8 @@ from partcraft_lit.core.files import atomic_write
 
 FILE_NAME = "scores.csv"
 _NETWORKS = "networks.json"
-#: Columns that are no scores.
-FACTS = ("protocol", "index", "seed", "prompt", "image", "asked", "found")
+#: Columns that say what an image is; all others are scores.
+METADATA = ("protocol", "index", "seed", "prompt", "image", "asked", "found")
 #: Two computations of a score may differ by this much: codes are whole numbers, cosines are rounded.
 TOLERANCE = 1e-4
 #: The same for numbers of whole sets, which have sizes of their own.
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes all lines in one step; scores with six digits, NaN as an empty cell."""
-    columns = [*FACTS, *dict.fromkeys(key for row in rows for key in row if key not in FACTS)]
+    columns = [*METADATA, *dict.fromkeys(key for row in rows for key in row if key not in METADATA)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -36,7 +36,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """What ``write_rows`` wrote: facts as text, scores as numbers.
+    """What ``write_rows`` wrote: metadata as text, scores as floats.
 
     Raises:
         UserError: if the file is missing or is not such a table.
@@ -44,7 +44,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
-        return [{key: value if key in FACTS else _number(value) for key, value in line.items()} for line in lines]
+        return [{key: value if key in METADATA else _number(value) for key, value in line.items()} for line in lines]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: score the run first (partcraft evaluate run={path.parent}).") from None
     except (ValueError, TypeError, AttributeError) as error:
@@ -55,29 +55,29 @@ def differences(stored: Sequence[Row], computed: Sequence[Row]) -> list[str]:
     """What two tables disagree on, one sentence each; columns that only one of them has are compared too."""
     ours = {_key(row): row for row in computed}
     theirs = {_key(row): row for row in stored}
-    found = [f"{_where(row)} is not in the table." for key, row in ours.items() if key not in theirs]
-    found += [f"{_where(row)} cannot be computed again." for key, row in theirs.items() if key not in ours]
+    wrong = [f"{_where(row)} is not in the table." for key, row in ours.items() if key not in theirs]
+    wrong += [f"{_where(row)} cannot be computed again." for key, row in theirs.items() if key not in ours]
     for key in ours.keys() & theirs.keys():
-        for column in FACTS:
+        for column in METADATA:
             before, value = (str(row[key].get(column, "")) for row in (theirs, ours))
             if before != value:
-                found.append(f"{_where(ours[key])}: {column} is {before!r} in the table, computed again {value!r}.")
-        for column in (ours[key].keys() | theirs[key].keys()).difference(FACTS):
+                wrong.append(f"{_where(ours[key])}: {column} is {before!r} in the table, computed again {value!r}.")
+        for column in (ours[key].keys() | theirs[key].keys()).difference(METADATA):
             before, value = (row[key].get(column, math.nan) for row in (theirs, ours))
             if not _same(before, value):
-                found.append(f"{_where(ours[key])}: {column} is {before:.4f} in the table, computed again {value:.4f}.")
-    return sorted(found)
+                wrong.append(f"{_where(ours[key])}: {column} is {before:.4f} in the table, computed again {value:.4f}.")
+    return sorted(wrong)
 
 
 def stored_scores(run_folder: Path, evaluation: Path) -> dict[str, float]:
-    """The numbers of an evaluation; those for the run's own settings may have been left by its training.
+    """The scores of an evaluation; those for the run's own settings may have been left by its training.
 
     Args:
         run_folder: of the run.
         evaluation: inside it.
     """
-    numbers = _numbers(run_folder / "scores.json") if evaluation == run_folder / "evaluation" else {}
-    return numbers | _numbers(evaluation / "scores.json")
+    scores = _scores_in(run_folder / "scores.json") if evaluation == run_folder / "evaluation" else {}
+    return scores | _scores_in(evaluation / "scores.json")
 
 
 def write_networks(evaluation: Path, names: Sequence[str]) -> None:
@@ -88,28 +88,30 @@ def write_networks(evaluation: Path, names: Sequence[str]) -> None:
 def read_networks(evaluation: Path) -> list[str] | None:
     """What ``write_networks`` wrote; None if nothing did."""
     try:
-        found = json.loads((evaluation / _NETWORKS).read_text(encoding="utf-8"))
+        content = json.loads((evaluation / _NETWORKS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return [str(name) for name in found] if isinstance(found, list) else None
+    return [str(name) for name in content] if isinstance(content, list) else None
 
 
-def _numbers(path: Path) -> dict[str, float]:
+def _scores_in(path: Path) -> dict[str, float]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {str(k): math.nan if v is None else float(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    return {str(key): math.nan if value is None else float(value) for key, value in content.items()}
 
 
 def score_differences(stored: Mapping[str, float], computed: Mapping[str, float]) -> list[str]:
     """Numbers that are not what was computed again, or cannot be computed again, one sentence each."""
-    found = []
+    wrong = []
     for key in dict.fromkeys([*computed, *stored]):
         before, value = stored.get(key, math.nan), computed.get(key, math.nan)
         if not _close(before, value):
-            found.append(f"{key} is {before:.6g} there, computed again {value:.6g}.")
-    return found
+            wrong.append(f"{key} is {before:.6g} there, computed again {value:.6g}.")
+    return wrong
 
 
 def _close(stored: float, computed: float) -> bool:

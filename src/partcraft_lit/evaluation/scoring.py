@@ -62,8 +62,8 @@ class Scores:
         protocols: "reconstruction", "2 species", ... -> scores of the trained model.
         untrained: the same for the model before training, for protocols where it was measured.
         ceilings: real images read twice: "vae_round_trip", "mirrored", "recropped".
-        truth: numbers that need the truth, by protocol; empty where it is not known.
-        pictures: numbers about whole images of the trained model, by protocol; behind ``CEILING`` those of images
+        truth: scores against the truth, by protocol; empty where it is not known.
+        pictures: metrics of whole images of the trained model, by protocol; behind ``CEILING`` those of images
             that a perfect model would draw.
         rows: one per image of the trained model.
         codes: name -> effective number of codes, of the parts that have fewer than K.
@@ -79,14 +79,14 @@ class Scores:
 
     def flat(self) -> dict[str, float]:
         """One number per key, for logs and files."""
-        numbers: dict[str, float] = {}
+        scores: dict[str, float] = {}
         for prefix, group in (("eval", self.protocols), ("untrained", self.untrained), ("ceiling", self.ceilings)):
-            for protocol, scores in group.items():
-                numbers.update(scores.flat(protocol.replace(" ", "_"), prefix))
+            for protocol, of_parts in group.items():
+                scores.update(of_parts.flat(protocol.replace(" ", "_"), prefix))
         for kind, group_of in (("truth", self.truth), ("pictures", self.pictures)):
             for protocol, values in group_of.items():
-                numbers.update({f"{kind}/{key}@{protocol.replace(' ', '_')}": value for key, value in values.items()})
-        return numbers | {f"codes/{name}": float(number) for name, number in self.codes.items()}
+                scores.update({f"{kind}/{key}@{protocol.replace(' ', '_')}": value for key, value in values.items()})
+        return scores | {f"codes/{name}": float(number) for name, number in self.codes.items()}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ProtocolScores:
 
     Attributes:
         scores: means over images.
-        truth: numbers that need the truth; empty where it is not known.
+        truth: scores against the truth; empty where it is not known.
         rows: one per image, see ``image_scores``.
     """
 
@@ -152,14 +152,14 @@ class Scorer:
     def protocols(self) -> dict[str, Targets]:
         """What is asked for and can be composed, by protocol."""
         chosen = self.settings
-        wanted: dict[str, Targets] = {}
+        targets: dict[str, Targets] = {}
         if chosen.reconstructions:
-            wanted["reconstruction"] = reconstruction_targets(self.codes, chosen.reconstructions, chosen.seed)
+            targets["reconstruction"] = reconstruction_targets(self.codes, chosen.reconstructions, chosen.seed)
         for species in self.species if chosen.compositions else ():
-            wanted[f"{species} species"] = composition_targets(
+            targets[f"{species} species"] = composition_targets(
                 self.codes, species, chosen.compositions, chosen.seed, labels=self.labels
             )
-        return wanted
+        return targets
 
     def score(
         self,
@@ -201,44 +201,44 @@ class Scorer:
         for start in range(0, len(targets), _READ_AT_ONCE):
             batch = targets[start : start + _READ_AT_ONCE]
             images = [read_image(path) for path in paths[start : start + _READ_AT_ONCE]]
-            found = self.predictor.predict(images)
-            numbers = [_per_part(metrics, found, batch.codes, names, row) for row in range(len(batch))]
+            predicted = self.predictor.predict(images)
+            scores_of = [_per_part(metrics, predicted, batch.codes, names, row) for row in range(len(batch))]
             for metric in metrics.values():
-                metric.update(found, batch.codes)
+                metric.update(predicted, batch.codes)
             if tally is not None and asked is not None:
                 truths = tally.update(torch.stack(images), asked[start : start + _READ_AT_ONCE])
-                numbers = [{**of_parts, **of_truth} for of_parts, of_truth in zip(numbers, truths, strict=True)]
-            for row, scored in enumerate(numbers):
+                scores_of = [{**of_parts, **of_truth} for of_parts, of_truth in zip(scores_of, truths, strict=True)]
+            for row, scored in enumerate(scores_of):
                 index = start + row
-                facts = {
+                metadata = {
                     "protocol": protocol,
                     "index": index,
                     "seed": batch.seeds[row],
                     "prompt": prompts[index],
                     "image": str(paths[index].relative_to(self.folder)),
                     "asked": _text(batch.codes[row]),
-                    "found": _text(found.codes[row]),
+                    "found": _text(predicted.codes[row]),
                 }
-                rows.append({**facts, **scored})
+                rows.append({**metadata, **scored})
         emr, cosim = ({key: float(v) for key, v in metric.compute().items()} for metric in metrics.values())
         scores = PartScores(emr=emr, cosim=cosim, num_images=len(targets))
         return ProtocolScores(scores, {} if tally is None else tally.compute(), rows)
 
 
 def _per_part(
-    metrics: Mapping[str, PartMetric], found: PartPrediction, asked: Tensor, names: Sequence[str], row: int
+    metrics: Mapping[str, PartMetric], predicted: PartPrediction, asked: Tensor, names: Sequence[str], row: int
 ) -> dict[str, float]:
     """Scores of one image: over all parts, without the background, and per part."""
     one = PartPrediction(
-        found.codes[row : row + 1], found.label_maps[row : row + 1], found.part_features[row : row + 1]
+        predicted.codes[row : row + 1], predicted.label_maps[row : row + 1], predicted.part_features[row : row + 1]
     )
-    numbers: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for key, metric in metrics.items():
-        scores = metric.image_scores(one, asked[row : row + 1])[0]  # (M + 1,)
-        numbers[f"{key}/all"] = float(scores.mean())
-        numbers[f"{key}/without_background"] = float(scores[BACKGROUND + 1 :].mean())
-        numbers.update({f"{key}/{name}": float(value) for name, value in zip(names, scores, strict=True)})
-    return numbers
+        of_parts = metric.image_scores(one, asked[row : row + 1])[0]  # (M + 1,)
+        scores[f"{key}/all"] = float(of_parts.mean())
+        scores[f"{key}/without_background"] = float(of_parts[BACKGROUND + 1 :].mean())
+        scores.update({f"{key}/{name}": float(value) for name, value in zip(names, of_parts, strict=True)})
+    return scores
 
 
 def _text(codes: Tensor) -> str:
@@ -265,10 +265,10 @@ def measure_ceiling(scorer: Scorer, source: ImageSource, backbone: Backbone, sto
 
 
 def image_scorer(
-    settings: EvalSettings, source: ImageSource, features: Sequence[ImageFeatures], facts: Mapping[str, Any]
+    settings: EvalSettings, source: ImageSource, features: Sequence[ImageFeatures], metadata: Mapping[str, Any]
 ) -> ImageScorer | None:
     """What scores whole images by these networks; None without any."""
-    return ImageScorer(source, features, settings.neighbours, facts) if features else None
+    return ImageScorer(source, features, settings.neighbours, metadata) if features else None
 
 
 def concept_scorer(
@@ -279,10 +279,10 @@ def concept_scorer(
 
 
 def write_scores(scores: Scores, folder: Path) -> dict[str, float]:
-    """``scores.json`` with one number per key; returns the numbers."""
-    numbers = scores.flat()
-    atomic_write(folder / "scores.json", json.dumps(_finite(numbers), indent=1) + "\n")
-    return numbers
+    """``scores.json`` with one number per key; returns them."""
+    flat = scores.flat()
+    atomic_write(folder / "scores.json", json.dumps(_finite(flat), indent=1) + "\n")
+    return flat
 
 
 def labels_of(source: ImageSource) -> Tensor | None:
@@ -306,13 +306,13 @@ def score_images(scorer: Scorer, module: PersonalizationModule, scores: Scores, 
     for protocol, targets in scorer.protocols().items():
         with stages.stage("score") as counter:
             progress = functools.partial(counter.part, protocol)
-            found = scorer.score(module, targets, protocol, progress)
-            add_protocol(scores, protocol, found)
+            of_protocol = scorer.score(module, targets, protocol, progress)
+            add_protocol(scores, protocol, of_protocol)
         if scorer.truth is not None and (perfect := scorer.truth.perfect(targets)):
             scores.truth[f"perfect {protocol}"] = perfect
         if scorer.pictures is not None:
             with stages.stage("score whole pictures"):
-                _score_pictures(scorer, scorer.pictures, protocol, targets, found.rows, module.backbone, scores)
+                _score_pictures(scorer, scorer.pictures, protocol, targets, of_protocol.rows, module.backbone, scores)
     if scorer.concepts is not None:
         _score_concepts(scorer, scorer.concepts, module, scores, stages)
 
@@ -329,7 +329,7 @@ def _score_pictures(
     """Numbers of whole images, for the set and for each line; and beside them what the autoencoder loses."""
     paths, prompts = [scorer.folder / row["image"] for row in rows], [row["prompt"] for row in rows]
     whole = pictures.score(targets, paths, prompts)
-    scores.pictures[protocol] = whole.numbers
+    scores.pictures[protocol] = whole.metrics
     for row, more in zip(rows, whole.rows, strict=True):
         row.update(more)
     if scorer.settings.ceiling_images:
@@ -344,8 +344,8 @@ def _score_concepts(
     for protocol in concepts.requests:
         with stages.stage("score concepts") as counter:
             progress = functools.partial(counter.part, protocol)
-            rows, numbers = concepts.score(module, protocol, scorer.folder, progress, scorer.draw_images)
-        scores.pictures[protocol] = numbers
+            rows, metrics = concepts.score(module, protocol, scorer.folder, progress, scorer.draw_images)
+        scores.pictures[protocol] = metrics
         scores.rows += rows
 
 
@@ -365,8 +365,8 @@ def score_untrained(
     for protocol, targets in scorer.protocols().items() if few else ():
         with stages.stage("score untrained") as counter:
             progress = functools.partial(counter.part, protocol)
-            found, truth = _cached_score(below, module, targets[:few], protocol, progress, store)
-        scores.untrained[protocol] = found
+            of_parts, truth = _cached_score(below, module, targets[:few], protocol, progress, store)
+        scores.untrained[protocol] = of_parts
         if truth:
             scores.truth[f"untrained {protocol}"] = truth
 
@@ -387,8 +387,8 @@ def _cached_score(
     about = [_VERSION, [recipe_of(path) for path in paths], targets.codes.tolist(), parts, truth]
 
     def read() -> dict[str, Any]:
-        found = scorer.read(targets, protocol, paths, prompts)
-        return {"truth": found.truth, **scores_as_values({"scores": found.scores})}
+        scored = scorer.read(targets, protocol, paths, prompts)
+        return {"truth": scored.truth, **scores_as_values({"scores": scored.scores})}
 
     values = read() if store is None else cached_values(store, "scores", about, read)
     return scores_of_values({"scores": values["scores"]})["scores"], values["truth"]
@@ -402,27 +402,27 @@ def log_scores(scores: Scores, stages: Stages) -> None:
                 f"  {kind}{protocol}: EMR {values.emr['all']:.3f} (without background "
                 f"{values.emr['without_background']:.3f}), CoSim {values.cosim['all']:.3f}, n = {values.num_images}"
             )
-    for protocol, numbers in scores.truth.items():
-        shown = ", ".join(f"{key} {value:.3f}" for key, value in numbers.items())
+    for protocol, metrics in scores.truth.items():
+        shown = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
         stages.log(f"  against the truth, {protocol}: {shown}")
-    for protocol, numbers in scores.pictures.items():
-        stages.log(f"  whole images, {protocol}: " + ", ".join(f"{key} {v:.4g}" for key, v in numbers.items()))
+    for protocol, metrics in scores.pictures.items():
+        stages.log(f"  whole images, {protocol}: " + ", ".join(f"{key} {v:.4g}" for key, v in metrics.items()))
 
 
-def annotation_scores(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def annotation_scores(metadata: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """What discovery's report says of boxes and keypoints, as the "protocol" of the real images; empty without them."""
-    found = facts.get("annotations", {})
-    numbers = {key: value for key, value in found.items() if isinstance(value, float) and value == value}
-    return {"real images": numbers} if numbers else {}
+    annotations = metadata.get("annotations", {})
+    metrics = {key: value for key, value in annotations.items() if isinstance(value, float) and value == value}
+    return {"real images": metrics} if metrics else {}
 
 
-def _finite(numbers: Mapping[str, float]) -> dict[str, Any]:
-    return {key: value if value == value else None for key, value in numbers.items()}
+def _finite(scores: Mapping[str, float]) -> dict[str, Any]:
+    return {key: value if value == value else None for key, value in scores.items()}
 
 
 def scores_as_values(scores: Mapping[str, PartScores]) -> dict[str, Any]:
-    return {name: asdict(found) for name, found in scores.items()}
+    return {name: asdict(of_parts) for name, of_parts in scores.items()}
 
 
 def scores_of_values(values: Mapping[str, Any]) -> dict[str, PartScores]:
-    return {name: PartScores(**found) for name, found in values.items()}
+    return {name: PartScores(**of_parts) for name, of_parts in values.items()}

@@ -30,16 +30,16 @@ class ImageScores:
     """What one protocol gave.
 
     Attributes:
-        numbers: of all images together.
+        metrics: of all images together.
         rows: scores of each image by itself.
     """
 
-    numbers: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, key: str, values: Tensor) -> None:
         """(I,) one value per image, and their mean."""
-        self.numbers[key] = float(values.mean())
+        self.metrics[key] = float(values.mean())
         for row, value in zip(self.rows, values.tolist(), strict=True):
             row[key] = value
 
@@ -51,13 +51,13 @@ class ImageScorer:
         source: the real images.
         features: the networks; the keys name them.
         neighbours: real images among which copies are looked for, at most; spread evenly over the source.
-        facts: what discovery wrote, for the truth where it is known.
+        metadata: what discovery wrote, for the truth where it is known.
     """
 
     def __init__(
-        self, source: ImageSource, features: Sequence[ImageFeatures], neighbours: int, facts: Mapping[str, Any]
+        self, source: ImageSource, features: Sequence[ImageFeatures], neighbours: int, metadata: Mapping[str, Any]
     ) -> None:
-        self._source, self._features, self._facts = source, features, facts
+        self._source, self._features, self._metadata = source, features, metadata
         count = min(neighbours, len(source))
         self._neighbours = torch.linspace(0, len(source) - 1, count).round().long().tolist() if count else []
         self._known: dict[str, dict[int, Tensor]] = {network.id: {} for network in features}
@@ -81,20 +81,20 @@ class ImageScorer:
             in which the object's noun stands for its tokens. What would need more images is left out.
         """
         givers = targets.sources[:, 0].tolist()
-        found = ImageScores(rows=[{} for _ in paths])
+        scores = ImageScores(rows=[{} for _ in paths])
         texts = [self._text(prompt) for prompt in prompts]
         for network in self._features:
             generated = _describe(network, (read_image(path) for path in paths))
             if not isinstance(network, PixelFeatures):  # as a cloud of points, pixels say nothing, and cost much
-                found.numbers.update(_distances(network, self._references(network, targets), generated))
+                scores.metrics.update(_distances(network, self._references(network, targets), generated))
             if _whole(targets):
-                found.add(f"likeness@{network.id}", _cosines(generated, self._real(network, givers)))
+                scores.add(f"likeness@{network.id}", _cosines(generated, self._real(network, givers)))
             if len(self._neighbours) > 1:
-                found.numbers.update(_copies(network, self._real(network, self._neighbours), generated))
+                scores.metrics.update(_copies(network, self._real(network, self._neighbours), generated))
             if isinstance(network, ClipEncoder):
                 for metric in (ClipTextSimilarity(network), ClipScore(network)):
-                    found.add(metric.key, metric.scores(generated, texts))
-        return found
+                    scores.add(metric.key, metric.scores(generated, texts))
+        return scores
 
     def ceiling(self, targets: Targets, change: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The same distances for the images that stand for perfect ones, each changed as no model can avoid.
@@ -104,21 +104,21 @@ class ImageScorer:
             change: (3, height, width) uint8 -> the same; the autoencoder's round trip.
         """
         givers = targets.sources[:, 0].tolist()
-        true = true_hybrids(self._source, targets, self._facts)
+        true = true_hybrids(self._source, targets, self._metadata)
         perfect = [self._source.image(index) for index in givers] if true is None else list(true)
         changed = [change(image) for image in perfect]
-        numbers: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for network in self._features:
             vectors = _describe(network, changed)
             if not isinstance(network, PixelFeatures):
-                numbers |= _distances(network, _describe(network, perfect), vectors)
+                metrics |= _distances(network, _describe(network, perfect), vectors)
             if _whole(targets):
-                numbers[f"likeness@{network.id}"] = float(_cosines(vectors, _describe(network, perfect)).mean())
-        return numbers
+                metrics[f"likeness@{network.id}"] = float(_cosines(vectors, _describe(network, perfect)).mean())
+        return metrics
 
     def _references(self, network: ImageFeatures, targets: Targets) -> Tensor:
         """(I, D) of what the images are compared with as a set."""
-        true = true_hybrids(self._source, targets, self._facts)
+        true = true_hybrids(self._source, targets, self._metadata)
         return self._real(network, targets.sources[:, 0].tolist()) if true is None else _describe(network, true)
 
     def _text(self, prompt: str) -> str:
@@ -130,8 +130,8 @@ class ImageScorer:
         """(len(indices), D), each image described once."""
         known = self._known[network.id]
         missing = sorted(set(indices) - known.keys())
-        found = _describe(network, (self._source.image(index) for index in missing))
-        known.update(zip(missing, found, strict=True))
+        vectors = _describe(network, (self._source.image(index) for index in missing))
+        known.update(zip(missing, vectors, strict=True))
         return torch.stack([known[index] for index in indices])
 
 
@@ -147,12 +147,12 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
 
 def _describe(network: ImageFeatures, images: Iterable[Tensor]) -> Tensor:
     """Vectors of images of any sizes on the CPU, those of one size together."""
-    found: list[Tensor] = []
+    vectors: list[Tensor] = []
     waiting: list[Tensor] = []
 
     def flush() -> None:
         if waiting:
-            found.append(network(torch.stack(waiting)).cpu())
+            vectors.append(network(torch.stack(waiting)).cpu())
             waiting.clear()
 
     for image in images:
@@ -160,30 +160,30 @@ def _describe(network: ImageFeatures, images: Iterable[Tensor]) -> Tensor:
             flush()
         waiting.append(image)
     flush()
-    return torch.cat(found) if found else torch.zeros(0, network.dim)
+    return torch.cat(vectors) if vectors else torch.zeros(0, network.dim)
 
 
 def _distances(network: ImageFeatures, real: Tensor, generated: Tensor) -> dict[str, float]:
-    numbers: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     # Every process reads all images: nothing is to be gathered.
     fid, kid = FrechetDistance(network, sync_on_compute=False), KernelDistance(network, sync_on_compute=False)
     for vectors, is_real in ((real, True), (generated, False)):
         fid.update(vectors, is_real)
         kid.update(vectors, is_real)
     if len(generated) > 1:
-        numbers[fid.key] = float(fid.compute())
+        metrics[fid.key] = float(fid.compute())
     if len(generated) > 2:
-        found = kid.compute()
-        numbers |= {kid.key: float(found["value"]), f"kid_error@{network.id}": float(found["standard_error"])}
-    return numbers
+        estimate = kid.compute()
+        metrics |= {kid.key: float(estimate["value"]), f"kid_error@{network.id}": float(estimate["standard_error"])}
+    return metrics
 
 
 def _copies(network: ImageFeatures, real: Tensor, generated: Tensor) -> dict[str, float]:
     metric = Memorisation(network, cosine=not isinstance(network, PixelFeatures), sync_on_compute=False)
     metric.update(real, real=True)
     metric.update(generated, real=False)
-    found = metric.compute()
+    copies = metric.compute()
     return {
-        metric.key: float(found["value"]),
-        f"nearest@{network.id}": float(found["distance"] / found["real_distance"]),
+        metric.key: float(copies["value"]),
+        f"nearest@{network.id}": float(copies["distance"] / copies["real_distance"]),
     }

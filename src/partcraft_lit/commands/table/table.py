@@ -25,7 +25,7 @@ from partcraft_lit.core.images import read_image
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import stable_hash
 from partcraft_lit.core.visualization import grid, label, save_png
-from partcraft_lit.evaluation.image_scores import FACTS
+from partcraft_lit.evaluation.image_scores import METADATA
 from partcraft_lit.report.table_figure import draw_figure
 from partcraft_lit.report.tables import Column as Head
 from partcraft_lit.report.tables import Entry, Table, csv_text, latex, markdown
@@ -219,10 +219,10 @@ def _write_maps(path: Path, name: str, rows: Mapping[str, Sequence[RunScores]]) 
 def _results(rows: Mapping[str, Sequence[RunScores]]) -> str:
     """One line per row, seed and image."""
     lines = [(row, run.seed, run.folder, line) for row, runs in rows.items() for run in runs for line in run.rows]
-    scores = dict.fromkeys(key for *_, line in lines for key in line if key not in FACTS)
-    columns = ["row", "seed", "run", *(f"picture_{f}" if f == "seed" else f for f in FACTS), *scores]
+    scores = dict.fromkeys(key for *_, line in lines for key in line if key not in METADATA)
+    columns = ["row", "seed", "run", *(f"picture_{f}" if f == "seed" else f for f in METADATA), *scores]
     values = [
-        [row, seed, folder.name, *(line.get(fact) for fact in FACTS), *(line.get(score) for score in scores)]
+        [row, seed, folder.name, *(line.get(column) for column in METADATA), *(line.get(score) for score in scores)]
         for row, seed, folder, line in lines
     ]
     return csv_text(columns, values)

@@ -142,10 +142,12 @@ def _stats(metadata: Mapping[str, Any], scores: Scores) -> list[Stat]:
         quality = metadata["quality"]
         stats.append(Stat(f"{quality['mean_part_iou']:.2f}", "part IoU", "discovered parts against the truth"))
     if "annotations" in metadata:
-        found = metadata["annotations"]
-        stats.append(Stat(f"{found['box_iou']:.2f}", "box IoU", "discovered foreground against annotated boxes"))
-        if found["part_of"]:
-            stats.append(Stat(f"{found['keypoint_accuracy']:.0%}", "keypoints in their part", "of those annotated"))
+        annotations = metadata["annotations"]
+        stats.append(Stat(f"{annotations['box_iou']:.2f}", "box IoU", "discovered foreground against annotated boxes"))
+        if annotations["part_of"]:
+            stats.append(
+                Stat(f"{annotations['keypoint_accuracy']:.0%}", "keypoints in their part", "of those annotated")
+            )
     ceiling = scores.ceilings.get("vae_round_trip")
     for protocol, values in scores.protocols.items():
         if protocol in ("reconstruction", "4 species"):

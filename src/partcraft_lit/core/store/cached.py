@@ -30,11 +30,11 @@ def cached_values(store: Store, kind: str, about: Any, compute: Callable[[], Map
     entry = store.get(kind, key)
     if entry is not None:
         try:
-            found: dict[str, Any] = json.loads(_as_bytes(entry["json"]))
+            cached: dict[str, Any] = json.loads(_as_bytes(entry["json"]))
         except (KeyError, ValueError) as error:
             _log.warning("What the store holds as %s cannot be read, and is computed again: %s", kind, error)
         else:
-            return found
+            return cached
     values = dict(compute())
     store.put(kind, key, {"json": _as_tensor(json.dumps(values).encode())})
     return values
