@@ -43,7 +43,9 @@ def test_copies_of_the_training_pictures_are_found_out(birds, tmp_path):
     targets = reconstruction_targets(codes_of(birds), 5)
     copies = [birds.image(index) for index in targets.sources[:, 0].tolist()]
     networks = [embedded_features(), PixelFeatures(8)]
-    found = ImageScorer(birds, networks, neighbours=12, metadata={}).score(targets, saved(tmp_path, copies), PROMPTS[:5])
+    found = ImageScorer(birds, networks, neighbours=12, metadata={}).score(
+        targets, saved(tmp_path, copies), PROMPTS[:5]
+    )
     assert [row["likeness@pixels-8"] for row in found.rows] == pytest.approx([1.0] * 5)
     found = found.metrics
     for name in ("mini-features", "pixels-8"):
