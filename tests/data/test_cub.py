@@ -113,12 +113,12 @@ def test_what_is_no_cub_says_how_to_get_it(broken: Path, tmp_path: Path) -> None
 def test_tables_that_were_cut_off(broken: Path) -> None:
     lines = (broken / "train_test_split.txt").read_text().splitlines()
     (broken / "train_test_split.txt").write_text("\n".join(lines[:-2]))
-    with pytest.raises(UserError, match=r"train_test_split\.txt says nothing of 2 images"):
+    with pytest.raises(UserError, match=r"train_test_split\.txt lacks 2 images"):
         Cub(broken)
     shutil.copy(broken / "parts/part_locs.txt", broken / "whole.txt")
     (broken / "parts/part_locs.txt").write_text("\n".join((broken / "whole.txt").read_text().splitlines()[:-1]))
     (broken / "train_test_split.txt").write_text("\n".join(lines))
-    with pytest.raises(UserError, match=r"part_locs\.txt says 179 places instead of 15 for each of 12 images"):
+    with pytest.raises(UserError, match=r"part_locs\.txt has 179 places instead of 15 for each of 12 images"):
         Cub(broken)
     (broken / "train_test_split.txt").write_text("\n".join([*lines[:-1], lines[-1].split()[0]]))
     with pytest.raises(UserError, match=r"train_test_split\.txt, line 12: wanted 2 columns, got '12'"):

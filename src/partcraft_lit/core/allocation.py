@@ -1,4 +1,4 @@
-"""How a process gets memory from the system and gives it back."""
+"""glibc malloc settings: keeping freed memory, and returning it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 #: Blocks up to this size come from what was freed before; 32 MiB is the most that glibc takes.
 LARGEST_KEPT = 32 << 20
-#: So much freed memory stays with the process.
+#: Freed memory kept by the process.
 KEPT = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Lets freed memory stay with the process, up to 1 GiB, instead of going back to the system at once.
+    """Keeps up to 1 GiB of freed memory in the process instead of returning it to the system at once.
 
-    A training step on a CPU allocates and frees the same blocks again and again. glibc gives those of some megabytes
-    back each time, and the system fills each page with zeros when it is touched again: thousands of pages a step. One
-    arena serves all threads, so that the backward pass, which has a thread of its own, takes what the forward pass
-    freed.
+    A training step on a CPU allocates and frees the same blocks again and again. glibc returns blocks of some megabytes
+    each time, and the kernel zeroes every page when it is touched again: thousands of page faults per step. A single
+    arena for all threads lets the backward pass, which runs in its own thread, reuse what the forward pass freed.
 
     Returns:
-        Whether this system's allocator could be told; others are left as they are.
+        Whether the allocator accepts the settings; other allocators are left as they are.
     """
     mallopt = _of_libc("mallopt")
     if mallopt is None:
@@ -34,12 +33,12 @@ def keep_freed_memory() -> bool:
 
 
 def give_freed_memory_back() -> None:
-    """Returns what was freed to the system, once: after something large is gone for good."""
+    """Returns freed memory to the system once, after something large was released for good."""
     malloc_trim = _of_libc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def _of_libc(name: str) -> Any:
-    """A function of glibc's; None elsewhere, musl included."""
+    """A function of glibc; None on other systems, musl included."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -1,4 +1,4 @@
-"""Dataclasses of tensors that go to another device, or to another process, as a whole."""
+"""Dataclasses of tensors that move to a device or a process as one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-#: Bytes that each tensor of a buffer begins at a multiple of; more than any type of number is long.
+#: Alignment of tensors in a buffer, in bytes; at least the size of any dtype.
 _ALIGNMENT = 64
 
 
@@ -22,7 +22,7 @@ class Movable:
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """What a loader with ``pin_memory=True`` calls; without it the tensors would stay pageable in silence."""
+        """Called by a loader with ``pin_memory=True``, which skips types without this method silently."""
         return self._map(lambda value: value.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -31,9 +31,9 @@ class Movable:
 
 
 def packed(value: Movable) -> tuple[Tensor, dict[str, Any]]:
-    """All tensors of a dataclass as one buffer of bytes on the CPU, and the rest with their places in it.
+    """Packs all tensors of a dataclass into one CPU buffer; also returns the other fields with the tensors' positions.
 
-    The buffer is what ``unpacked`` needs to make the tensors again, without copies: values, shapes and types.
+    ``unpacked`` restores the tensors as views of the buffer.
     """
     pieces: list[tuple[_Place, Tensor]] = []
 
@@ -50,13 +50,13 @@ def packed(value: Movable) -> tuple[Tensor, dict[str, Any]]:
 
 
 def unpacked(kind: type[T], buffer: Tensor, outline: dict[str, Any]) -> T:
-    """The dataclass of that kind that ``packed`` was given."""
+    """Inverse of ``packed``."""
     return kind(**{name: _mapped(value, _Place, lambda place: place.read(buffer)) for name, value in outline.items()})
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies in a buffer of bytes."""
+    """Position, shape and dtype of a tensor in a byte buffer."""
 
     start: int
     shape: torch.Size
@@ -75,7 +75,7 @@ class _Place:
 
 
 def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """Replaces everything of a kind, inside dataclasses and tuples too."""
+    """Applies a function to all values of a type, recursing into dataclasses and tuples."""
     if isinstance(value, kind):
         return function(value)
     if isinstance(value, Movable):

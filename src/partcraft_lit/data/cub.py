@@ -1,4 +1,4 @@
-"""CUB-200-2011 as it is published: 200 species of birds, with boxes and the places of 15 parts."""
+"""CUB-200-2011 in its published layout: 200 bird species with bounding boxes and 15 keypoints."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Cub(ImageFiles):
     Args:
         dir: the folder ``CUB_200_2011``, or the one that holds it.
         split: which images: "train" (5,994), "test" (5,794) or "all".
-        classes: names of the species to take ("Blue Jay"); all if empty. Labels count those that are taken.
+        classes: names of the species to use ("Blue Jay"); all if empty. Labels count these.
         class_noun: what the images show.
         store: see `ImageFiles`.
 
     Raises:
-        UserError: if the folder is not the data set, or a part of it is missing or contradicts the rest.
+        UserError: if the folder is not the data set, is incomplete or inconsistent.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Cub(ImageFiles):
         self._read_keypoints(root, images)
 
     def annotation(self, index: int) -> Annotation:
-        """Box and keypoints of an image, in its pixels."""
+        """Bounding box and keypoints of an image, in pixels."""
         key = self._key_of[self._paths[index]]
         left, top, width, height = self._boxes[key]
         return Annotation(
@@ -94,7 +94,7 @@ class Cub(ImageFiles):
         wanted = torch.tensor([[self._row_of[row[0]], column.get(row[1], -1)] for row in rows], dtype=torch.long)
         if len(rows) != len(images) * len(parts) or bool((wanted < 0).any()):
             raise UserError(
-                f"{root / 'parts/part_locs.txt'} says {len(rows)} places instead of {len(parts)} for each of "
+                f"{root / 'parts/part_locs.txt'} has {len(rows)} places instead of {len(parts)} for each of "
                 f"{len(images)} images. Unpack the archive again."
             )
         self._places = torch.zeros(len(images), len(parts), 3)  # x, y, visible
@@ -106,7 +106,7 @@ def _split_name(in_train: bool) -> Split:
 
 
 def _rows(root: Path, name: str, columns: int, images: dict[str, str]) -> list[list[str]]:
-    """Rows of a table that has one for each image.
+    """Rows of a table with one per image.
 
     Raises:
         UserError: if images are missing in it.
@@ -116,7 +116,7 @@ def _rows(root: Path, name: str, columns: int, images: dict[str, str]) -> list[l
     if missing:
         example = images[min(missing)]
         raise UserError(
-            f"{root / name} says nothing of {len(missing)} images of images.txt, for instance {example}. Unpack the "
+            f"{root / name} lacks {len(missing)} images of images.txt, for instance {example}. Unpack the "
             "archive again."
         )
     return [row for row in rows if row[0] in images]

@@ -1,4 +1,4 @@
-"""Stanford Dogs as it is published: 120 breeds, with boxes around the dogs."""
+"""Stanford Dogs in its published layout: 120 breeds with bounding boxes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Dogs(ImageFiles):
     Args:
         dir: the folder with ``Images``, ``Annotation`` and the lists (there or in ``lists``).
         split: which images: "train" (12,000), "test" (8,580) or "all".
-        classes: names of the breeds to take ("Chihuahua"); all if empty. Labels count those that are taken.
+        classes: names of the breeds to use ("Chihuahua"); all if empty. Labels count these.
         class_noun: what the images show.
         store: see `ImageFiles`.
 
     Raises:
-        UserError: if the folder is not the data set, or a part of it is missing or contradicts the rest.
+        UserError: if the folder is not the data set, is incomplete or inconsistent.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Dogs(ImageFiles):
         self.keypoint_names: list[str] = []
 
     def annotation(self, index: int) -> Annotation:
-        """Boxes of the dogs in an image, in its pixels.
+        """Bounding boxes of the dogs in an image, in pixels.
 
         Raises:
             UserError: if the annotation is missing or cannot be read.

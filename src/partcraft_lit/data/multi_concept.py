@@ -1,4 +1,4 @@
-"""Photographs with two concepts each, as DisenDiff evaluates: a folder per pair, named by its nouns."""
+"""DisenDiff's benchmark: photographs with two concepts each, one folder per pair, named by its nouns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _IMAGE = "image.jpg"
 
 
 class MultiConcept(ImageFiles):
-    """One training image per pair; prompts and reference pictures come with it.
+    """One training image per pair; prompts and reference images come with it.
 
     Args:
         dir: the folder that holds the pairs, or the folder of one pair ("cat_dog").
@@ -26,7 +26,7 @@ class MultiConcept(ImageFiles):
         class_noun: "cat and dog" for a single pair, "" for several.
 
     Raises:
-        UserError: if there is no such pair, or one lacks its image, prompts or reference pictures.
+        UserError: if there is no such pair, or one lacks its image, prompts or reference images.
     """
 
     def __init__(self, dir: str | Path, pairs: tuple[str, ...] = (), store: Store | str | Path | None = None) -> None:
@@ -53,5 +53,5 @@ class MultiConcept(ImageFiles):
         return self.concepts(index).nouns
 
     def concepts(self, index: int) -> ConceptSet:
-        """Prompts and reference pictures of an image: for both concepts together, and for each."""
+        """Prompts and reference images of an image: for both concepts together, and for each."""
         return self._concepts[Path(self._paths[index]).parent.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ def find_root(given: str | Path, inner: Sequence[str], marks: Sequence[str], dat
     Args:
         given: ``dataset.dir``.
         inner: names of folders that the archive unpacks to.
-        marks: files and folders that the data set consists of; where the first is, the data set is.
+        marks: files and folders of the data set; the first identifies its root.
         dataset: its name in the configuration, for messages.
 
     Raises:
@@ -43,7 +44,7 @@ def find_root(given: str | Path, inner: Sequence[str], marks: Sequence[str], dat
 
 
 def read_table(path: Path, columns: int) -> Iterator[list[str]]:
-    """Rows of a text table with columns separated by blanks; the last column may hold blanks itself.
+    """Rows of a whitespace-separated table; the last column may contain spaces.
 
     Raises:
         UserError: for a row with fewer columns, naming it.
@@ -59,7 +60,7 @@ def read_table(path: Path, columns: int) -> Iterator[list[str]]:
 
 
 def check_listed(root: Path, paths: Sequence[str], listed_in: str) -> None:
-    """Raises a UserError if images that a list names are not there: an archive that was unpacked in part."""
+    """Raises a UserError if listed images are missing: a partly unpacked archive."""
     missing = [path for path in paths if not (root / path).is_file()]
     if missing:
         raise UserError(
@@ -69,18 +70,18 @@ def check_listed(root: Path, paths: Sequence[str], listed_in: str) -> None:
 
 
 def check_split(split: str) -> None:
-    """Raises a UserError for a split that does not exist."""
+    """Raises a UserError for an unknown split."""
     if split not in SPLITS:
         raise UserError(f"dataset.split={split!r}: {nearest_names(split, SPLITS)}Known: {', '.join(SPLITS)}.")
 
 
 def choose_classes(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Indices of the classes that were asked for, in the data set's order; all if nothing was.
+    """Indices of the wanted classes in the data set's order; all if none are given.
 
-    Case, blanks, underscores and hyphens make no difference.
+    Case, spaces, underscores, hyphens and the Unicode spelling of accents do not matter.
 
     Raises:
-        UserError: for a class that does not exist, with the nearest names.
+        UserError: for an unknown class, with the nearest names.
     """
     known = {_plain(name): index for index, name in enumerate(names)}
     for name in wanted:
@@ -91,4 +92,4 @@ def choose_classes(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("_", " ").replace("-", " ").strip()
+    return unicodedata.normalize("NFC", name).lower().replace("_", " ").replace("-", " ").strip()

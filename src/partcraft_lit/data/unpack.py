@@ -44,8 +44,8 @@ class _StrictTarInfo(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
         try:
             info = super().fromtarfile(tarfile_)
-        except (tarfile.InvalidHeaderError, tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:
-            if tarfile_.offset:
+        except tarfile.HeaderError as error:
+            if tarfile_.offset and type(error).__name__ != "EOFHeaderError":  # which is a proper end
                 raise tarfile.ReadError(str(error)) from error
             raise
         if tarfile_.offset <= info.offset:  # a negative size, for instance in a pax record, would loop for ever

@@ -1,4 +1,4 @@
-"""Weights of a network that seldom works, in a file: where there is no other memory, that is where it can rest."""
+"""Memory-mapped weights: disk offloading of a network that is rarely used."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from partcraft_lit.core.files import make_folder
 
 
 class MappedWeights:
-    """Moves a network's weights from memory into an unnamed file, which the network reads while it works.
+    """Moves a network's weights into an unnamed file that is mapped into memory.
 
-    The system takes back what was read whenever it needs the memory, and at ``release``. The file is gone with the
-    process. Changes made to weights in place are lost at the next ``release``, so this is
-    for frozen networks.
+    The system may drop pages whenever it needs memory, and does at ``release``. The file disappears with the process.
+    In-place changes of weights are lost at the next ``release``, so this is for frozen networks.
 
     Args:
         network: on the CPU; its parameters and buffers stay the same objects.
-        folder: where the file lies; None for the system's place for temporary files, which may be memory itself.
+        folder: of the file; None for the system's temporary folder, which may itself be in memory.
 
     Raises:
-        UserError: if the file cannot be written; the weights stay where they are then.
+        UserError: if the file cannot be written; the weights then stay in memory.
     """
 
     def __init__(self, network: nn.Module, folder: Path | None = None) -> None:
@@ -46,19 +45,19 @@ class MappedWeights:
         self.release()
 
     def release(self) -> None:
-        """Frees what was read; it is read again when it is used."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # elsewhere the system decides by itself
+        """Drops the pages that were read; they are read again on use."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # elsewhere the system decides
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _write(tensors: list[Tensor], folder: Path | None) -> tuple[mmap.mmap, list[int]]:
-    """The file in memory, and where in it each tensor begins."""
+    """The mapped file, and the offset of each tensor."""
     if folder is not None:
         make_folder(folder)
     starts = []
     with tempfile.TemporaryFile(dir=folder) as file:
         for tensor in tensors:
-            starts.append(file.seek(-file.tell() % 64, 1))  # aligned for every number format
+            starts.append(file.seek(-file.tell() % 64, 1))  # aligned for every dtype
             file.write(_bytes(tensor).numpy().data)
         file.flush()
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), starts

@@ -1,8 +1,8 @@
-"""Pack files: records one behind another, appended by one process and read by many.
+"""Pack files: append-only sequences of records, written by one process and read by many.
 
-A record is a mark, the length and checksum of its head, the head (JSON: key, size of the body, time), and the body. A
-writer never changes what it wrote, and nobody else writes into its file. So a record is there or it is not: one that a
-killed process left half-written is the last of its file and ends behind the end of it.
+A record is a magic number, length and checksum of its header, the header (JSON: key, body size, time), and the body.
+Writers never modify records, and no file has two writers. So a record either exists or not: one that a killed process
+left incomplete is the last of its file and extends beyond the end of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from partcraft_lit.core.files import make_folder
 
 SUFFIX = ".pack"
-#: A writer begins another file beyond this size, so that no file grows without end.
+#: Beyond this size a writer starts another file.
 LARGEST = 1 << 30
 _MARK = b"\x93PCPACK\n"
 _LENGTHS = struct.Struct("<II")
@@ -30,7 +30,7 @@ _LENGTHS = struct.Struct("<II")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a body lies, and since when."""
+    """Location of a record's body, and when it was written."""
 
     path: Path
     offset: int
@@ -39,7 +39,7 @@ class Place:
 
 
 class PackWriter:
-    """Appends records to a file of its own in ``folder``; the file is made with the first of them."""
+    """Appends records to its own file in ``folder``, which is created with the first of them."""
 
     def __init__(self, folder: Path) -> None:
         self._file: int | None = None
@@ -49,17 +49,17 @@ class PackWriter:
         self.process = os.getpid()
 
     def append(self, key: str, body: bytes, written: float | None = None) -> Place:
-        """Writes a record as a whole, or raises and leaves nothing of it behind.
+        """Writes a record completely, or raises and leaves nothing of it behind.
 
         Args:
             key: of the record.
             body: its bytes.
-            written: when they were computed, in seconds since 1970; None is now.
+            written: Unix time of the computation; None is now.
 
         Raises:
             OSError: if the disk is full, or the folder cannot be written to.
         """
-        # A file that was pruned away in a long pause has no name any more: what went there would be lost.
+        # A file that was pruned during a long pause is unlinked: records appended to it would be lost.
         if self._file is None or self._end > LARGEST or os.fstat(self._file).st_nlink == 0:
             self._open()
         assert self._file is not None
@@ -76,7 +76,7 @@ class PackWriter:
         return Place(self._path, self._end - len(body), len(body), written)
 
     def sync(self) -> None:
-        """Waits until what was written is on the disk."""
+        """Flushes to disk."""
         if self._file is not None:
             os.fsync(self._file)
 
@@ -91,7 +91,7 @@ class PackWriter:
     def _open(self) -> None:
         self.close()
         make_folder(self._folder)
-        # The time first: names sort by age, and of two records with one key the younger is asked first.
+        # Time first: names sort by age, and of two records with one key the newer is read first.
         self._path = self._folder / f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
         self._file, self._end = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), 0
 
@@ -99,14 +99,14 @@ class PackWriter:
         assert self._file is not None
         try:
             os.ftruncate(self._file, end)
-        except OSError:  # then the file is left with half a record at its end, and the next one goes elsewhere
+        except OSError:  # the file keeps half a record at its end, and the next one goes to another file
             self.close()
 
 
 class PackIndex:
-    """Where the records of a folder's packs are; grows with them.
+    """Locations of the records in a folder's packs.
 
-    Several places may be known for a key: the youngest comes first, the others are there in case it is damaged.
+    A key may have several places: the newest first, the others as fallbacks if it is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -128,11 +128,11 @@ class PackIndex:
         self._read[place.path.name] = place.offset + place.size
 
     def drop(self, key: str, place: Place) -> None:
-        """Forgets a place that turned out to be damaged."""
+        """Removes a damaged place."""
         self._places[key] = [other for other in self._places[key] if other != place]
 
     def refresh(self) -> None:
-        """Takes in what was written since the last time, by whichever process."""
+        """Indexes what any process has written since the last refresh."""
         for path in packs(self._folder):
             known = self._read.get(path.name, 0)
             with suppress(FileNotFoundError):  # pruned by another process in this moment
@@ -148,7 +148,7 @@ class PackIndex:
 
 
 def packs(folder: Path) -> list[Path]:
-    """The pack files of a folder, the oldest first."""
+    """The pack files of a folder, oldest first."""
     try:
         return sorted(path for path in folder.iterdir() if path.suffix == SUFFIX)
     except FileNotFoundError:
@@ -156,9 +156,9 @@ def packs(folder: Path) -> list[Path]:
 
 
 def records(path: Path, start: int = 0) -> Iterator[tuple[str, Place]]:
-    """Keys and places of the whole records of a file; bodies are not looked at.
+    """Keys and places of the complete records of a file; bodies are not checked.
 
-    Where a head is damaged, the search goes on at the next mark.
+    After a damaged header the search continues at the next magic number.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -190,7 +190,7 @@ def _record(content: mmap.mmap, position: int, size: int, path: Path) -> tuple[s
 
 
 def read(place: Place) -> bytes:
-    """The body at a place; shorter if the file was cut since.
+    """The body at a place; shorter if the file was truncated since.
 
     Raises:
         FileNotFoundError: if the file is gone.
