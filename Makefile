@@ -16,7 +16,8 @@ PY := $(VENV)/bin/python
 ACCELERATOR ?= cpu
 TORCH_INDEX ?=
 ARGS ?=
-# Tests run in so many processes, a file in one of them; each has one thread and needs about 1 GB.
+# Tests run in so many processes, a file in one of them; each has one thread and needs about 1 GB. Files start in the order
+# of their names: those with the most tests first would leave the few that start processes of their own to the end.
 WORKERS ?= 2
 STAMP := $(VENV)/.stamp-$(ACCELERATOR)
 # Named like this in the constraints; anchored, or "torch" would also find "torchmetrics".
@@ -59,7 +60,7 @@ demo: env
 
 test: env
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
-		$(PY) -m pytest -q -m "not gpu and not net" -n $(WORKERS) --dist loadfile $(ARGS)
+		$(PY) -m pytest -q -m "not gpu and not net" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: env
 	$(VENV)/bin/ruff check .

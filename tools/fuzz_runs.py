@@ -31,7 +31,8 @@ from safetensors.torch import load_file, save_file
 from partcraft_lit import cli
 from partcraft_lit.callbacks.checkpoint import manifest_of, manifest_path
 
-SECONDS = 120
+#: By the clock, so that a command that waits for ever is noticed.
+SECONDS = 600
 STEPS = 2
 SMALL = (
     *("dataset=creatures", "dataset.species=2", "dataset.images_per_species=3", "backbone=mini"),

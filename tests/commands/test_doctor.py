@@ -34,12 +34,15 @@ def test_as_many_images_at_once_as_nine_tenths_of_the_memory_hold(memory, expect
     assert examples_at_once(base=4.0, one=5.0, memory=memory) == expected
 
 
-def doctor(workshop, *overrides):
-    return workshop("doctor", *[a for a in workshop.arguments if a != "trainer=cpu"], *overrides)
+@pytest.fixture
+def doctor(workshop, monkeypatch):
+    """The command, whose look at faiss in a process of its own has a test of its own."""
+    monkeypatch.setattr(examine, "_FAISS_AFTER_TORCH", "")
+    return lambda *more: workshop("doctor", *[a for a in workshop.arguments if a != "trainer=cpu"], *more)
 
 
-def test_it_says_what_a_run_would_cost(workshop):
-    ended = doctor(workshop)
+def test_it_says_what_a_run_would_cost(doctor):
+    ended = doctor()
     assert ended.code == 0, ended.out
     for words in ("data set: 9 images", "patch features: color", "backbone: sd15 at 32 px", "disk for paths.store"):
         assert words in ended.out
@@ -81,8 +84,8 @@ def test_what_is_advised_was_measured_and_fits(prior, images):
     assert probe.tried == []
 
 
-def test_prior_images_are_part_of_a_step(workshop):
-    ended = doctor(workshop, "prior.weight=1", "prior.images=2", "prior.steps=2", "prior.prompt='a photo of a bird'")
+def test_prior_images_are_part_of_a_step(doctor):
+    ended = doctor("prior.weight=1", "prior.images=2", "prior.steps=2", "prior.prompt='a photo of a bird'")
     assert ended.code == 0, ended.out
     assert "One step of 2 image(s) and as many prior images:" in ended.out
     assert "prior images" in ended.out.split("The whole run")[1]
@@ -157,14 +160,14 @@ def test_faiss_is_tried_after_torch_in_a_process_of_its_own(monkeypatch):
     assert "faiss fails after torch was loaded (exit code -6" in findings.missing[0]
 
 
-def test_a_device_that_is_too_small_is_told_so(workshop):
-    ended = doctor(workshop, "doctor.memory_gb=0.01")
+def test_a_device_that_is_too_small_is_told_so(doctor):
+    ended = doctor("doctor.memory_gb=0.01")
     assert ended.code == 0, ended.out
     assert "It does not fit. Not even one image" in ended.out
 
 
-def test_what_is_missing_is_all_named_at_once(workshop, tmp_path):
-    ended = doctor(workshop, f"backbone.source={tmp_path}", f"dataset.dir={tmp_path / 'nowhere'}")
+def test_what_is_missing_is_all_named_at_once(doctor, tmp_path):
+    ended = doctor(f"backbone.source={tmp_path}", f"dataset.dir={tmp_path / 'nowhere'}")
     assert ended.code == 2
     assert "MISSING  data set" in ended.out and "MISSING  backbone" in ended.out
     assert "2 thing(s) are missing" in ended.out

@@ -151,21 +151,16 @@ def test_blocks_that_are_traced_give_the_same_maps_and_gradients(fresh_backbone:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
-def test_a_compiled_block_equals_itself_within_bfloat16(fresh_backbone: LatentDiffusion):
-    block = next(m for m in fresh_backbone.unet.modules() if type(m).__name__ == "BasicTransformerBlock").bfloat16()
+@torch.no_grad()
+def test_a_block_in_machine_code_equals_itself(fresh_backbone: LatentDiffusion):
+    """Forward and in float32: a compiler takes a quarter of the time of both passes in bfloat16."""
+    block = next(m for m in fresh_backbone.unet.modules() if type(m).__name__ == "BasicTransformerBlock")
     generator, width = torch.Generator().manual_seed(0), block.norm1.normalized_shape[0]
-    given = [torch.randn(2, length, size, generator=generator).bfloat16() for length, size in ((64, width), (77, 32))]
-    found = []
-    for compiled in (False, True):
-        if compiled:
-            block.compile(dynamic=False)
-        states, text = (values.clone().requires_grad_() for values in given)
-        output = block(states, encoder_hidden_states=text)
-        output.float().square().mean().backward()
-        found.append((output.detach(), states.grad, text.grad))
-    for mine, theirs in zip(found[1], found[0]):
-        error = (mine.float() - theirs.float()).norm() / theirs.float().norm()
-        assert error < 2**-7, "bfloat16 has 8 digits"
+    states, text = (torch.randn(2, length, size, generator=generator) for length, size in ((64, width), (77, 32)))
+    expected = block(states, encoder_hidden_states=text)
+    fresh_backbone.compile_blocks()
+    assert block._compiled_call_impl is not None
+    torch.testing.assert_close(block(states, encoder_hidden_states=text), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_compiling_without_a_compiler_is_told_at_once(fresh_backbone: LatentDiffusion, monkeypatch):
