@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -162,13 +163,32 @@ def test_mistakes_end_before_anything_is_made(start, fake_run):
         (("logger=tensorboard",), "no such option. Options: csv, none, wandb."),
         (("--multirn",), "'--multirn' is no option. Did you mean '--multirun'"),
         (("--loss.lambda_attn=0.1",), "Settings are written key=value, without dashes"),
-        (("trainer.max_steps=-5",), "trainer: `max_steps` must be a non-negative integer"),
+        (("trainer.max_steps=-5",), "trainer.max_steps=-5: wanted a whole number of at least 1"),
         (("parts.names=[head]",), "parts.names has 1 names for parts.M=5"),
         (("objective=x", "eval.enabled=false"), "objective=x is a score, and eval.enabled=false computes none"),
         (("dataset=sims4_faces", "dataset.dir=/nowhere"), "'partcraft fetch dataset=sims4_faces' gets it"),
-        (("trainer.accelerator=cup",), "trainer.accelerator=cup: wanted one of auto, cpu"),
+        (("trainer.accelerator=cup",), "trainer.accelerator='cup': wanted one of auto, cpu"),
         (("sample.steps=2000",), "sample.steps=2000: wanted a whole number from 1 to 1000"),
         (("paths.logs={file}/below",), "is a file, and the folder"),
+        (("backbone=null",), "backbone=null: train needs one. Options: mini, sd15"),
+        (("callbacks=null",), "callbacks=null: train needs one. Options: default, live, none"),
+        (("parts.features=[mini]",), "parts.features=['mini']: wanted one name. Known: color"),
+        (("loss.attention=[mse]",), "loss.attention=['mse']: wanted one name. Known: dice"),
+        (("eval.pictures=mini",), "eval.pictures='mini': wanted a list, such as [mini]"),
+        (("hydra.run.dir=/proc/nope",), "The folder /proc/nope cannot be made"),
+        (("dataset=folder", "dataset.dir=~nouser/x"), "dataset.dir=~nouser/x: there is no user 'nouser'"),
+        (("prior.dir=~nouser/x",), "prior.dir=~nouser/x: there is no user 'nouser'"),
+        (("lora.rank=5000",), "lora.rank=5000: the widest layer of this backbone has 128 channels"),
+        (("backbone.resolution=100",), "backbone.resolution=100: wanted a multiple of 8"),
+        (("backbone=sd15", "backbone.resolution=500"), "backbone.resolution=500: wanted a multiple of 64"),
+        (("backbone.attention_size=7",), "backbone.attention_size=7: at 64 px the attention maps of this backbone"),
+        (("data.num_workers=5000",), "data.num_workers=5000: with"),
+        (("data.batch_size=100000000",), "data.batch_size=100000000: the pixels of so many images at 64 px take"),
+        (("objective=bogus",), "objective=bogus: no score has this name. Scores begin with eval"),
+        (("debug=maybe",), "debug='maybe': wanted true or false"),
+        (("parts.M=2", "parts.names=[head,wing (left)]"), "'wing (left)' cannot name a part"),
+        (("logger.wandb.tags=[a=b]", "lora.rank=x"), "lora.rank='x': wanted"),  # the tag is fine
+        (("experiment=null", "lora.rank=x"), "lora.rank='x': wanted"),
     ],
 )
 def test_typical_mistakes_are_told_before_any_work(start, fake_run, tmp_path, arguments, message):
@@ -186,6 +206,64 @@ def test_a_folder_that_cannot_be_written_into(start, fake_run, monkeypatch, tmp_
     assert result.code == 2 and "cannot be written into" in result.err and not fake_run.calls
 
 
+def test_a_failed_start_leaves_no_folder_and_one_with_results_stays(start, fake_run):
+    def fail(folder):
+        raise UserError("no")
+
+    fake_run.does = fail
+    assert start("train").code == 2
+    assert not fake_run.calls[0].folder.exists()
+
+    def fail_later(folder):
+        (folder / "metrics.jsonl").touch()
+        raise UserError("no")
+
+    fake_run.does = fail_later
+    start("train")
+    assert fake_run.calls[1].folder.is_dir()
+
+
+@pytest.mark.parametrize("verb", ["generate", "evaluate", "export", "discover"])
+def test_keys_of_the_trainer_that_a_verb_does_not_read_are_refused(start, fake_run, verb):
+    result = start(verb, "trainer.precision=bf16-mixed")
+    assert result.code == 2 and f"{verb} does not read this; of the trainer it reads trainer.accelerator" in result.err
+
+
+@pytest.mark.parametrize("prompt", ["prompt=", "prompt=' '"])
+def test_an_empty_prompt_asks_for_nothing(start, fake_run, prompt):
+    start("train")
+    result = start("generate", prompt, "trainer=cpu")
+    assert result.code == 2 and "prompt='' asks for nothing" in result.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_output_that_nobody_reads_ends_quietly(arguments, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "partcraft_lit", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
+    os.close(write)
+    assert done.stderr == b"" and done.returncode == 141
+
+
+def test_text_is_taken_as_it_was_typed():
+    from partcraft_lit.config import compose as config
+
+    def as_composed(verb, text, *others):
+        return config.compose(verb, [*others, config.as_written(text, False)])
+
+    assert as_composed("table", "rows=[1e-1, 0]", "table=lambda_attn").rows == ["1e-1", "0"]
+    assert as_composed("table", "rows=['partcraft, adapted',x]", "table=lambda_attn").rows == [
+        "partcraft, adapted",
+        "x",
+    ]
+    assert as_composed("train", "logger.wandb.tags=[a=b,two words]").logger.wandb.tags == ["a=b", "two words"]
+    assert as_composed("train", "parts.names=[]").parts.names == []
+    assert as_composed("export", "data_license=CC BY 4.0, mine").data_license == "CC BY 4.0, mine"
+    assert as_composed("train", "prior.prompt=a cat, sitting").prior.prompt == "a cat, sitting"
+    assert Path(as_composed("train", "prior.dir=x").prior.dir) == Path.cwd() / "x"
+
+
 def test_errors_of_a_run(start, fake_run):
     def fail(error):
         def does(folder):
@@ -200,7 +278,7 @@ def test_errors_of_a_run(start, fake_run):
     assert result.code == 2 and "Traceback" in result.err
     fake_run.does = fail(ZeroDivisionError("oops"))
     result = start("train")
-    assert result.code == 1 and "Traceback" in result.err and "this is a bug" in result.err
+    assert result.code == 1 and "Traceback" in result.err and "please report it with the traceback above" in result.err
 
 
 @pytest.mark.parametrize(
@@ -208,6 +286,10 @@ def test_errors_of_a_run(start, fake_run):
     [
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "The disk is full for /x/y"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: Permission denied. Give another path"),
+        (MemoryError(), "There is too little memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "There is too little memory"),
+        (RuntimeError("DataLoader worker is killed by signal: Bus error. insufficient shared memory"), "/dev/shm, is"),
+        (OSError(errno.ENOSPC, "No space left on device", "/dev/shm/x"), "Shared memory, /dev/shm, is full"),
     ],
 )
 def test_what_the_disk_refuses_is_no_bug(error, message, capsys):

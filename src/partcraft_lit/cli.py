@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import logging
 import os
+import select
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -36,6 +39,18 @@ VERBS = {
 }
 #: What a disk says of a path that the user has to change.
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
+#: Exit code when the reader of the output has gone, as shells report it: 128 + SIGPIPE.
+_READER_GONE = 141
+_NO_SHARED_MEMORY = ("insufficient shared memory", "unable to write to file </torch_", "unable to mmap", "/dev/shm")
+_NO_MEMORY = ("CUDA out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
+#: Verbs that read only some keys of the trainer.
+_TRAINER_KEYS = {
+    "discover": ("accelerator",),
+    "generate": ("accelerator",),
+    "export": ("accelerator",),
+    "merge": ("accelerator",),
+    "evaluate": ("accelerator", "devices", "num_nodes", "strategy"),
+}
 USAGE = """\
 partcraft {version} - part-level personalisation of text-to-image models
 
@@ -52,7 +67,10 @@ partcraft {version} - part-level personalisation of text-to-image models
 def main(arguments: Sequence[str] | None = None, verb: str | None = None) -> NoReturn:
     """Runs a verb and ends the process with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(_dispatch(given, verb))
+    code = _dispatch(given, verb)
+    if not code and _reader_gone():  # else Python would say so at exit
+        code = _READER_GONE
+    sys.exit(code)
 
 
 def _dispatch(given: list[str], verb: str | None) -> int:
@@ -82,11 +100,29 @@ def _dispatch(given: list[str], verb: str | None) -> int:
         return _report(error, full)
 
 
+def _reader_gone() -> bool:
+    """Whether nobody reads the output any more, as behind ``| head``; what is left of it goes nowhere then."""
+    try:
+        number = sys.stdout.fileno()
+        sys.stdout.flush()
+        gone = select.poll()
+        gone.register(number, 0)  # asks for errors alone
+        if not any(event & select.POLLERR for _, event in gone.poll(0)):
+            return False
+    except BrokenPipeError:
+        pass
+    except (AttributeError, OSError, ValueError):  # no file behind it, or no poll on this system
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return True
+
+
 class _Progress:
     """What has been reached, for the message of an interrupt."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None
+        self.made: Path | None = None
         self.errors: list[Exception] = []
 
 
@@ -96,16 +132,21 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
 
     from partcraft_lit.config import compose as config
 
+    _silence_notices()
     # Its parser takes options before overrides or after them, not between.
     given = sorted(given, key=lambda text: text not in ("-m", "--multirun"))
     args = _parsed(get_args_parser(), given, verb)
-    written = {text: config.as_written(config.renamed(text, verb), args.multirun) for text in args.overrides}
+    written = {
+        text: config.as_written(config.renamed(text, verb), args.multirun)
+        for text in args.overrides
+        if not config.is_null_group(text, verb)
+    }
     _print_notes()
     overrides = list(written.values())
-    command = [written.get(text, text) for text in given]
+    command = [written.get(text, text) for text in given if text in written or text not in args.overrides]
     module = importlib.import_module(f"partcraft_lit.commands.{verb}")
     if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
-        command += _prepare(verb, module, overrides, args)
+        command += _prepare(verb, module, overrides, args, progress)
 
     argv, hydra_argv = list(sys.argv), [sys.argv[0], *command]
 
@@ -136,7 +177,9 @@ def _parsed(parser: argparse.ArgumentParser, given: list[str], verb: str) -> arg
     return parser.parse_args(given)
 
 
-def _prepare(verb: str, module: ModuleType, overrides: list[str], args: argparse.Namespace) -> list[str]:
+def _prepare(
+    verb: str, module: ModuleType, overrides: list[str], args: argparse.Namespace, progress: _Progress
+) -> list[str]:
     """Checks the configuration of every job before the first starts; says in which folder a single job works."""
     from partcraft_lit.config import compose as config
     from partcraft_lit.config import machine
@@ -150,13 +193,18 @@ def _prepare(verb: str, module: ModuleType, overrides: list[str], args: argparse
                 machine.check_start(values, args.overrides)
                 _check_sweep(values)
         return []
+    _check_trainer_keys(verb, overrides)
     values = config.plain(config.compose(verb, overrides))
     module.check(values)
     if verb == "train":
         machine.check_start(values, args.overrides)
     _print_notes()
-    if any(text.lstrip("+").startswith("hydra.run.dir=") for text in overrides):
-        return []
+    for text in overrides:
+        key, _, place = text.lstrip("+").partition("=")
+        if key == "hydra.run.dir":
+            if "${" not in place:
+                files.make_folder(Path(place.strip("'\"")))
+            return []
     _, processes = environment.position()
     if processes > 1 and verb == "train":
         raise UserError(
@@ -165,9 +213,22 @@ def _prepare(verb: str, module: ModuleType, overrides: list[str], args: argparse
         )
     folder, message = module.choose_folder(values)
     files.make_folder(folder)
+    progress.made = None if any(folder.iterdir()) else folder.absolute()
     if message:
         print(message, flush=True)
     return [config.quoted("hydra.run.dir", str(folder))]
+
+
+def _check_trainer_keys(verb: str, overrides: Sequence[str]) -> None:
+    """Raises a UserError for a key of the trainer that would be accepted and not read."""
+    read = _TRAINER_KEYS.get(verb)
+    for text in overrides:
+        group, _, key = text.lstrip("+").partition("=")[0].partition(".")
+        if read is not None and group == "trainer" and key and key not in read:
+            names = ", ".join(f"trainer.{name}" for name in read)
+            raise UserError(
+                f"{text}: {verb} does not read this; of the trainer it reads {names}. Precision is that of the run."
+            )
 
 
 def _print_notes() -> None:
@@ -209,7 +270,18 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"partcraft: the job in {folder} stopped: {error}", file=sys.stderr, flush=True)
         progress.errors.append(error)
+        if progress.made == folder:
+            rundir.discard_unused(folder)
         return None
+
+
+def _silence_notices() -> None:
+    """What libraries say that a user cannot act on, and progress bars where the output is no terminal."""
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+    logging.raiseExceptions = False  # a log line that cannot be written is no reason for a traceback
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @contextmanager
@@ -243,11 +315,13 @@ def _interrupted(progress: _Progress) -> int:
 
 def _report(error: Exception, full: bool) -> int:
     """Prints an error; returns the exit code."""
+    if isinstance(error, BrokenPipeError) and _reader_gone():
+        return _READER_GONE
     known = error if isinstance(error, UserError) else _known_cause(error)
     if known is None or full:
         traceback.print_exception(error)
     if known is None:
-        print("partcraft: this is a bug, or a case that nobody thought of.", file=sys.stderr)
+        print("partcraft: unexpected error; please report it with the traceback above.", file=sys.stderr)
         return 1
     print(f"partcraft: {known}", file=sys.stderr)
     if not full and not isinstance(error, UserError):
@@ -260,6 +334,16 @@ def _known_cause(error: BaseException | None) -> Exception | None:
     while error is not None:
         if isinstance(error, UserError):
             return error
+        if any(text in str(error) for text in _NO_SHARED_MEMORY):
+            return UserError(
+                "Shared memory, /dev/shm, is full: loader workers pass batches through it. Use data.num_workers=0, or "
+                "give it more room (docker run --shm-size=2g)."
+            )
+        if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+            return UserError(
+                "There is too little memory. Use a smaller data.batch_size or hardware.max_batch_size=1 (the batch is "
+                "taken in several passes, with the same result); 'partcraft doctor' says what fits."
+            )
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" for {error.filename}" if error.filename else ""
             return UserError(f"The disk is full{where}. Make room and start the same command again; it continues.")

@@ -35,7 +35,7 @@ def wandb_logger(
     from wandb import Settings
 
     offline = mode == "offline" or (mode == "auto" and not has_wandb_key())
-    return WandbLogger(
+    logger = WandbLogger(
         name=folder.name,
         id=folder.name,
         project=project,
@@ -47,6 +47,8 @@ def wandb_logger(
         offline=offline,
         settings=Settings(silent=True, console="off"),
     )
+    logger._wandb_init.pop("anonymous", None)  # W&B warns of it, though nobody has set it
+    return logger
 
 
 def csv_logger(folder: Path) -> CSVLogger:

@@ -32,10 +32,13 @@ def test_a_continued_run_keeps_its_earlier_starts(tmp_path):
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, (3, 4)),
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (1, 2)),
         ({"RANK": "what", "LOCAL_RANK": "2"}, (2, 3)),
+        ({"NODE_RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, (0, 4)),
+        ({"NODE_RANK": "1", "WORLD_SIZE": "4"}, (1, 4)),  # the first process that a person starts on machine 1
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}, (2, 4)),
     ],
 )
 def test_position_among_the_processes_of_a_run(monkeypatch, variables, expected):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "NODE_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -47,8 +47,8 @@ def test_a_key_that_came_later_leaves_older_runs_their_hash():
 
 def test_two_starts_in_one_second_get_two_folders(tmp_path):
     first = rundir.new_folder(tmp_path, "abcd1234", NOW)
-    first.mkdir()
     second = rundir.new_folder(tmp_path, "abcd1234", NOW)
+    assert first.is_dir() and second.is_dir()  # taken at once, so that no other process can
     assert first.name == "2030-01-02_03-04-05-abcd1234"
     assert second.name == "2030-01-02_03-04-05.2-abcd1234"
 
@@ -140,3 +140,15 @@ def test_the_length_counts_where_the_rates_fall_at_the_end():
 
     assert digest(0, 100) == digest(0, 200)
     assert digest(10, 100) != digest(10, 200)
+
+
+def test_a_start_that_made_nothing_leaves_no_folder(tmp_path):
+    folder = make(tmp_path / "run")
+    for name in ("run.log", "run.lock", "environment.json"):
+        (folder / name).touch()
+    (folder / "metrics.jsonl").touch()
+    rundir.discard_unused(folder)
+    assert folder.is_dir()
+    (folder / "metrics.jsonl").unlink()
+    rundir.discard_unused(folder)
+    assert not folder.exists()

@@ -40,6 +40,8 @@ WORD_KEYS = (
 )
 #: Lists of text: "1e-1" is a name there, and "wing (left)" needs no quotes.
 LIST_KEYS = ("rows", "runs", "chosen", "parts.names", "dataset.classes", "dataset.pairs", "logger.wandb.tags")
+#: Groups that a user does not choose from.
+_UNASKED = ("hydra", "recipe")
 #: Paths: taken as they are, except in a sweep, where a comma separates values.
 PATH_KEYS = (
     "dataset.dir",
@@ -151,14 +153,49 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=verb):
         try:
-            cfg = hydra_compose(verb, list(overrides))
+            cfg = hydra_compose(verb, [text for text in overrides if not is_null_group(text, verb)])
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, verb, overrides) from error
+    for group, default in groups_of(verb).items():
+        if default is not None and OmegaConf.select(cfg, group) is None:
+            raise _needed(group, verb)
     for experiment in _experiments(overrides):
         for key in _left_open(experiment):
             if OmegaConf.select(cfg, key) in (None, "", []):
                 raise UserError(f"experiment={experiment} leaves {key} to you, and it has to be given: {key}=VALUE.")
     return cfg
+
+
+@functools.cache
+def groups_of(verb: str) -> dict[str, str | None]:
+    """Groups of a verb's configuration, with the option that each begins with; None for those that may be left out."""
+    found: dict[str, str | None] = {}
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{verb}.yaml"))["defaults"]  # type: ignore[index]
+    for entry in defaults:
+        if isinstance(entry, Mapping):
+            found |= {group: option for group, option in entry.items() if group.partition("/")[0] not in _UNASKED}
+        elif entry != "_self_":
+            found |= groups_of(entry)
+    return found
+
+
+def is_null_group(override: str, verb: str) -> bool:
+    """Whether an override says what holds anyway, that an optional group is left out; Hydra cannot read it.
+
+    Raises:
+        UserError: for a group that cannot be left out.
+    """
+    group, _, option = override.partition("=")
+    if option != "null" or group not in groups_of(verb):
+        return False
+    if groups_of(verb)[group] is not None:
+        raise _needed(group, verb)
+    return True
+
+
+def _needed(group: str, verb: str) -> UserError:
+    options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    return UserError(f"{group}=null: {verb} needs one. Options: {', '.join(options)}.")
 
 
 def _experiments(overrides: Sequence[str]) -> list[str]:
@@ -298,6 +335,8 @@ def choose(table: Mapping[str, Any], choice: str, key: str) -> Mapping[str, Any]
     Raises:
         UserError: if there is no such row.
     """
+    if not isinstance(choice, str):
+        raise UserError(f"{key}={choice!r}: wanted one name. Known: {', '.join(sorted(table))}.")
     if choice not in table:
         raise UserError(f"{key}={choice}: {nearest_names(choice, table)}Known: {', '.join(sorted(table))}.")
     node: Mapping[str, Any] = table[choice]

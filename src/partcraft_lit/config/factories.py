@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
+from partcraft_lit.backbones.settings import LoraSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import machine
 from partcraft_lit.config.validation import missing, unknown, validate
@@ -47,7 +49,7 @@ _OTHER_KEYS = (
 #: Of these, those that are true or false.
 _SWITCHES = frozenset({"debug", "trust"})
 #: Of Lightning's own, those that the models here run on.
-_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+_Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 #: Keys of the trainer whose range Lightning does not check, or only in its own words.
 _TRAINER_NUMBERS: Mapping[str, Any] = {
     "max_steps": Positive,
@@ -76,6 +78,8 @@ def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
             raise missing(key)
     for key in _SWITCHES & values.keys():
         validate(values[key], bool, key)
+    if "trainer" in values:
+        validate(values["trainer"]["accelerator"], _Accelerator, "trainer.accelerator")
     # What needs no object first: making one loads libraries, and a person waits for the message.
     hints = get_type_hints(cls, include_extras=True)
     checked = {key: validate(values[key], hints[key], key) for key in known if key not in _OBJECTS}
@@ -95,7 +99,8 @@ def check_choices(values: Mapping[str, Any]) -> None:
     """
     if "features" in values:
         config.choose(values["features"], values["parts"]["features"], "parts.features")
-    for name in values["eval"]["pictures"] or () if "metrics" in values else ():
+    pictures = validate(values["eval"]["pictures"], tuple[str, ...], "eval.pictures") if "metrics" in values else ()
+    for name in pictures:
         config.choose(values["metrics"], str(name), "eval.pictures")
     loss = values.get("loss", {})
     if loss.get("attention", "none") != "none":
@@ -110,6 +115,64 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     """
     for key, hint in _TRAINER_NUMBERS.items():
         validate(trainer[key], hint, f"trainer.{key}")
+
+
+def check_gpus(gpus: Sequence[int]) -> None:
+    """Raises a UserError for a CUDA device that torch does not see."""
+    if not gpus:
+        return
+    import torch
+
+    seen = torch.cuda.device_count()
+    for number in gpus:
+        if not 0 <= number < seen:
+            raise UserError(f"gpus={list(gpus)}: there is no device {number}; torch sees {seen} here, numbered from 0.")
+
+
+def check_model_sizes(values: Mapping[str, Any]) -> None:
+    """What the backbone's own sizes allow, as far as they are known without loading it.
+
+    Raises:
+        UserError: for a resolution or attention size that it does not have, an adapter wider than its layers, or more
+            workers or images at once than this machine could hold.
+    """
+    node = values["backbone"]
+    resolution = validate(node["resolution"], Positive, "backbone.resolution")
+    attention = validate(node["attention_size"], Positive | None, "backbone.attention_size")
+    if (sizes := machine.model_sizes(node)) is not None:
+        factor = sizes.vae_factor * 2 ** (sizes.levels - 1)
+        if resolution % factor:
+            raise UserError(f"backbone.resolution={resolution}: wanted a multiple of {factor} for this backbone.")
+        maps = [-(-resolution // sizes.vae_factor // 2**level) for level in range(sizes.levels)]
+        if attention is not None and attention not in maps:
+            raise UserError(
+                f"backbone.attention_size={attention}: at {resolution} px the attention maps of this backbone have "
+                f"sides of {', '.join(map(str, maps))}."
+            )
+        rank = validate(values["lora"], LoraSettings, "lora").rank
+        if rank > sizes.width:
+            raise UserError(
+                f"lora.rank={rank}: the widest layer of this backbone has {sizes.width} channels, and an adapter of a "
+                "larger rank adds nothing but memory. Common are 4 to 64."
+            )
+    workers = validate(values["data"]["num_workers"], Count, "data.num_workers")
+    if workers > (most := max(64, 8 * (os.cpu_count() or 1))):
+        raise UserError(f"data.num_workers={workers}: with {os.cpu_count()} cores, {most} is more than ever helps.")
+    _check_batch(values, resolution)
+
+
+def _check_batch(values: Mapping[str, Any], resolution: int) -> None:
+    """A batch whose pixels alone are more than the memory of this machine."""
+    memory = environment.memory_gib()
+    for key in ("data.batch_size", "data.encode_batch_size", "sample.batch_size"):
+        group, _, name = key.partition(".")
+        images = validate(values[group][name], Positive, key)
+        needed = images * 3 * resolution**2 * 4 / 2**30
+        if memory is not None and needed > memory:
+            raise UserError(
+                f"{key}={images}: the pixels of so many images at {resolution} px take {needed:,.0f} GiB, and this "
+                f"machine has {memory:,.0f}. 'partcraft doctor' says what fits."
+            )
 
 
 def make_source(values: Mapping[str, Any]) -> ImageSource:
@@ -217,8 +280,6 @@ def device(values: Mapping[str, Any]) -> str:
             f"trainer.accelerator={accelerator}: torch sees no CUDA device here. Use trainer=cpu, or look at what "
             "nvidia-smi says and at whether torch is a CUDA build."
         )
-    if accelerator not in _ACCELERATORS:
-        raise UserError(f"trainer.accelerator={accelerator}: wanted one of {', '.join(_ACCELERATORS)}.")
     if accelerator == "mps" and torch.backends.mps.is_available():
         return "mps"
     return "cpu"

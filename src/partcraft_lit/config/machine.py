@@ -7,12 +7,15 @@ process has filled the memory.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shlex
 import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -116,6 +119,40 @@ def hub_has(repository: str, file: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repository, file), str) or _hub_answers()
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of a backbone that are known before it is loaded.
+
+    Attributes:
+        vae_factor: pixels of a latent, along a side.
+        levels: resolutions of the denoiser, each half of the one before.
+        width: channels of its widest layer.
+    """
+
+    vae_factor: int
+    levels: int
+    width: int
+
+
+def model_sizes(node: Mapping[str, Any]) -> ModelSizes | None:
+    """Read from the settings beside the weights; those of the public models for a hub id; None if unknown."""
+    source = str(node.get("source") or node.get("path") or "")
+    if str(node["_target_"]).endswith("load_mini") and not source:
+        source = str(resources.files("partcraft_lit") / "weights" / "mini")
+    folder = Path(source).expanduser()
+    try:
+        channels = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["block_out_channels"]
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["block_out_channels"]
+        return ModelSizes(2 ** (len(vae) - 1), len(channels), max(channels))
+    except (OSError, ValueError, KeyError, TypeError):
+        loader = str(node["_target_"]).rpartition(".")[2]
+        return _PUBLIC.get(loader) if source.count("/") == 1 and not folder.exists() else None
+
+
+#: Loader -> sizes of the model on the hub.
+_PUBLIC = {"load_sd15": ModelSizes(8, 4, 1280), "load_sdxl": ModelSizes(8, 3, 1280)}
 
 
 def check_start(values: Mapping[str, Any], overrides: Sequence[str]) -> None:

@@ -36,16 +36,23 @@ PACKAGES = (
 def position() -> tuple[int, int]:
     """Number of this process among those of one run, and how many there are, as whoever started it says.
 
-    torchrun sets RANK, Lightning sets LOCAL_RANK for the further processes that it starts, srun sets SLURM_PROCID.
+    torchrun sets RANK, srun sets SLURM_PROCID; Lightning sets LOCAL_RANK for the further processes that it starts, and
+    reads NODE_RANK, which people set on each of several machines: only the first process of machine 0 is number 0.
     """
-    names = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
-    for number, count in names:
-        try:
-            rank, world = int(os.environ[number]), int(os.environ.get(count, "1"))
-        except (KeyError, ValueError):
+    names = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE"), ("NODE_RANK", "WORLD_SIZE"))
+    for number, count in (*names, ("SLURM_PROCID", "SLURM_NTASKS")):
+        rank, world = _number(number), _number(count) or 1
+        if rank is None:
             continue
+        if number == "LOCAL_RANK":
+            rank += (_number("NODE_RANK") or 0) * (_number("LOCAL_WORLD_SIZE") or 1)
         return rank, max(world, rank + 1)
     return 0, 1
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else None
 
 
 def is_first_process() -> bool:
@@ -80,7 +87,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": _cpu_count(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": memory_gib(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "torch": _torch(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -109,7 +116,8 @@ def _cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _memory_gib() -> float | None:
+def memory_gib() -> float | None:
+    """Of this machine; None where the system does not say."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, OSError, ValueError):

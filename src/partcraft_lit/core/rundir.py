@@ -8,10 +8,12 @@ kill -9; its forked children (loader workers outlive it by seconds) do not inher
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +28,7 @@ except ImportError:  # Windows has none: there, two processes in one folder are 
 
 FINISHED = "finished.json"
 LOCK = "run.lock"
+_OF_EVERY_START = ("environment.json", "run.log", LOCK)
 #: What does not change the trained result, or only its length, is not part of the hash, so that a run can be continued
 #: with a longer training, other panels, another logger, more workers.
 NOT_HASHED = (
@@ -68,15 +71,23 @@ def settings_hash(values: Mapping[str, Any], leave_out: Sequence[str] = NOT_HASH
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def new_folder(root: Path, digest: str, now: datetime | None = None) -> Path:
-    """A name that is not taken; nothing is created."""
-    stem = (now or datetime.now()).strftime("%Y-%m-%d_%H-%M-%S")
-    folder = root / f"{stem}-{digest}"
-    extra = 1
-    while folder.exists():  # two starts within a second
-        extra += 1
-        folder = root / f"{stem}.{extra}-{digest}"
+def new_folder(root: Path, digest: str = "", now: datetime | None = None) -> Path:
+    """Makes a folder, named by the time and the digest, that no other process has: two may start within a second."""
+    make_folder(root)
+    stem, end = (now or datetime.now()).strftime("%Y-%m-%d_%H-%M-%S"), f"-{digest}" if digest else ""
+    for number in itertools.count(1):
+        folder = root / (f"{stem}{end}" if number == 1 else f"{stem}.{number}{end}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
     return folder
+
+
+def discard_unused(folder: Path) -> None:
+    """Removes the folder of a run that failed before it made anything."""
+    files = {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
+    if all(path.parts[0] == ".hydra" or str(path) in _OF_EVERY_START for path in files):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def unfinished(root: Path, digest: str) -> Path | None:

@@ -21,6 +21,8 @@ def check(values: Mapping[str, Any]) -> GenerateSettings:
             "Wanted is either a prompt, 'prompt=a photo of a <head:3> bird', or a text file with one per line, "
             "prompts_file=PATH."
         )
+    if settings.prompt is not None and not settings.prompt.strip():
+        raise UserError("prompt='' asks for nothing: write what to draw, 'prompt=a photo of a <head:3> bird'.")
     if settings.prompts_file is not None and not settings.prompts_file.is_file():
         what = "is a folder" if settings.prompts_file.is_dir() else "there is no such file"
         raise UserError(

@@ -33,6 +33,7 @@ def check(values: Mapping[str, Any]) -> TableSettings:
         raise UserError(f"table=NAME has to be given. Tables: {', '.join(names)}.")
     settings = factories.settings_of(TableSettings, values)
     _check_names(settings)
+    factories.check_gpus(settings.gpus)
     for row in rows_of(settings):
         run_values(settings, row, settings.table.seeds[0])
     return settings

@@ -16,11 +16,14 @@ from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
 
 _log = logging.getLogger(__name__)
+#: How the names of scores begin; see ``evaluation.scoring.Scores.flat``.
+_SCORES = ("eval", "truth", "pictures", "untrained", "ceiling", "codes", "tokens")
 
 
 def check(values: Mapping[str, Any]) -> TrainSettings:
     factories.check_choices(values)
     factories.check_trainer(values["trainer"])
+    factories.check_model_sizes(values)
     runs.check_ckpt_path(values)
     _check_objective(values)
     settings = factories.settings_of(TrainSettings, values)
@@ -68,6 +71,11 @@ def _check_objective(values: Mapping[str, Any]) -> None:
     objective = validate(values["objective"], str | None, "objective")
     if objective is not None and values["eval"]["enabled"] is False:
         raise UserError(f"objective={objective} is a score, and eval.enabled=false computes none.")
+    if objective is not None and objective.partition("/")[0] not in _SCORES:
+        raise UserError(
+            f"objective={objective}: no score has this name. Scores begin with {', '.join(_SCORES)}; those of a run "
+            "are the keys of its scores.json, for instance eval/emr@reconstruction."
+        )
     validate(values["objective_if_nan"], float, "objective_if_nan")  # refuses what is not finite
 
 

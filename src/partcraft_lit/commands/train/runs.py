@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -102,4 +101,4 @@ def folder_in_run(values: Mapping[str, Any], kind: str) -> Path:
     """``output_dir``, or a new dated folder for what is made from a run."""
     if values["output_dir"] is not None:
         return Path(values["output_dir"]).expanduser()
-    return run_of(values) / kind / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return rundir.new_folder(run_of(values) / kind)
