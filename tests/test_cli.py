@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 import partcraft_lit
 from partcraft_lit import cli
@@ -52,6 +53,7 @@ def start(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     small = ["dataset.images_per_species=1", "logger=csv", "trainer=cpu", f"paths.store={tmp_path / 'store'}"]
+    small += ["optim.cooldown_steps=0"]  # a longer run continues a shorter one
 
     def started(*arguments, settings=small):
         monkeypatch.setattr(sys, "argv", ["partcraft", *arguments])
@@ -122,7 +124,7 @@ def test_null_starts_anew_and_a_path_is_taken(start, fake_run):
     start("train", f"ckpt_path={first}", "seed=5")
     assert fake_run.calls[-1].folder == first
     checkpoint = first / "checkpoints" / "step=000001.ckpt"
-    checkpoint.touch()
+    torch.save({"global_step": 1}, checkpoint)
     start("train", f"ckpt_path={checkpoint}")
     assert fake_run.calls[-1].resume_from == checkpoint and fake_run.calls[-1].folder != first
 

@@ -15,7 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -67,8 +67,11 @@ partcraft {version} - part-level personalisation of text-to-image models
 def main(arguments: Sequence[str] | None = None, verb: str | None = None) -> NoReturn:
     """Runs a verb and ends the process with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    code = _dispatch(given, verb)
-    if not code and _reader_gone():  # else Python would say so at exit
+    code = _READER_GONE
+    with suppress(BrokenPipeError):
+        code = _dispatch(given, verb)
+        sys.stdout.flush()
+    if code in (0, _READER_GONE) and _reader_gone():  # else Python would say so at exit
         code = _READER_GONE
     sys.exit(code)
 
