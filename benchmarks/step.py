@@ -296,7 +296,14 @@ def our_way(
         phases=(),
     )
     sampling = SampleSettings(steps=1, guidance_scale=1.0, scheduler="ddim", negative_prompt="", batch_size=1)
-    module = PersonalizationModule(backbone, Tokens(mapper), optim, SNR_GAMMA, sampling)  # type: ignore[arg-type]
+    module = PersonalizationModule(  # as the released step, for a model that predicts the velocity too
+        backbone,
+        Tokens(mapper),  # type: ignore[arg-type]
+        optim,
+        SNR_GAMMA,
+        sampling,
+        snr_form="released",
+    )
     terms: dict[str, Tensor] = {}
 
     def attention_loss(maps: Tensor, part_ids: Tensor, label_map: Tensor) -> Tensor:

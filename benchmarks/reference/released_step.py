@@ -76,7 +76,8 @@ class ReleasedStep:
         self.maps.clear()
         prediction = self.unet(noisy, inputs.timesteps, encoder_hidden_states=text).sample
         snr = alpha.flatten() / (1 - alpha.flatten())
-        weight = torch.minimum(snr, torch.full_like(snr, self.snr_gamma)) / (snr + float(self.velocity))
+        snr = snr + float(self.velocity)  # before the minimum: pure noise has the weight 1
+        weight = torch.minimum(snr, torch.full_like(snr, self.snr_gamma)) / snr
         target = alpha.sqrt() * inputs.noise - (1 - alpha).sqrt() * latents if self.velocity else inputs.noise
         diffusion = ((prediction - target).square().mean(dim=(1, 2, 3)) * weight).mean()
         return diffusion, self.attention_loss(inputs.input_ids, masks)

@@ -20,6 +20,7 @@ from partcraft_lit.core.finite import first_nonfinite
 from partcraft_lit.core.types import Backbone, LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
 from partcraft_lit.losses.diffusion import (
     RegionMean,
+    SnrForm,
     add_noise,
     diffusion_loss,
     diffusion_target,
@@ -43,6 +44,7 @@ class PersonalizationModule(LightningModule):
         method: captions, tokens and their vectors.
         optim: AdamW's settings.
         snr_gamma: gamma of min-SNR weighting, or None.
+        snr_form: see ``min_snr_weight``.
         sampling: how ``generate`` draws.
         region: where the diffusion loss counts: "all" places, or those of the "prompted" parts.
         region_mean: what the error of a region is divided by, see ``diffusion_loss``.
@@ -57,6 +59,7 @@ class PersonalizationModule(LightningModule):
         snr_gamma: float | None,
         sampling: SampleSettings,
         *,
+        snr_form: SnrForm = "published",
         region: Literal["all", "prompted"] = "all",
         region_mean: RegionMean = "latents",
         prior_weight: float = 1.0,
@@ -67,6 +70,7 @@ class PersonalizationModule(LightningModule):
         self.method = method
         self._optim = optim
         self._snr_gamma = snr_gamma
+        self._snr_form: SnrForm = snr_form
         self._sampling = sampling
         self._region: Literal["all", "prompted"] = region
         self._region_mean: RegionMean = region_mean
@@ -81,13 +85,14 @@ class PersonalizationModule(LightningModule):
         step = self.forward_step(batch)
         scheduler = self.backbone.noise_scheduler
         snr = signal_to_noise_ratio(scheduler.alphas_cumprod, batch.timesteps)
-        weight = min_snr_weight(snr, self._snr_gamma, scheduler.config.prediction_type)
+        weight = min_snr_weight(snr, self._snr_gamma, scheduler.config.prediction_type, self._snr_form)
         errors = diffusion_loss(step.model_pred, step.target, weight, self._loss_region(batch), self._region_mean)
         diffusion = _mean(errors, batch.prior)
         total = diffusion
         metrics = {"train/loss_diffusion": diffusion.detach()}
         if batch.prior is not None:
-            prior = _mean(errors, ~batch.prior)
+            # Without a mask, and so without the factor of "region": the published codes average prior images plainly.
+            prior = _mean(diffusion_loss(step.model_pred, step.target, weight), ~batch.prior)
             metrics["train/loss_prior"] = prior.detach()
             total = total + self._prior_weight * prior
         for term in self._terms.values():
@@ -135,8 +140,6 @@ class PersonalizationModule(LightningModule):
         if self._region == "all":
             return batch.loss_region
         prompted = prompted_region(batch.label_map, batch.tokens.part_ids, *batch.latents.shape[-2:])
-        if batch.prior is not None:
-            prompted = torch.where(batch.prior[:, None, None], 1.0, prompted)  # no part is in their prompts
         return combine_regions(prompted, batch.loss_region)
 
     def part_vectors(self, batch: TrainingBatch) -> Tensor:

@@ -73,6 +73,20 @@ def test_min_snr_weights_by_hand(prediction_type, expected):
     assert_close(min_snr_weight(snr, None, prediction_type), torch.ones(5))
 
 
+def test_the_released_weights_by_hand(scheduler):
+    """PartCraft's trainer adds 1 to the SNR of v-prediction before the minimum: gamma 5, SNR 0, 1, 4, 20, infinite."""
+    snr = torch.tensor([0.0, 1.0, 4.0, 20.0, torch.inf])
+    released = min_snr_weight(snr, 5.0, "v_prediction", "released")
+    assert_close(released, torch.tensor([1, 1, 1, 5 / 21, 0]))
+    assert_close(min_snr_weight(snr, 5.0, "epsilon", "released"), min_snr_weight(snr, 5.0, "epsilon"))
+    snr = compute_snr(scheduler, torch.arange(1000))
+    published, released = (min_snr_weight(snr, 5.0, "v_prediction", form) for form in ("published", "released"))
+    assert [round(float(weight.mean()), 2) for weight in (published, released)] == [0.29, 0.91]
+    assert [round(float(weight[999]), 3) for weight in (published, released)] == [0.005, 1.0]
+    with pytest.raises(ValueError, match=r"form must be one of .*got 'paper'"):
+        min_snr_weight(snr, 5.0, "epsilon", "paper")
+
+
 def test_weighted_losses_agree_whatever_is_predicted(scheduler, latents_and_noise):
     """The law behind the weights: one error of the clean latents costs the same in every parametrisation."""
     latents, noise = latents_and_noise

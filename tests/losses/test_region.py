@@ -38,11 +38,28 @@ def test_the_loss_in_a_region_by_hand():
     region = torch.tensor([[[0.0, 1.0], [0.5, 0.0]]])
     # channel means of the squares: [0.5, 2], [5, 10]
     assert_close(diffusion_loss(pred, target, region=region), torch.tensor([(2 + 2.5) / 4]))
-    assert_close(diffusion_loss(pred, target, region=region, region_mean="region"), torch.tensor([(2 + 2.5) / 1.5]))
+    assert_close(diffusion_loss(pred, target, region=region, region_mean="region"), torch.tensor([2 * 4.5 / 1.5]))
     everywhere = torch.ones(1, 2, 2)
-    for mean in ("latents", "region"):
-        assert_close(diffusion_loss(pred, target, region=everywhere, region_mean=mean), diffusion_loss(pred, target))
+    for mean, factor in (("latents", 1), ("region", 2)):
+        masked = diffusion_loss(pred, target, region=everywhere, region_mean=mean)
+        assert_close(masked, factor * diffusion_loss(pred, target))
+        assert torch.equal(masked, diffusion_loss(pred, target, region=None, region_mean=mean))
         assert diffusion_loss(pred, target, region=0 * everywhere, region_mean=mean) == 0
+
+
+def test_the_mean_over_a_region_is_the_published_one():
+    """The lines of Custom Diffusion's trainer; its mask has one channel, the latents four."""
+    generator = torch.Generator().manual_seed(0)
+    pred, target = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 4, 8, 8, generator=generator)
+    mask = (torch.rand(2, 1, 8, 8, generator=generator) < 0.5).float()
+    published = ((pred - target).square() * mask).sum([1, 2, 3]) / mask.sum([1, 2, 3])
+    assert_close(diffusion_loss(pred, target, region=mask[:, 0], region_mean="region"), published)
+
+
+def test_a_soft_region_of_less_than_one_pixel_is_divided_by_its_sum():
+    pred, target = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 3.0)
+    region = torch.tensor([[[0.1, 0.2], [0.0, 0.0]]])
+    assert_close(diffusion_loss(pred, target, region=region, region_mean="region"), torch.tensor([9.0]))
 
 
 def test_break_a_scene_masks_both_sides():

@@ -122,6 +122,7 @@ def build_on_fresh_backbone(settings_of, fresh_backbone) -> Callable[..., Person
             settings.optim,
             settings.loss.snr_gamma,
             settings.sample,
+            snr_form=settings.loss.snr_form,
             region=settings.loss.region,
             region_mean=settings.loss.region_mean,
             prior_weight=settings.prior.weight,

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from torch.testing import assert_close
 
 from partcraft_lit.core.errors import UserError
+from partcraft_lit.losses.diffusion import diffusion_target
 from partcraft_lit.tokens.words import word_vector
 
 #: Overrides -> groups that train. Rates are raised, so that a few steps show.
@@ -153,7 +154,22 @@ def test_the_loss_counts_where_the_prompted_parts_are(fresh_backbone, tools):
     factor = 16 // batch.label_map.shape[-1]
     head = (batch.label_map == 1).float().repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     assert torch.equal(region[:2], head[:2])
-    assert (region[2:] == 1).all()
+
+
+@pytest.mark.parametrize(("region_mean", "ratio"), [("region", 4.0), ("latents", 1.0)])
+def test_instance_and_prior_have_the_published_ratio(fresh_backbone, tools, region_mean, ratio):
+    """Where all errors are 1, a sum over four channels over the sum of a mask is 4, and the mean of prior images 1."""
+    module = tools.build(fresh_backbone, "method=custom_diffusion", f"loss.region_mean={region_mean}")
+    logged: dict[str, float] = {}
+    module.log_dict = lambda numbers, **_: logged.update(numbers)
+    batch, scheduler = tools.batch_of(module, prior=True), module.backbone.noise_scheduler
+    target = diffusion_target(
+        batch.latents, batch.noise, batch.timesteps, scheduler.alphas_cumprod, scheduler.config.prediction_type
+    )
+    module.backbone.denoise = lambda *_: target + 1.0
+    total = module.training_step(batch, 0)
+    assert logged["train/loss_diffusion"] == pytest.approx(ratio) and logged["train/loss_prior"] == pytest.approx(1.0)
+    assert float(total) == pytest.approx(ratio + 1.0)
 
 
 # First words.

@@ -11,8 +11,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-#: Normalisation of a masked loss: mean over all "latents", or over those in the "region".
+#: Normalisation of a masked loss: "latents" divides by all values of the latents, "region" by the sum of the mask.
 RegionMean = Literal["latents", "region"]
+#: Min-SNR weights for v-prediction: those of the paper, or of PartCraft's "released" trainer.
+SnrForm = Literal["published", "released"]
 #: diffusers' names.
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -68,29 +70,38 @@ def diffusion_target(
     return alpha * noise.float() - sigma * latents.float()
 
 
-def min_snr_weight(snr: Tensor, gamma: float | None, prediction_type: str = "epsilon") -> Tensor:
+def min_snr_weight(
+    snr: Tensor, gamma: float | None, prediction_type: str = "epsilon", form: SnrForm = "published"
+) -> Tensor:
     """Min-SNR loss weights: the squared error of the clean latents is weighted by min(SNR, gamma).
 
     Args:
         snr: (B,) signal-to-noise ratios, 0 to infinity.
         gamma: 5 in the paper; None for the unweighted loss (all ones).
         prediction_type: as in ``diffusion_target``.
+        form: "released" adds 1 to the SNR of v-prediction before the minimum too.
 
     Returns:
         (B,): min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v-prediction, / 1 for the sample; finite at both ends.
+        "released" for v-prediction: min(SNR + 1, gamma) / (SNR + 1), which is 1 for pure noise and not 0.
 
     Raises:
-        ValueError: for another prediction type, or a gamma that is not above 0.
+        ValueError: for another prediction type or form, or a gamma that is not above 0.
 
-    Source: Hang et al. (arXiv 2303.09556), eq. 8; the appendix for the other targets. Differs: no.
+    Source: Hang et al. (arXiv 2303.09556), eq. 8; the appendix for the other targets. Differs: no. "released" is the
+    training script of the PartCraft release, after diffusers' examples of 2023.
     """
     _check_prediction_type(prediction_type)
+    if form not in get_args(SnrForm):
+        raise ValueError(f"form must be one of {get_args(SnrForm)}, got {form!r}.")
     if gamma is None:
         return torch.ones_like(snr)
     if not gamma > 0:
         raise ValueError(f"gamma must be above 0, or None for the plain loss, got {gamma}.")
     if prediction_type == "sample":
         return snr.clamp_max(gamma)
+    if prediction_type == "v_prediction" and form == "released":
+        return gamma / (snr + 1.0).clamp_min(gamma)
     if prediction_type == "v_prediction":
         return snr.clamp_max(gamma) / (snr + 1.0)
     return gamma / snr.clamp_min(gamma)  # min(snr, gamma) / snr, without 0 / 0 at the noisy end
@@ -109,9 +120,10 @@ def diffusion_loss(
         model_pred: (B, C, h, w) any precision.
         target: same shape.
         weight: (B,) or None for ones.
-        region: (B, h, w) soft loss mask, 0 to 1; None for an unmasked loss.
-        region_mean: "latents" averages over all latents, so that a small region has a small loss (Break-a-Scene),
-            "region" over those in the region (Custom Diffusion).
+        region: (B, h, w) soft loss mask, 0 to 1; None for ones.
+        region_mean: "latents" averages over all latents, so that a small region has a small loss (Break-a-Scene).
+            "region" sums over channels and divides by the sum of the mask, which has one channel: C times the mean
+            over the region, as Custom Diffusion and DisenDiff are released.
 
     Returns:
         (B,) float32; 0 for an empty region.
@@ -122,7 +134,7 @@ def diffusion_loss(
     _check_shapes(model_pred=model_pred, target=target)
     with torch.autocast(model_pred.device.type, enabled=False):
         squares = (model_pred.float() - target.float()).square()
-        error = squares.flatten(1).mean(dim=1) if region is None else _mean_in(squares, region, region_mean)
+        error = _masked_mean(squares, region, region_mean)
     if weight is None:
         return error
     if weight.shape != error.shape:
@@ -130,15 +142,18 @@ def diffusion_loss(
     return error * weight.float()
 
 
-def _mean_in(squares: Tensor, region: Tensor, region_mean: str) -> Tensor:
-    if region.shape != squares[:, 0].shape:
+def _masked_mean(squares: Tensor, region: Tensor | None, region_mean: str) -> Tensor:
+    """(B, C, h, w) -> (B,)."""
+    if region is not None and region.shape != squares[:, 0].shape:
         raise ValueError(f"region must be {tuple(squares[:, 0].shape)}, (B, h, w), got {tuple(region.shape)}.")
     if region_mean not in get_args(RegionMean):
         raise ValueError(f"region_mean must be one of {get_args(RegionMean)}, got {region_mean!r}.")
-    places = squares.mean(dim=1) * region.float()  # (B, h, w)
     if region_mean == "latents":
-        return places.mean(dim=(1, 2))
-    return places.sum(dim=(1, 2)) / region.float().sum(dim=(1, 2)).clamp_min(1.0)
+        if region is None:
+            return squares.flatten(1).mean(dim=1)
+        return (squares.mean(dim=1) * region.float()).mean(dim=(1, 2))
+    mask = torch.ones_like(squares[:, 0]) if region is None else region.float()
+    return (squares.sum(dim=1) * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1e-6)
 
 
 def _check_prediction_type(prediction_type: str) -> None:

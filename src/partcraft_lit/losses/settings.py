@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from partcraft_lit.core.settings import NonNegative, Rate
+from partcraft_lit.losses.diffusion import RegionMean, SnrForm
 
 
 @dataclass(frozen=True)
@@ -16,20 +17,22 @@ class LossSettings:
         lambda_attn: weight of the attention loss.
         attention: name of the attention loss; "none" installs none.
         snr_gamma: gamma of min-SNR weighting; None weighs all timesteps equally.
+        snr_form: min-SNR weights of v-prediction, as "published" or as in PartCraft's "released" code.
         unprompted: pixels of parts that are not in the prompt: "ignore" them, or "released" for the behaviour of the
             released code (a loss of 100 each).
         normalizer: attention is normalised over the "parts" of the prompt, or by the "softmax" over the text alone.
         region: mask of the diffusion loss: "all" latents, or those of the "prompted" parts.
-        region_mean: the masked loss is averaged over all "latents", or over the "region".
+        region_mean: the masked loss is divided by all values of the "latents", or by the sum of the "region"'s mask.
     """
 
     lambda_attn: NonNegative
     attention: str
     snr_gamma: Rate | None
+    snr_form: SnrForm
     unprompted: Literal["ignore", "released"]
     normalizer: Literal["parts", "softmax"]
     region: Literal["all", "prompted"]
-    region_mean: Literal["latents", "region"]
+    region_mean: RegionMean
 
     @property
     def uses_attention(self) -> bool:

@@ -49,6 +49,7 @@ def assemble(
         settings.optim,
         settings.loss.snr_gamma,
         settings.hardware.capped(settings.sample),
+        snr_form=settings.loss.snr_form,
         region=settings.loss.region,
         region_mean=settings.loss.region_mean,
         prior_weight=settings.prior.weight,
