@@ -163,7 +163,7 @@ def test_an_inpainting_pipeline_takes_the_concept_and_the_mask(pair, parts):
         (["method.most=3", "parts.M=4"], r"tells 2 to 3 concepts apart, got parts\.M=4"),
         (["parts.M=1"], r"2 or more concepts apart, got parts\.M=1\. For one concept take method=custom_diffusion"),
         (["method.nouns=false"], r"set method\.nouns=true"),
-        ([], r"DisenDiff needs a noun for each part: name them"),
+        (["parts.names=[]"], r"DisenDiff needs a noun for each part: name them"),
         (["parts.M=2", "parts.names=[cat,teddy-bear]"], r"the noun 'teddy-bear' is not one plain word"),
     ],
 )

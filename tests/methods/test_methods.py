@@ -106,7 +106,7 @@ def test_the_schedule_by_hand(tools):
     assert [optim.factor("mapper", step) for step in range(6)] == [0.25, 0.5, 0, 0, 0, 0]
     assert [optim.factor("unet", step) for step in range(6)] == [0, 0, 0.75, 1, 1, 1]  # the last phase goes on
     assert not any(optim.factor("lora", step) for step in range(6))
-    plain = tools.settings_of("method=partcraft").optim
+    plain = tools.settings_of("method=partcraft", "recipe/miniature=none").optim
     assert [plain.factor("mapper", step) for step in (0, 9)] == [1.0, 1.0]
     assert (plain.rate("mapper"), plain.rate("unet")) == (1e-4, 5e-6)
 
@@ -252,3 +252,19 @@ def test_each_token_may_have_a_noun_of_its_own(fresh_backbone, tools):
     settings = tools.settings_of("method=dreambooth", words[0])
     with pytest.raises(UserError, match=r"name the parts, for instance parts\.names=\[cat,dog\]"):
         settings.method.check(settings, "")
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [  # layers and position of the mapper, rank of the adapter, rate of the tokens, batch
+        ("partcraft", (2, True, 16, 1.6e-2, 16)),
+        ("partcraft_released", (3, True, 4, 1e-4, 2)),
+        ("textual_inversion", (0, False, 4, 5e-3, 8)),
+        ("custom_diffusion", (0, False, 4, 8e-5, 8)),
+    ],
+)
+def test_the_demo_s_recipe_is_partcraft_s(tools, method, expected):
+    settings = tools.settings_of(f"method={method}", "backbone=mini")
+    mapper = settings.mapper
+    found = (mapper.layers, mapper.position, settings.lora.rank, settings.optim.mapper_lr, settings.data.batch_size)
+    assert found == expected

@@ -53,9 +53,14 @@ def backbone_for(dataset: str) -> str:
     return "mini" if is_drawn(dataset) else "sd15"
 
 
-def miniature_for(backbone: str, dataset: str) -> str:
-    """Of the group ``recipe/miniature``; ``backbone`` is "" where it is that of the data set."""
-    return "demo" if (backbone or backbone_for(dataset)).startswith("mini") else "none"
+def miniature_for(backbone: str, dataset: str, method: str) -> str:
+    """Of the group ``recipe/miniature``; ``backbone`` is "" where it is that of the data set.
+
+    The demo's mapper, adapter, rates and loss are PartCraft's; other methods have their own.
+    """
+    if not (backbone or backbone_for(dataset)).startswith("mini"):
+        return "none"
+    return "demo" if method == "partcraft" else "any_method"
 
 
 def hardware_for(dataset: str) -> str:
