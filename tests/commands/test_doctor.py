@@ -92,9 +92,10 @@ def test_prior_images_are_part_of_a_step(doctor):
 
 
 def test_images_to_sample_are_those_of_every_protocol():
-    settings = settings_for("eval.untrained=24", "eval.reconstructions=0", "eval.compositions=100")
+    species = "eval.species=[1,2,3,4]"
+    settings = settings_for("eval.untrained=24", "eval.reconstructions=0", "eval.compositions=100", species)
     assert sampled_for_scores(settings, 600) == 4 * 100 + 4 * 24
-    settings = settings_for("eval.untrained=24", "eval.reconstructions=24", "eval.compositions=24")
+    settings = settings_for("eval.untrained=24", "eval.reconstructions=24", "eval.compositions=24", species)
     assert sampled_for_scores(settings, 600) == 2 * 120
     assert sampled_for_scores(settings, 2) == 2 * (2 + 2 * 24)  # two images give no hybrid of three
     assert sampled_for_scores(settings_for("eval.enabled=false"), 600) == 0
