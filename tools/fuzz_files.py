@@ -109,6 +109,7 @@ def in_time(work: Callable[..., str], *arguments: Any, pool: list[Any]) -> str:
     """What ``work`` returns, from another process that is given up after ``SECONDS``."""
     if not pool:
         pool.append(multiprocessing.get_context("spawn").Pool(1))
+        pool[0].apply(int)  # its imports do not count
     try:
         return str(pool[0].apply_async(work, arguments).get(SECONDS))
     except multiprocessing.TimeoutError:
