@@ -11,8 +11,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from partcraft_lit.metrics.kid import KernelDistance, kernel_distance
 
 
-def filled(features, real, generated, batch_size=64, **kwargs) -> KernelDistance:
-    metric = KernelDistance(features, **kwargs)
+def filled(features, real, generated, batch_size=64) -> KernelDistance:
+    metric = KernelDistance(features)
     for images, is_real in ((real, True), (generated, False)):
         for batch in images.split(batch_size):
             metric.update(batch, real=is_real)
@@ -57,9 +57,6 @@ def test_as_torchmetrics_on_the_same_features(tiny_features, pictures):
     theirs.update(generated, real=False)
     ours = filled(tiny_features, real, generated).compute()
     assert float(ours["value"]) == pytest.approx(float(theirs.compute()[0]), rel=1e-3)
-    subsets = filled(tiny_features, real, generated, subsets=3, subset_size=30).compute()
-    assert_close(subsets["value"], ours["value"])
-    assert float(subsets["standard_error"]) < 1e-9
 
 
 def test_no_bias_and_an_honest_error_on_small_samples():
@@ -74,21 +71,19 @@ def test_no_bias_and_an_honest_error_on_small_samples():
 def test_order_batches_and_sides_do_not_matter(tiny_features, pictures):
     real, generated = pictures(20, 1), pictures(25, 2)
     order = torch.randperm(25, generator=torch.Generator().manual_seed(0))
-    for kwargs in ({}, {"subsets": 4, "subset_size": 7}):
-        whole = filled(tiny_features, real, generated, **kwargs).compute()
-        assert_close(filled(tiny_features, real, generated[order], 3, **kwargs).compute(), whole)
+    whole = filled(tiny_features, real, generated).compute()
+    assert_close(filled(tiny_features, real, generated[order], 3).compute(), whole)
     flipped = filled(tiny_features, generated, real).compute()
     assert_close(flipped, filled(tiny_features, real, generated).compute())
 
 
 def test_two_processes_agree_with_one(tiny_features, pictures, two_processes):
     real, generated = pictures(21, 1), pictures(16, 2)
-    variants = [{}, {"subsets": 4, "subset_size": 7}]
-    expected = [filled(tiny_features, real, generated, **kwargs).compute() for kwargs in variants]
+    expected = filled(tiny_features, real, generated).compute()
 
     def work(rank):
         parts = real[rank::2], generated[:5] if rank else generated[5:]
-        return [filled(tiny_features, *parts, 4, **kwargs).compute() for kwargs in variants]
+        return filled(tiny_features, *parts, 4).compute()
 
     for found in two_processes(work):
         assert_close(found, expected)
@@ -96,7 +91,6 @@ def test_two_processes_agree_with_one(tiny_features, pictures, two_processes):
 
 def test_keys_name_the_protocol(tiny_features):
     assert KernelDistance(tiny_features).key == "kid@tiny"
-    assert KernelDistance(tiny_features, subsets=100).key == "kid-100x1000@tiny"
 
 
 def test_too_few_pictures_are_an_error(tiny_features, pictures):
@@ -104,5 +98,3 @@ def test_too_few_pictures_are_an_error(tiny_features, pictures):
         filled(tiny_features, pictures(5), pictures(2)).compute()
     with pytest.raises(ValueError, match="at least 3 real images, got 0"):
         KernelDistance(tiny_features).compute()
-    with pytest.raises(ValueError, match="subsets must be None or at least 2"):
-        KernelDistance(tiny_features, subsets=1)

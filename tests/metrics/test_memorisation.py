@@ -32,7 +32,7 @@ def test_by_hand():
     found = {key: float(value) for key, value in metric.compute().items()}
     assert found == {"value": 1.0, "threshold": 1.5, "distance": 0.75, "real_distance": 1.5}
     assert float(filled(Line(), real, generated, quantile=0.1, cosine=False).compute()["value"]) == 0.75
-    distances, places = metric.neighbours()
+    distances, places = nearest(generated, real)
     assert distances.tolist() == [0.5, 1, 1.5, 0]
     assert places.tolist()[2:] == [3, 2]
 

@@ -29,7 +29,7 @@ def test_small_sets_are_what_fitting_all_in_memory_gives(creatures, meaningful):
     found = discover(source, features, M=2, K=3)
     segmenter = found.dictionary.segmenter
     grids = features([source.image(index) for index in range(30)])
-    label_maps = [segmenter.label(grid) for grid in grids]
+    label_maps = segmenter.label_all(grids)
     vectors = torch.stack([segmenter.describe(*pair) for pair in zip(grids, label_maps, strict=True)])
     assert all(torch.equal(a, b) for a, b in zip(found.label_maps, label_maps, strict=True))
     assert torch.equal(found.part_features, vectors)

@@ -18,7 +18,7 @@ def features(label_map: list[list[int]]) -> torch.Tensor:
 
 
 def test_labels_and_means_by_hand():
-    label_map = segmenter().label(features([[0, 1], [2, 2]]))
+    label_map = segmenter().label_all([features([[0, 1], [2, 2]])])[0]
     assert label_map.tolist() == [[0, 1], [2, 2]]
     assert label_map.dtype == torch.uint8
     assert_close(segmenter().describe(features([[0, 1], [2, 2]]), label_map), torch.eye(3))
@@ -35,18 +35,18 @@ def test_the_offset_is_taken_off_first():
         torch.tensor([5.0, 5, 5]), moved.foreground_centroids, moved.is_foreground, moved.part_centroids
     )
     grid = features([[0, 1], [2, 1]])
-    assert torch.equal(shifted.label(grid + 5), moved.label(grid))
+    assert torch.equal(shifted.label_all([grid + 5])[0], moved.label_all([grid])[0])
 
 
 def test_small_parts_go_to_the_next_nearest_part_or_to_the_background():
     grid = features([[1, 1, 1], [0, 0, 2]])
-    assert segmenter(min_cells=2).label(grid).tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert segmenter(min_cells=4).label(grid).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert segmenter(min_cells=2).label_all([grid])[0].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert segmenter(min_cells=4).label_all([grid])[0].tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 def test_small_components_take_the_label_around_them():
     grid = features([[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [2, 0, 0, 0]])
-    cleaned = segmenter(min_component_size=2).label(grid).tolist()
+    cleaned = segmenter(min_component_size=2).label_all([grid])[0].tolist()
     assert cleaned == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
 
 
@@ -89,5 +89,5 @@ def test_images_labelled_together_are_labelled_as_one_by_one():
     grids = [features(torch.randint(0, 3, size, generator=generator).tolist()) for size in sizes]
     labelling = segmenter(min_component_size=3, min_cells=4)
     together = labelling.label_all(grids)
-    assert any(bool((labelling.label(grid) != segmenter().label(grid)).any()) for grid in grids)
-    assert all(torch.equal(found, labelling.label(grid)) for found, grid in zip(together, grids, strict=True))
+    assert any(bool((labelling.label_all([grid])[0] != segmenter().label_all([grid])[0]).any()) for grid in grids)
+    assert all(torch.equal(found, labelling.label_all([grid])[0]) for found, grid in zip(together, grids, strict=True))

@@ -57,17 +57,8 @@ def interval(values: Values, level: float = 0.95, resamples: int = 2000, seed: i
     return Interval(mean, float(low), float(high))
 
 
-def paired_difference(a: Values, b: Values, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """:func:`interval` of ``a - b``, entry by entry: narrower than two intervals of methods that saw the same images.
-
-    Raises:
-        ValueError: as :func:`interval`, and if the two have not the same shape.
-    """
-    return interval([row.tolist() for row in _differences(a, b)], level, resamples, seed)
-
-
 def paired_p_value(a: Values, b: Values, seed: int = 0, resamples: int = 10_000) -> float:
-    """Two-sided p-value of "both have the same mean", by the bootstrap of :func:`paired_difference`.
+    """Two-sided p-value of "both have the same mean", by the bootstrap of their differences, entry by entry.
 
     Twice the share of resampled differences on the far side of zero: below 0.05 where the 95 % interval of the
     difference leaves zero out, up to the accuracy of the draws. It is never below what n signs alone could show,
@@ -80,7 +71,7 @@ def paired_p_value(a: Values, b: Values, seed: int = 0, resamples: int = 10_000)
         resamples: how often to draw; no p-value is below ``2 / (resamples + 1)``.
 
     Raises:
-        ValueError: as :func:`paired_difference`.
+        ValueError: as :func:`interval`, and if the two have different shapes.
     """
     differences = _differences(a, b)
     means = _resampled_means(differences, resamples, seed)

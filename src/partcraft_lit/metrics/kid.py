@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
-from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.metrics.features import FeatureMetric, ImageFeatures
 
 _BLOCK = 1024
@@ -20,20 +19,14 @@ class KernelDistance(FeatureMetric):
     Zero on average for two samples of one distribution, however small, so it may be slightly negative; that is why it
     stands beside FID below some thousands of images. Low is good. Papers print it times 1000.
 
-    By default all pairs are used, once, and the error is the jackknife's. With ``subsets`` it is the published
-    estimate: the mean over random subsets, and the error is the deviation between them over the root of their number,
-    which ignores the images that no subset drew.
-
     Features of all images are kept, in float32. The result does not depend on their order or their spread over
     processes.
 
     Args:
         features: describes an image.
-        subsets: None for all pairs, or how many subsets.
-        subset_size: images of each kind in a subset.
-        seed: of the subsets.
 
-    Source: Bińkowski et al. (arXiv 1801.01401), section 4. Differs: all pairs by default.
+    Source: Bińkowski et al. (arXiv 1801.01401), section 4. Differs: all pairs are used, once, and the
+    error is the jackknife's; published is the mean over random subsets and their deviation.
     """
 
     higher_is_better = False
@@ -41,21 +34,10 @@ class KernelDistance(FeatureMetric):
     real: list[Tensor]
     generated: list[Tensor]
 
-    def __init__(
-        self,
-        features: ImageFeatures,
-        subsets: int | None = None,
-        subset_size: int = 1000,
-        seed: int = 0,
-        **kwargs: Any,
-    ) -> None:
+    name = "kid"
+
+    def __init__(self, features: ImageFeatures, **kwargs: Any) -> None:
         super().__init__(features, **kwargs)
-        if subset_size < 3 or (subsets is not None and subsets < 2):
-            raise ValueError(
-                f"subsets must be None or at least 2, subset_size at least 3; got {subsets}, {subset_size}."
-            )
-        self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
-        self.name = "kid" if subsets is None else f"kid-{subsets}x{subset_size}"
         self.add_state("real", default=[], dist_reduce_fx="cat")
         self.add_state("generated", default=[], dist_reduce_fx="cat")
 
@@ -67,32 +49,19 @@ class KernelDistance(FeatureMetric):
         """``value`` and ``standard_error``, float64.
 
         Raises:
-            ValueError: with fewer than three images on either side, or than a subset has.
+            ValueError: with fewer than three images on either side.
         """
         real, generated = self._sorted("real"), self._sorted("generated")
-        if self.subsets is None:
-            value, error = kernel_distance(real, generated)
-            return {"value": value, "standard_error": error}
-        values = []
-        for index in range(self.subsets):
-            draws = [
-                side[torch.randperm(len(side), generator=torch_generator(self.seed, "kid", index, which))][
-                    : self.subset_size
-                ]
-                for which, side in (("real", real), ("generated", generated))
-            ]
-            values.append(kernel_distance(*draws)[0])
-        found = torch.stack(values)
-        return {"value": found.mean(), "standard_error": found.std() / self.subsets**0.5}
+        value, error = kernel_distance(real, generated)
+        return {"value": value, "standard_error": error}
 
     def _sorted(self, side: str) -> Tensor:
         state = getattr(self, side)
-        found = dim_zero_cat(state) if len(state) else torch.zeros(0, self.features.dim)
-        least = 3 if self.subsets is None else self.subset_size
-        if len(found) < least:
-            raise ValueError(f"A kernel distance needs at least {least} {side} images, got {len(found)}.")
-        # An order of the images' own, so that subsets do not depend on how they came.
-        return found[found.double().sum(dim=1).argsort()]
+        vectors = dim_zero_cat(state) if len(state) else torch.zeros(0, self.features.dim)
+        if len(vectors) < 3:
+            raise ValueError(f"A kernel distance needs at least 3 {side} images, got {len(vectors)}.")
+        # An order of the images' own, so that sums do not depend on how they came.
+        return vectors[vectors.double().sum(dim=1).argsort()]
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

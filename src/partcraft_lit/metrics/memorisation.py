@@ -72,11 +72,6 @@ class Memorisation(FeatureMetric):
             "real_distance": among.quantile(0.5),
         }
 
-    def neighbours(self) -> tuple[Tensor, Tensor]:
-        """(generated,) distance to and index of the nearest training image, in the order in which this process got
-        them: to look at the nearest pairs."""
-        return nearest(self._all("generated", 1), self._all("real", 1))
-
     def _all(self, side: str, least: int) -> Tensor:
         state = getattr(self, side)
         found = dim_zero_cat(state) if len(state) else torch.zeros(0, self.features.dim)

@@ -61,12 +61,8 @@ class Segmenter:
         """(..., D) directions -> (...,) bool."""
         return self.is_foreground[nearest(directions, self.foreground_centroids)]
 
-    def label(self, features: Tensor) -> Tensor:
-        """(grid height, grid width, D) -> (grid height, grid width) uint8, 0 background, 1...M."""
-        return self.label_all([features])[0]
-
     def label_all(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """As ``label``, for several images of any sizes, which is faster than one by one."""
+        """(grid height, grid width, D) each -> (grid height, grid width) uint8 each, 0 background, 1...M."""
         labels = [self._nearest_parts(grid) for grid in features]
         if self.min_component_size > 1:
             labels = self._without_small_components(labels)
