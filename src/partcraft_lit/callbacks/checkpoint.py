@@ -92,24 +92,24 @@ class Checkpoints(Checkpoint):
             manifest_path(path).unlink(missing_ok=True)
 
 
-def newest_good(folder: Path | str, say: Callable[[str], None] = _log.warning) -> Path | None:
+def newest_good(folder: Path | str, log: Callable[[str], None] = _log.warning) -> Path | None:
     """The checkpoint with most steps that is whole, or None.
 
     Args:
         folder: where checkpoints are; it may be missing.
-        say: told of every checkpoint that was passed over, with the reason, and what was taken instead.
+        log: called with every checkpoint that was passed over, the reason, and what was taken instead.
     """
     skipped = False
     for path in _candidates(Path(folder)):
         reason = damage(path)
         if reason is None:
             if skipped:
-                say(f"The newest checkpoint that can be read is taken: {path}.")
+                log(f"The newest checkpoint that can be read is taken: {path}.")
             return path
         skipped = True
-        say(f"Checkpoint {path} is passed over: {reason}.")
+        log(f"Checkpoint {path} is passed over: {reason}.")
     if skipped:
-        say(f"No checkpoint in {folder} can be read.")
+        log(f"No checkpoint in {folder} can be read.")
     return None
 
 

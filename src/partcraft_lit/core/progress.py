@@ -1,4 +1,4 @@
-"""Says what a run is doing, and keeps the times."""
+"""Logs what a run is doing, and keeps the seconds of its stages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from partcraft_lit.core.environment import is_first_process
 
@@ -18,7 +18,7 @@ _log = logging.getLogger("partcraft_lit")
 class Stages:
     """Named stages with their seconds; a line when one ends, a bar while one counts.
 
-    Only the first process of a run speaks.
+    Only the first process of a run logs.
 
     Attributes:
         seconds: name -> seconds, in order.
@@ -32,8 +32,17 @@ class Stages:
     def stage(self, name: str) -> Iterator[Counter]:
         """Times what happens inside; hands out a counter to report progress with."""
         started = time.monotonic()
-        with Counter(name, self._console) as counter:
-            yield counter
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28, complete_style="cyan", finished_style="cyan"),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        with progress:
+            yield Counter(name, progress)
         spent = time.monotonic() - started
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
         self.log(f"{name}: {spent:.1f} s")
@@ -45,34 +54,18 @@ class Stages:
 
 
 class Counter:
-    """A progress bar on a terminal, and nothing elsewhere."""
+    """Tasks of one stage in rich's progress bar, which is shown on a terminal and nowhere else."""
 
-    def __init__(self, name: str, console: Console) -> None:
-        self._name = name
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28, complete_style="cyan", finished_style="cyan"),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, object] = {}
-
-    def __enter__(self) -> Counter:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    def __init__(self, name: str, progress: Progress) -> None:
+        self._name, self._progress = name, progress
+        self._tasks: dict[str, TaskID] = {}
 
     def part(self, part: str, done: int, total: int) -> None:
         """``done`` of ``total`` of some part of the stage."""
         if part not in self._tasks:
             label = f"{self._name}: {part}" if part else self._name
             self._tasks[part] = self._progress.add_task(label, total=total)
-        self._progress.update(self._tasks[part], completed=done, total=total)  # type: ignore[arg-type]
+        self._progress.update(self._tasks[part], completed=done, total=total)
 
     def count(self, done: int, total: int) -> None:
         """``done`` of ``total`` of the whole stage."""
