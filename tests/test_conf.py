@@ -427,3 +427,11 @@ def test_published_settings_are_those_of_the_papers(experiment):
         for name in key.split("."):
             found = found[name]
         assert found == (pytest.approx(wanted) if isinstance(wanted, float) else wanted), key
+
+
+@pytest.mark.parametrize("verb", ["train", "discover", "pretrain"])
+@pytest.mark.parametrize("seed", [-1, 2**53])
+def test_a_seed_that_a_browser_would_round_is_refused(verb, seed):
+    module = __import__(f"partcraft_lit.commands.{verb}", fromlist=["check"])
+    with pytest.raises(UserError, match=rf"seed={seed}"):
+        module.check(config.plain(config.compose(verb, [f"seed={seed}"])))

@@ -18,6 +18,11 @@ def derive_seed(seed: int, *keys: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def image_seed(seed: int, *keys: int | str) -> int:
+    """A seed for people to read and to type again: 53 bits, which a browser keeps."""
+    return derive_seed(seed, *keys) >> 10
+
+
 def torch_generator(seed: int, *keys: int | str) -> torch.Generator:
     """A CPU generator for the given purpose; draw on the CPU and move, for equal values on all devices."""
     return torch.Generator().manual_seed(derive_seed(seed, *keys))

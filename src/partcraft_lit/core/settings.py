@@ -13,6 +13,8 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
+#: Below 2**53, above which a browser rounds integers.
+Seed = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 def expand_user(path: Path) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from partcraft_lit.backbones.settings import Scheduler
-from partcraft_lit.core.settings import Count, NonNegative, Positive, UserPath
+from partcraft_lit.core.settings import Count, NonNegative, Positive, Seed, UserPath
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PriorSettings:
     prompt: str
     images: Positive
     dir: UserPath | None
-    seed: int
+    seed: Seed
     steps: Positive
     guidance_scale: NonNegative
     scheduler: Scheduler

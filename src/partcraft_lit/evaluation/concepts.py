@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from partcraft_lit.core.images import read_image
-from partcraft_lit.core.randomness import derive_seed
+from partcraft_lit.core.randomness import image_seed
 from partcraft_lit.core.types import ImageSource
 from partcraft_lit.data.concept_prompts import COMBINED, ConceptSet
 from partcraft_lit.evaluation.image_scores import Row
@@ -183,7 +183,7 @@ class ConceptScorer:
         """Prompt and seed of each image; a seed depends on the place of the prompt, whatever the model."""
         prompts = self.requests[protocol].prompts
         each = [(place, sample) for place in range(len(prompts)) for sample in range(self._samples)]
-        seeds = [derive_seed(self._seed, "alignment", self._name, protocol, place, sample) for place, sample in each]
+        seeds = [image_seed(self._seed, "alignment", self._name, protocol, place, sample) for place, sample in each]
         return [prompts[place] for place, _ in each], seeds
 
 

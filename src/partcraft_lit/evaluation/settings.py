@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partcraft_lit.core.settings import Count, Positive
+from partcraft_lit.core.settings import Count, Positive, Seed
 
 
 @dataclass(frozen=True)
@@ -35,4 +35,4 @@ class EvalSettings:
     pictures: tuple[str, ...]
     neighbours: Count
     hybrids: Positive
-    seed: int
+    seed: Seed

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import resize, resize_short_side, to_uint8, to_unit
-from partcraft_lit.core.randomness import derive_seed, torch_generator
+from partcraft_lit.core.randomness import image_seed, torch_generator
 from partcraft_lit.core.types import ABSENT, Backbone, ImageSource, PartPredictor
 from partcraft_lit.metrics.cosim import CosineSimilarity
 from partcraft_lit.metrics.emr import ExactMatchingRate
@@ -90,7 +90,7 @@ def composition_targets(
     return Targets(
         codes=torch.stack([hybrid[0] for hybrid in hybrids]) if hybrids else empty,
         sources=torch.stack([hybrid[1] for hybrid in hybrids]) if hybrids else empty,
-        seeds=tuple(derive_seed(seed, "composition picture", i) for i in range(iterations)),
+        seeds=tuple(image_seed(seed, "composition picture", i) for i in range(iterations)),
     )
 
 
@@ -109,7 +109,7 @@ def reconstruction_targets(codes: Tensor, limit: int | None = None, seed: int = 
     return Targets(
         codes=codes[chosen].long(),
         sources=chosen[:, None].expand(-1, codes.shape[1]).clone(),
-        seeds=tuple(derive_seed(seed, "reconstruction picture", int(image)) for image in chosen),
+        seeds=tuple(image_seed(seed, "reconstruction picture", int(image)) for image in chosen),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partcraft_lit.core.settings import PathSettings
+from partcraft_lit.core.settings import PathSettings, Seed
 from partcraft_lit.parts.settings import PartsSettings
 
 
@@ -12,6 +12,6 @@ from partcraft_lit.parts.settings import PartsSettings
 class DiscoverSettings:
     """``partcraft discover``."""
 
-    seed: int
+    seed: Seed
     parts: PartsSettings
     paths: PathSettings

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from partcraft_lit.backbones.settings import SampleSettings
-from partcraft_lit.core.settings import Count, NonNegative, Positive, UserPath
+from partcraft_lit.core.settings import Count, NonNegative, Positive, Seed, UserPath
 from partcraft_lit.tokens.embedding_files import Tool
 
 
@@ -50,7 +50,7 @@ class ExportSettings:
     number_format: Literal["float32", "float16"]
     data_license: str
     thumbnails: Count
-    seed: int
+    seed: Seed
     sample: SampleSettings
     check: ExportCheckSettings
     output_dir: UserPath | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from partcraft_lit.backbones.settings import SampleSettings
-from partcraft_lit.core.settings import Positive, UserPath
+from partcraft_lit.core.settings import Positive, Seed, UserPath
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,6 @@ class GenerateSettings:
     prompt: str | None
     prompts_file: UserPath | None
     num_images: Positive
-    seed: int
+    seed: Seed
     sample: SampleSettings
     output_dir: UserPath | None

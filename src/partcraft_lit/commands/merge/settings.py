@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partcraft_lit.core.settings import PathSettings, UserPath
+from partcraft_lit.core.settings import PathSettings, Seed, UserPath
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,6 @@ class MergeSettings:
 
     runs: tuple[str, ...]
     captions_file: UserPath | None
-    seed: int
+    seed: Seed
     output_dir: UserPath | None
     paths: PathSettings

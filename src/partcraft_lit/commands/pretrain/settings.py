@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from partcraft_lit.core.settings import Count, NonNegative, PathSettings, Positive, Rate, Share, UserPath
+from partcraft_lit.core.settings import Count, NonNegative, PathSettings, Positive, Rate, Seed, Share, UserPath
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PretrainSettings:
     """
 
     stage: Literal["model", "features", "oracle"]
-    seed: int
+    seed: Seed
     output_dir: UserPath | None
     autoencoder: LoopLength
     denoiser: LoopLength

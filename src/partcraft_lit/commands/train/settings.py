@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from partcraft_lit.backbones.settings import HardwareSettings, LoraSettings, SampleSettings
-from partcraft_lit.core.settings import PathSettings
+from partcraft_lit.core.settings import PathSettings, Seed
 from partcraft_lit.data.settings import DataSettings, PriorSettings
 from partcraft_lit.evaluation.settings import EvalSettings
 from partcraft_lit.losses.settings import LossSettings
@@ -19,7 +19,7 @@ from partcraft_lit.tokens.settings import MapperSettings
 class TrainSettings:
     """``partcraft train``; ``method`` is a :class:`partcraft_lit.methods.method.Recipe`."""
 
-    seed: int
+    seed: Seed
     parts: PartsSettings
     data: DataSettings
     method: Any
