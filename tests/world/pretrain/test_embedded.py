@@ -21,15 +21,15 @@ from partcraft_lit.world.pretrain.denoiser import (
     train_denoiser,
     words_of_parts,
 )
-from partcraft_lit.world.pretrain.loop import LoopSettings
 from partcraft_lit.world.pretrain.recipe import use_published_names
 from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
 from partcraft_lit.world.zoo.captions import COLOR_WORDS, SPECIES_NAMES
 from partcraft_lit.world.zoo.looks import BEAST, BIRD, NUM_PARTS, TEXTURES
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
+from pretraining import loop_settings
 
 SCENES = PretrainingScenes(seed=2)
-SETTINGS = LoopSettings(steps=2, batch_size=2, lr=1e-3, warmup=1)
+SETTINGS = loop_settings(steps=2, batch_size=2, lr=1e-3, warmup=1)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.world.pretrain.loop import LoopSettings, learning_rate, train_loop
+from pretraining import loop_settings
 
-SETTINGS = LoopSettings(steps=120, batch_size=4, lr=0.01, warmup=10, save_every_s=-1.0)  # saves at every chance
+SETTINGS = loop_settings(steps=120, batch_size=4, lr=0.01, warmup=10, save_every_s=-1.0)  # saves at every chance
 
 
 class Killed(Exception):
@@ -107,7 +108,7 @@ def test_average_by_hand(tmp_path):
         seen.append(float(model.weight.detach()))
         return (model.weight - 1).square().sum(), {}
 
-    settings = LoopSettings(steps=5, batch_size=1, lr=0.1, warmup=1, ema_decay=0.3)
+    settings = loop_settings(steps=5, batch_size=1, lr=0.1, warmup=1, ema_decay=0.3)
     averaged = train_loop(model, loss, settings, tmp_path / "one.pt", lambda line: None)
     expected = 0.0
     for step, value in enumerate([*seen[1:], float(model.weight.detach())]):
@@ -142,11 +143,11 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
     "step, expected", [(0, 0.1), (4, 0.5), (9, 1.0), (50, 1.0), (80, 1.0), (90, 0.5), (95, 0.25), (99, 0.05)]
 )
 def test_learning_rate_by_hand(step, expected):
-    settings = LoopSettings(steps=100, batch_size=1, lr=2.0, warmup=10)
+    settings = loop_settings(steps=100, batch_size=1, lr=2.0, warmup=10)
     assert learning_rate(step, settings) == pytest.approx(2 * expected)
 
 
 def test_a_longer_run_has_the_learning_rate_of_a_shorter_one_until_that_falls():
-    short, long = (LoopSettings(steps=steps, batch_size=1, lr=1.0) for steps in (1000, 5000))
+    short, long = (loop_settings(steps=steps, batch_size=1, lr=1.0) for steps in (1000, 5000))
     assert all(learning_rate(step, short) == learning_rate(step, long) for step in range(801))
-    assert learning_rate(0, LoopSettings(steps=1, batch_size=1, lr=1.0, warmup=0)) == 1.0
+    assert learning_rate(0, loop_settings(steps=1, batch_size=1, lr=1.0, warmup=0)) == 1.0

@@ -13,9 +13,9 @@ from torch.testing import assert_close
 
 from partcraft_lit.world.oracle import LookNetwork, LookOracle, NetworkOutput
 from partcraft_lit.world.pretrain import oracle
-from partcraft_lit.world.pretrain.loop import LoopSettings
-from partcraft_lit.world.pretrain.oracle import degrade, main, oracle_batch, oracle_loss, save_oracle, train_oracle
+from partcraft_lit.world.pretrain.oracle import degrade, oracle_batch, oracle_loss, save_oracle, train_oracle
 from partcraft_lit.world.zoo.looks import look_table
+from pretraining import loop_settings
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -57,7 +57,7 @@ def test_training_starts_from_given_weights(tmp_path):
     torch.manual_seed(5)
     network = LookNetwork()
     save_oracle(network, tmp_path / "start.safetensors")
-    settings = LoopSettings(steps=1, batch_size=2, lr=0.0, warmup=1)
+    settings = loop_settings(steps=1, batch_size=2, lr=0.0, warmup=1)
     trained = train_oracle(settings, tmp_path, lambda line: None, start=tmp_path / "start.safetensors")
     for name, value in network.state_dict().items():
         assert torch.equal(trained.state_dict()[name], value.half().float()), name
@@ -124,13 +124,11 @@ def test_saved_weights_are_read_back_in_half_precision(tmp_path):
     assert_close(reading.presence, expected.presence.sigmoid(), atol=0.01, rtol=0)
 
 
-def test_the_command_trains_resumes_and_writes_weights(tmp_path, capsys):
-    arguments = [str(tmp_path), "--steps", "3", "--batch-size", "4", "--out", str(tmp_path / "weights.safetensors")]
-    main(arguments)
-    first = load_file(tmp_path / "weights.safetensors")
+def test_training_resumes(tmp_path):
+    logged: list[str] = []
+    settings = loop_settings(steps=3, batch_size=4, lr=2.5e-3, warmup=100)
+    first = train_oracle(settings, tmp_path, logged.append)
     assert [json.loads(line)["step"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()] == [3]
-    main(arguments)
-    assert "goes on at step 3" in capsys.readouterr().out
-    second = load_file(tmp_path / "weights.safetensors")
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-    LookOracle(tmp_path / "weights.safetensors")
+    second = train_oracle(settings, tmp_path, logged.append)
+    assert any("goes on at step 3" in line for line in logged)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())

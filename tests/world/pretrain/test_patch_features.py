@@ -7,7 +7,6 @@ from torch.testing import assert_close
 
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.world.patch_network import PatchNetwork
-from partcraft_lit.world.pretrain.loop import LoopSettings
 from partcraft_lit.world.pretrain.patch_features import (
     FeatureRecipe,
     affinity,
@@ -23,9 +22,10 @@ from partcraft_lit.world.pretrain.patch_features import (
     warp,
 )
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
+from pretraining import loop_settings
 
 RECIPE = FeatureRecipe(pool=6, points=24, dim=8, prototypes=(6, 4), contrast_from=2)
-SETTINGS = LoopSettings(steps=4, batch_size=3, lr=1e-3, warmup=1)
+SETTINGS = loop_settings(steps=4, batch_size=3, lr=1e-3, warmup=1)
 
 
 def test_affine_maps_are_inverse():

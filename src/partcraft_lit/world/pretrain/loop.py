@@ -41,11 +41,11 @@ class LoopSettings:
     steps: int
     batch_size: int
     lr: float
-    warmup: int = 200
-    ema_decay: float = 0.999
-    save_every_s: float = 120.0
-    device: str = "cpu"
-    precision: str = "fp32"
+    warmup: int
+    ema_decay: float
+    save_every_s: float
+    precision: str
+    device: str
 
 
 def learning_rate(step: int, settings: LoopSettings) -> float:

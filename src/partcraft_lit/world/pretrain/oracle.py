@@ -1,22 +1,12 @@
 """Trains the oracle that judges generated birds, on renders with their ground truth, each seen once.
 
-    python -m partcraft_lit.world.pretrain.oracle logs/pretrain/oracle
-
-writes ``src/partcraft_lit/weights/oracle/oracle.safetensors`` (or ``--out``); stopped and called again it goes on from
-its last checkpoint. The weights in the package were made in two stages, with missing parts in the second only:
-
-    python -m partcraft_lit.world.pretrain.oracle logs/pretrain/oracle_1 --missing 0 \\
-        --out logs/pretrain/oracle_1.safetensors
-    python -m partcraft_lit.world.pretrain.oracle logs/pretrain/oracle_2 --start logs/pretrain/oracle_1.safetensors \\
-        --steps 450 --lr 0.001 --seed 1
+The packaged weights come from ``partcraft pretrain stage=oracle``: two stages, with missing parts in the second only.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +18,7 @@ from torch.nn import functional as F
 from partcraft_lit.core.files import atomic_path
 from partcraft_lit.core.images import to_unit
 from partcraft_lit.core.randomness import torch_generator
-from partcraft_lit.world.oracle import SIZE, LookNetwork, NetworkOutput, load_network, packaged_oracle
+from partcraft_lit.world.oracle import SIZE, LookNetwork, NetworkOutput, load_network
 from partcraft_lit.world.pretrain.loop import Log, LoopSettings, train_loop
 from partcraft_lit.world.zoo.draw import POSE_SIZE, Drawing, draw
 from partcraft_lit.world.zoo.looks import COLORS, NUM_PARTS, NUM_SHAPES, TEXTURES
@@ -193,41 +183,3 @@ def save_oracle(network: LookNetwork, path: Path) -> None:
     weights = {name: value.detach().half().cpu().contiguous() for name, value in network.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(weights, temporary)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m partcraft_lit.world.pretrain.oracle", description="Trains the oracle."
-    )
-    parser.add_argument("folder", type=Path, help="where checkpoint and curve go")
-    parser.add_argument("--steps", type=int, default=3400)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--missing", type=float, default=MISSING, help="share of parts that are left out")
-    parser.add_argument("--start", type=Path, help="weights to start from")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
-    parser.add_argument("--out", type=Path, default=packaged_oracle())
-    given = parser.parse_args(arguments)
-    settings = LoopSettings(
-        steps=given.steps,
-        batch_size=given.batch_size,
-        lr=given.lr,
-        warmup=100,
-        ema_decay=0.998,
-        save_every_s=60.0,
-        device=given.device,
-        precision=given.precision,
-    )
-    network = train_oracle(settings, given.folder, _say, given.seed, given.missing, given.start)
-    save_oracle(network, given.out)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()
