@@ -104,6 +104,18 @@ def test_batches_and_many_cells() -> None:
     )
 
 
+def test_known_labels_need_no_look_at_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would have to be waited for; labels beyond are one label, which is no part."""
+    label_map = noise(2, 16, 16, labels=4)
+    label_map[:, :5] = 255
+    expected = resize_labels(label_map, (8, 8))
+    monkeypatch.setattr(Tensor, "unique", None)
+    assert torch.equal(resize_labels(label_map, (8, 8), num_labels=4), expected.clamp_max(4))
+    for axis in (-1, -2):
+        mirrored = resize_labels(label_map.flip(axis), (8, 8), num_labels=4)
+        assert torch.equal(mirrored, resize_labels(label_map, (8, 8), num_labels=4).flip(axis))
+
+
 def test_masks_of_losses_commute_with_mirroring() -> None:
     label_map, maps, part_ids = noise(2, 16, 16), torch.rand(2, 3, 8, 8), torch.tensor([[0, 1, 3], [2, 1, -1]])
     masks = maps_and_masks(maps, part_ids, label_map, 3)[2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -17,40 +18,74 @@ from torch import Tensor
 _CELLS_AT_ONCE = 1 << 20
 
 
-def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """(..., H, W) labels -> (..., *size), same type; see `vote`."""
-    height, width = size
-    if tuple(labels.shape[-2:]) == (height, width):
-        return labels
-    rows = overlaps(0, labels.shape[-2], height, height, labels.shape[-2])
-    columns = overlaps(0, labels.shape[-1], width, width, labels.shape[-1])
-    return vote(labels, rows, columns)
+@dataclass(frozen=True)
+class Axis:
+    """How new cells lie on old ones along one axis; shared, so its tensors are not to be changed.
+
+    Attributes:
+        first, last: range of the old cells that are covered at all.
+        weights: (n, last - first) lengths that new and old cells share, whole numbers; equal neighbours are one row.
+        rows: (count,) row of each new cell; None if each has its own.
+        source: (count,) old cell of each new one where each lies in a single one; else None.
+        fields: (n,) distance from the nearer end, odd or even.
+    """
+
+    first: int
+    last: int
+    weights: Tensor
+    rows: Tensor | None
+    source: Tensor | None
+    fields: Tensor
 
 
 @lru_cache(maxsize=1024)
-def overlaps(start: int, step: int, count: int, cell: int, cells: int) -> Tensor:
-    """(count, cells) lengths that new cells and old ones share, in a common integer unit; not to be changed.
+def axis(start: int, step: int, count: int, cell: int, cells: int, device: torch.device) -> Axis:
+    """An `Axis` in integers, so that ties are exact.
 
     Args:
         start: where the first new cell begins, from the beginning of the first old one.
         step: length of a new cell.
         count: number of new cells.
-        cell: length of an old cell.
-        cells: number of old cells. What lies beyond them counts as the last one.
+        cell: length of an old cell, in the unit of ``start`` and ``step``.
+        cells: number of old cells; the first and the last extend beyond the map.
+        device: of the tensors.
     """
     unit = math.gcd(start, step, cell)
     start, step, cell = start // unit, step // unit, cell // unit
-    first = start + step * torch.arange(count)[:, None]
+    begins = start + step * torch.arange(count)[:, None]
     old = cell * torch.arange(cells)
     ends = old + cell
-    if cells:
-        limit = max(int(ends[-1]), start + step * count)
-        old, ends = old.clone(), ends.clone()
-        old[0], ends[-1] = min(0, start), limit
-    return (torch.minimum(first + step, ends) - torch.maximum(first, old)).clamp_min(0)
+    old[0], ends[-1] = min(0, start), max(int(ends[-1]), start + step * count)
+    shared = (torch.minimum(begins + step, ends) - torch.maximum(begins, old)).clamp_min(0)
+    seen = shared.sum(dim=0).nonzero().flatten()
+    first, last = int(seen[0]), int(seen[-1]) + 1
+    single = bool((shared.count_nonzero(dim=1) == 1).all())
+    weights, rows = shared[:, first:last], None
+    if count > 2 * cells:
+        weights, rows = weights.unique_consecutive(dim=0, return_inverse=True)
+    places = torch.arange(len(weights))
+    # Areas are whole numbers: exact in float64, and in float32, which is all that MPS has, up to 4096 x 4096 units.
+    return Axis(
+        first,
+        last,
+        weights.to(device, torch.float32 if device.type == "mps" else torch.float64),
+        None if rows is None else rows.to(device),
+        shared.argmax(dim=1).to(device) if single else None,
+        (torch.minimum(places, len(weights) - 1 - places) % 2).to(device),
+    )
 
 
-def vote(labels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def resize_labels(labels: Tensor, size: Sequence[int], num_labels: int | None = None) -> Tensor:
+    """(..., H, W) labels -> (..., *size), same type; see `vote`."""
+    if tuple(labels.shape[-2:]) == tuple(size):
+        return labels
+    down, across = (
+        axis(0, old, new, new, old, labels.device) for old, new in zip(labels.shape[-2:], size, strict=True)
+    )
+    return vote(labels, down, across, num_labels)
+
+
+def vote(labels: Tensor, down: Axis, across: Axis, num_labels: int | None = None) -> Tensor:
     """The label with the largest area in each new cell.
 
     Ties go to the smallest label in one half of the cells and to the largest in the other, as the fields of a
@@ -59,52 +94,43 @@ def vote(labels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     Args:
         labels: (..., H, W) integers.
-        rows, columns: (h, H) and (w, W), as `overlaps` gives them.
+        down, across: the new cells along both axes.
+        num_labels: labels from here on are no label, and become ``num_labels``. None finds out which labels there are,
+            for which a GPU has to be waited for.
 
     Returns:
         (..., h, w), same type and device.
     """
-    if _one_each(rows) and _one_each(columns):
-        down, across = (weights.argmax(dim=1).to(labels.device) for weights in (rows, columns))
-        return labels[..., down[:, None], across]
-    if len(rows) > 2 * rows.shape[1] and len(columns) > 2 * columns.shape[1]:  # most cells repeat their neighbour
-        (rows, down), (columns, across) = (w.unique_consecutive(dim=0, return_inverse=True) for w in (rows, columns))
-        return vote(labels, rows, columns)[..., down.to(labels.device)[:, None], across.to(labels.device)]
-    # Areas are whole numbers: exact in float64, and in float32, which is all that MPS has, up to 4096 x 4096 units.
-    precise = torch.float32 if labels.device.type == "mps" else torch.float64
-    down, across = (weights.to(labels.device, precise) for weights in (rows, columns))
-    fields = (_from_edge(len(rows))[:, None] + _from_edge(len(columns))).to(labels.device) % 2 == 1  # (h, w)
-    found = labels.unique()  # ascending
-    at_once = max(1, _CELLS_AT_ONCE // labels.numel())
-    result, best = torch.zeros_like(labels[..., :1, :1]), torch.tensor(-1.0, device=labels.device, dtype=precise)
+    if num_labels is not None:
+        labels = labels.clamp_max(num_labels)
+    if down.source is not None and across.source is not None:
+        return labels[..., down.source[:, None], across.source]
+    labels = labels[..., down.first : down.last, across.first : across.last]
+    if num_labels is None:
+        found = labels.unique()  # ascending
+    else:
+        found = torch.arange(num_labels + 1, device=labels.device).to(labels.dtype)
+    odd = (down.fields[:, None] + across.fields) % 2 == 1  # (h, w)
+    best = torch.full((), -1.0, device=labels.device, dtype=down.weights.dtype)
+    result = torch.zeros_like(labels[..., :1, :1])
     with torch.autocast(labels.device.type, enabled=False):
-        for some in found.split(at_once):
-            members = labels == some.view(-1, *[1] * labels.ndim)  # (labels, ..., H, W)
-            area = _weighted(across, _weighted(down, members.to(precise)).mT).mT
+        for some in found.split(max(1, _CELLS_AT_ONCE // labels.numel())):
+            members = (labels == some.view(-1, *[1] * labels.ndim)).to(best.dtype)  # (labels, ..., H, W)
+            area = _weighted(across.weights, _weighted(down.weights, members).mT).mT
             for label, covered in zip(some, area):
-                wins = (covered > best) | ((covered == best) & fields)
+                wins = (covered > best) | ((covered == best) & odd & (covered > 0))
                 result, best = torch.where(wins, label, result), torch.where(wins, covered, best)
-    return result
-
-
-def _one_each(weights: Tensor) -> bool:
-    """Whether each new cell lies in a single old one."""
-    return bool((weights.count_nonzero(dim=1) == 1).all())
+    result = result if down.rows is None else result[..., down.rows, :]
+    return result if across.rows is None else result[..., across.rows]
 
 
 def _weighted(weights: Tensor, values: Tensor) -> Tensor:
-    """(h, H) @ (..., H, W); row by row where each new cell sees only few of many old ones."""
+    """(h, H) @ (..., H, W); row by row where each new cell covers only few of many old ones."""
     if weights.shape[1] <= 8 * weights.shape[0]:
         return weights @ values
     sums = []
     for row in weights:
-        seen = row.nonzero().flatten()
-        band = slice(int(seen[0]), int(seen[-1]) + 1)
+        covered = row.nonzero().flatten()
+        band = slice(int(covered[0]), int(covered[-1]) + 1)
         sums.append(row[band] @ values[..., band, :])
     return torch.stack(sums, dim=-2)
-
-
-def _from_edge(length: int) -> Tensor:
-    """(length,) distance of each cell from the nearer end."""
-    places = torch.arange(length)
-    return torch.minimum(places, length - 1 - places)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from partcraft_lit.core.images import clamp_aspect, resize
-from partcraft_lit.core.labels import overlaps, vote
+from partcraft_lit.core.labels import axis, vote
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.store import stable_hash
 from partcraft_lit.core.types import ExampleTransform, ImageSource, TrainingExample
@@ -132,8 +132,10 @@ def place_labels(label_map: Tensor, view: View, side: int, factor: int) -> Tenso
     short = min(height, width)
     down, right = (min(int(view.across * (length - short + 1)), length - short) for length in (height, width))
     # In units of 1 / size of a cell of the map, a pixel of the canvas is as long as ``short``.
-    rows = overlaps(down * view.size - view.top * short, factor * short, side, view.size, height)
-    columns = overlaps(right * view.size - view.left * short, factor * short, side, view.size, width)
+    rows, columns = (
+        axis(first * view.size - corner * short, factor * short, side, view.size, cells, label_map.device)
+        for first, corner, cells in ((down, view.top, height), (right, view.left, width))
+    )
     labels = vote(label_map.to(torch.uint8), rows, columns)
     shown = torch.zeros(side, side, dtype=torch.bool)
     shown[_inside(view.top, view.size, side, factor), _inside(view.left, view.size, side, factor)] = True

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.images import short_side_size
-from partcraft_lit.core.labels import overlaps, resize_labels, vote
+from partcraft_lit.core.labels import axis, resize_labels, vote
 from partcraft_lit.core.randomness import epoch_index, torch_generator
 from partcraft_lit.core.types import ABSENT, ExampleTransform, TrainingExample
 from partcraft_lit.data.latents import LatentCrop, LatentSource
@@ -171,11 +171,8 @@ def crop_label_map(label_map: Tensor, corner: tuple[int, int], side: int, whole:
     Returns:
         (size, size), same type.
     """
-    rows, columns = (
-        overlaps(start * cells * size, side * cells, size, length * size, cells)
+    down, across = (
+        axis(start * cells * size, side * cells, size, length * size, cells, label_map.device)
         for start, cells, length in zip(corner, label_map.shape, whole, strict=True)
     )
-    # Only what the square shows, so that masks at full resolution cost what they must.
-    shown = [weights.sum(dim=0).nonzero().flatten() for weights in (rows, columns)]
-    (top, bottom), (left, right) = ((int(cells[0]), int(cells[-1]) + 1) for cells in shown)
-    return vote(label_map[top:bottom, left:right], rows[:, top:bottom], columns[:, left:right])
+    return vote(label_map, down, across)

@@ -70,7 +70,7 @@ def maps_and_masks(
         )
     maps = attention_maps if attention_maps.dtype == torch.float64 else attention_maps.float()
     maps, prompted = part_attention_maps(maps, part_ids, num_parts)
-    labels = resize_labels(label_map, maps.shape[-2:])
+    labels = resize_labels(label_map, maps.shape[-2:], num_parts + 1)
     parts = torch.arange(num_parts + 1, device=labels.device)
     return maps, prompted, labels[:, None] == parts[:, None, None]
 
