@@ -154,10 +154,10 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=verb):
         try:
             cfg = hydra_compose(verb, [text for text in overrides if not is_null_group(text, verb)])
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own for groups=true
             raise explain(error, verb, overrides) from error
     for group, default in groups_of(verb).items():
-        if default is not None and OmegaConf.select(cfg, group) is None:
+        if default is not None and not isinstance(OmegaConf.select(cfg, group), DictConfig):
             raise _needed(group, verb)
     for experiment in _experiments(overrides):
         for key in _left_open(experiment):
@@ -195,7 +195,7 @@ def is_null_group(override: str, verb: str) -> bool:
 
 def _needed(group: str, verb: str) -> UserError:
     options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-    return UserError(f"{group}=null: {verb} needs one. Options: {', '.join(options)}.")
+    return UserError(f"{group}: {verb} needs one, {group}=NAME. Options: {', '.join(options)}.")
 
 
 def _experiments(overrides: Sequence[str]) -> list[str]:
@@ -335,8 +335,6 @@ def choose(table: Mapping[str, Any], choice: str, key: str) -> Mapping[str, Any]
     Raises:
         UserError: if there is no such row.
     """
-    if not isinstance(choice, str):
-        raise UserError(f"{key}={choice!r}: wanted one name. Known: {', '.join(sorted(table))}.")
     if choice not in table:
         raise UserError(f"{key}={choice}: {nearest_names(choice, table)}Known: {', '.join(sorted(table))}.")
     node: Mapping[str, Any] = table[choice]
@@ -360,6 +358,9 @@ def explain(error: Exception, verb: str, overrides: Sequence[str] = ()) -> UserE
         group = found[1]
         options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         return UserError(f"{group} has to be given: {group}=NAME. Options: {', '.join(options)}.")
+    if "Config group override must be" in text:
+        chosen = [given for given in overrides if given.lstrip("+").partition("=")[0] in groups_of(verb)]
+        return UserError(f"{' '.join(chosen)}: wanted is the name of an option, as partcraft {verb} --help lists them.")
     if "Ambiguous value for argument" in text:
         given = re.search(r"argument '(.+?)'\n", text)
         return UserError(
@@ -435,6 +436,8 @@ def _options_with(group: str, key: str) -> list[str]:
 
 
 def _target(node: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    if not isinstance(node, Mapping):
+        raise UserError(f"{where}={node!r}: wanted a group of keys, with a _target_.")
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     try:
         target = get_object(node["_target_"])

@@ -79,7 +79,7 @@ def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
     for key in _SWITCHES & values.keys():
         validate(values[key], bool, key)
     if "trainer" in values:
-        validate(values["trainer"]["accelerator"], _Accelerator, "trainer.accelerator")
+        validate(values["trainer"].get("accelerator", "auto"), _Accelerator, "trainer.accelerator")
     # What needs no object first: making one loads libraries, and a person waits for the message.
     hints = get_type_hints(cls, include_extras=True)
     checked = {key: validate(values[key], hints[key], key) for key in known if key not in _OBJECTS}
@@ -91,6 +91,18 @@ def _object(value: Any, key: str) -> Any:
     return config.make(value, key) if isinstance(value, Mapping) else value
 
 
+def value_of(values: Mapping[str, Any], key: str, hint: Any) -> Any:
+    """The value of "group.name", checked.
+
+    Raises:
+        UserError: if it is missing, or of another type.
+    """
+    group, _, name = key.partition(".")
+    if name not in values[group]:
+        raise missing(key)
+    return validate(values[group][name], hint, key)
+
+
 def check_choices(values: Mapping[str, Any]) -> None:
     """Values that name a row of a table of objects.
 
@@ -98,13 +110,12 @@ def check_choices(values: Mapping[str, Any]) -> None:
         UserError: if there is no such row.
     """
     if "features" in values:
-        config.choose(values["features"], values["parts"]["features"], "parts.features")
-    pictures = validate(values["eval"]["pictures"], tuple[str, ...], "eval.pictures") if "metrics" in values else ()
+        config.choose(values["features"], value_of(values, "parts.features", str), "parts.features")
+    pictures = value_of(values, "eval.pictures", tuple[str, ...]) if "metrics" in values else ()
     for name in pictures:
         config.choose(values["metrics"], str(name), "eval.pictures")
-    loss = values.get("loss", {})
-    if loss.get("attention", "none") != "none":
-        config.choose(values["attention"], loss["attention"], "loss.attention")
+    if "loss" in values and (attention := value_of(values, "loss.attention", str)) != "none":
+        config.choose(values["attention"], attention, "loss.attention")
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
@@ -114,7 +125,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
         UserError: for one that is out of range.
     """
     for key, hint in _TRAINER_NUMBERS.items():
-        validate(trainer[key], hint, f"trainer.{key}")
+        value_of({"trainer": trainer}, f"trainer.{key}", hint)
 
 
 def check_gpus(gpus: Sequence[int]) -> None:
@@ -137,8 +148,8 @@ def check_model_sizes(values: Mapping[str, Any]) -> None:
             workers or images at once than this machine could hold.
     """
     node = values["backbone"]
-    resolution = validate(node["resolution"], Positive, "backbone.resolution")
-    attention = validate(node["attention_size"], Positive | None, "backbone.attention_size")
+    resolution = value_of(values, "backbone.resolution", Positive)
+    attention = value_of(values, "backbone.attention_size", Positive | None)
     if (sizes := machine.model_sizes(node)) is not None:
         factor = sizes.vae_factor * 2 ** (sizes.levels - 1)
         if resolution % factor:
@@ -155,7 +166,7 @@ def check_model_sizes(values: Mapping[str, Any]) -> None:
                 f"lora.rank={rank}: the widest layer of this backbone has {sizes.width} channels, and an adapter of a "
                 "larger rank adds nothing but memory. Common are 4 to 64."
             )
-    workers = validate(values["data"]["num_workers"], Count, "data.num_workers")
+    workers = value_of(values, "data.num_workers", Count)
     if workers > (most := max(64, 8 * (os.cpu_count() or 1))):
         raise UserError(f"data.num_workers={workers}: with {os.cpu_count()} cores, {most} is more than ever helps.")
     _check_batch(values, resolution)
@@ -165,8 +176,7 @@ def _check_batch(values: Mapping[str, Any], resolution: int) -> None:
     """A batch whose pixels alone are more than the memory of this machine."""
     memory = environment.memory_gib()
     for key in ("data.batch_size", "data.encode_batch_size", "sample.batch_size"):
-        group, _, name = key.partition(".")
-        images = validate(values[group][name], Positive, key)
+        images = value_of(values, key, Positive)
         needed = images * 3 * resolution**2 * 4 / 2**30
         if memory is not None and needed > memory:
             raise UserError(
