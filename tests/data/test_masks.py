@@ -199,6 +199,8 @@ def test_two_images_do_not_share_a_mask(images: Path, label_images: Path) -> Non
 def test_names_of_parts_as_windows_saves_them(images: Path, label_images: Path) -> None:
     (label_images / "parts.txt").write_bytes("\ufeffhead\r\nschwänzchen\r\n".encode())
     assert ImageFolder(images, masks=label_images).part_names == ["head", "schwänzchen"]
+    (label_images / "parts.txt").write_text(unicodedata.normalize("NFD", "head\nschwänzchen"), encoding="utf-8")
+    assert ImageFolder(images, masks=label_images).part_names == ["head", "schwänzchen"]
     (label_images / "parts.txt").write_bytes("head\r\nschwänzchen\r\n".encode("cp1252"))
     with pytest.raises(UserError, match=r"parts\.txt cannot be read as UTF-8 text: byte 10 is 0xe4\. Save it as UTF-8"):
         ImageFolder(images, masks=label_images)

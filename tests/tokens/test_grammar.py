@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import time
+import unicodedata
 
 import pytest
 
@@ -148,3 +149,9 @@ def test_a_vocabulary_counts_compares_and_travels():
 def test_a_token_from_elsewhere_is_checked_too(token):
     with pytest.raises(UserError, match=r"There is no part|has no code"):
         BIRD.check(token)
+
+
+def test_accents_are_spelled_in_two_ways() -> None:
+    """macOS types and names files in NFD, others in NFC."""
+    vocabulary = PartVocabulary(["background", "schwänzchen"], [1, 3])
+    assert parse(unicodedata.normalize("NFD", "<schwänzchen:2>"), vocabulary) == [PartToken(1, 2)]

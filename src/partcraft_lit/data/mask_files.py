@@ -137,7 +137,7 @@ class MaskFiles:
     def _label_names(self) -> list[str]:
         listed = self.folder / NAMES_FILE
         if listed.is_file():
-            return [line.strip() for line in read_text(listed).splitlines() if line.strip()]
+            return [_nfc(line.strip()) for line in read_text(listed).splitlines() if line.strip()]
         most = max(int(self._label_image(index).max()) for index in range(len(self._labels)))
         return [f"part{number}" for number in range(1, most + 1)]
 

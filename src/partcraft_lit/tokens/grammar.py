@@ -8,6 +8,7 @@ pair of brackets is always a part token, so a mistake there is an error.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,7 +75,7 @@ class PartVocabulary:
 
     @cached_property
     def _index_of(self) -> dict[str, int]:
-        return {name.casefold(): index for index, name in enumerate(self.names)}
+        return {_folded(name): index for index, name in enumerate(self.names)}
 
     @cached_property
     def _unclosed(self) -> re.Pattern[str]:
@@ -90,7 +91,7 @@ class PartVocabulary:
         """
         if _INDEX.fullmatch(name):
             return self._checked_index(int(name))
-        found = self._index_of.get(name.casefold())
+        found = self._index_of.get(_folded(name))
         if found is None:
             raise UserError(
                 f"There is no part called {_excerpt(name)}. {nearest_names(name.casefold()[:_SHOWN], self.names)}"
@@ -118,6 +119,11 @@ class PartVocabulary:
 
     def _listing(self) -> str:
         return ", ".join(f"{index} {name}" for index, name in enumerate(self.names))
+
+
+def _folded(name: str) -> str:
+    """A name without its case and the Unicode spelling of its accents."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def parse(prompt: str, vocabulary: PartVocabulary, where: str = "the prompt") -> list[str | PartToken]:
