@@ -130,6 +130,14 @@ def test_disk_space_follows_what_is_encoded(overrides, encoded, size):
     assert stored_bytes(settings, Images(), backbone) == pytest.approx(4 * 4 * 2 * 2 * size + pixels, rel=0.1)
 
 
+def test_prior_images_of_a_folder_are_counted(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").touch()
+    settings = settings_for("prior.weight=1", f"prior.dir={tmp_path}")
+    assert encoded_images(settings, 10) == 13
+    assert encoded_images(settings_for(f"prior.dir={tmp_path}"), 10) == 10
+
+
 @pytest.mark.parametrize(
     ("mode", "key", "words"),
     [

@@ -179,7 +179,7 @@ def test_the_packaged_weights_are_small():
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"weights are missing: .*nowhere.*partcraft_lit\.world\.pretrain\.oracle"):
+    with pytest.raises(UserError, match=r"weights are missing: .*nowhere.*partcraft pretrain stage=oracle"):
         LookOracle(tmp_path / "nowhere.safetensors")
 
 

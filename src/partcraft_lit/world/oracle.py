@@ -365,7 +365,7 @@ def load_network(path: Path) -> LookNetwork:
     if not path.is_file():
         raise UserError(
             f"The oracle's weights are missing: {path}. Install the package again, or make them with "
-            f"`python -m partcraft_lit.world.pretrain.oracle`."
+            f"`partcraft pretrain stage=oracle`."
         )
     network = LookNetwork()
     try:

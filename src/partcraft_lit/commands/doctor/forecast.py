@@ -143,8 +143,15 @@ def encoded_images(settings: TrainSettings, images: int) -> int:
     data = settings.data
     each = {"cut": 1, "encode": 0}.get(str(data.crops))
     crops = images * (each if each is not None else 1 if data.crop == "center" else int(data.crops))
-    priors = settings.prior.images if settings.prior.weight else 0
-    return crops + images * data.scale_variants + priors
+    return crops + images * data.scale_variants + _prior_images(settings)
+
+
+def _prior_images(settings: TrainSettings) -> int:
+    """Sampled, or the files of ``prior.dir``."""
+    folder = settings.prior.dir
+    if not settings.prior.weight or folder is None:
+        return sampled_priors(settings)
+    return sum(path.is_file() for path in folder.rglob("*"))
 
 
 def sampled_for_scores(settings: TrainSettings, images: int) -> int:
