@@ -11,7 +11,13 @@ from stand_in import StandIn, bound, fit
 
 from partcraft_lit.callbacks.checkpoint import Checkpoints
 from partcraft_lit.callbacks.hooks import log_metrics
-from partcraft_lit.callbacks.metrics_log import MetricsLog, append_metrics, drop_from_step, read_metrics
+from partcraft_lit.callbacks.metrics_log import (
+    MetricsLog,
+    append_metrics,
+    drop_from_step,
+    read_metrics,
+    replace_metrics,
+)
 from partcraft_lit.callbacks.throughput import Throughput
 
 
@@ -96,3 +102,48 @@ def test_numbers_of_callbacks_reach_all_loggers_on_their_axis(tmp_path: Path) ->
     trainer.loggers = [log.logger]
     log_metrics(trainer, {"eval/emr@composition_2": 0.5})
     assert read_metrics(path)["eval/emr@composition_2"] == [(2, 0.5)]
+
+
+class Killed(BaseException):
+    """As kill -9: nothing that training would do afterwards is done."""
+
+
+class KillingCheckpoints(Checkpoints):
+    """The process ends right after the checkpoint of a step stands."""
+
+    def save(self, trainer):
+        super().save(trainer)
+        raise Killed
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_lines_of_a_checkpoint_s_step_stand_before_it(tmp_path: Path, accumulate: int) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    logs = {folder: bound(MetricsLog(), folder) for folder in (whole, killed)}
+    speed = Throughput(every_n_steps=1)
+    fit(StandIn(), logs[whole], speed, folder=whole, steps=6, accumulate=accumulate)
+    with pytest.raises(Killed):
+        fit(StandIn(), logs[killed], speed, bound(KillingCheckpoints(3), killed), folder=killed, steps=6,
+            accumulate=accumulate)  # fmt: skip
+    checkpoint = killed / "checkpoints" / "step=000003.ckpt"
+    log = bound(MetricsLog(), killed)  # of another process
+    fit(StandIn(), log, speed, folder=killed, steps=6, accumulate=accumulate, ckpt_path=checkpoint)
+    shapes = [
+        sorted((line["step"], *sorted(line.keys())) for line in lines(folder / "metrics.jsonl"))
+        for folder in (whole, killed)
+    ]
+    assert shapes[0] == shapes[1]
+    assert [line["step"] for line in lines(killed / "metrics.jsonl") if "train/loss" in line] == list(range(6))
+
+
+def test_final_values_that_are_computed_again_take_the_place_of_the_former(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    append_metrics(path, 7, {"train/loss": 1})
+    for value in (0.1, 0.2):
+        replace_metrics(path, 7, {"eval/emr": value, "eval/cosim": 1})
+        replace_metrics(path, 7, {"tokens/silhouette": value})
+        with path.open("a") as file:
+            file.write('{"step": 7, "ev')  # killed while writing
+    replace_metrics(path, 7, {"tokens/silhouette": 0.2})
+    assert [sorted(line)[0] for line in lines(path)] == ["step", "eval/cosim", "step"]
+    assert read_metrics(path)["eval/emr"] == [(7, 0.2)]

@@ -26,7 +26,8 @@ class MetricsLog(Callback):
 
     A line is ``{"step": 12, "time": 1736500000.0, "train/loss": 0.41, ...}``; steps count from 0, as on the axis of
     other loggers. When a run resumes at step s, lines of step s and later are dropped: they belong to updates that are
-    lost and come again, so that the file reads as if the run had never stopped.
+    lost and come again, so that the file reads as if the run had never stopped. For that, what Lightning logs after the
+    hooks of a step is written in them: a checkpoint, which comes last there, never stands without the lines before it.
     """
 
     def bind(self, run: TrainingRun) -> None:
@@ -38,8 +39,21 @@ class MetricsLog(Callback):
             trainer.loggers = [*trainer.loggers, self.logger]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
         if trainer.is_global_zero:
             drop_from_step(self.logger.path, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._step:  # a batch of which the optimizer only adds up gradients
+            return
+        self._step = step
+        if trainer.is_global_zero and trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0:
+            metrics = {key: float(value) for key, value in trainer.logged_metrics.items()}
+            if metrics:
+                self.logger.log_early({**metrics, "epoch": trainer.current_epoch}, step - 1)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.loggers = [logger for logger in trainer.loggers if logger is not self.logger]
@@ -51,6 +65,7 @@ class JsonlLogger(Logger):
     def __init__(self, path: Path | str) -> None:
         super().__init__()
         self.path = Path(path)
+        self._early: tuple[int, dict[str, float]] | None = None
 
     @property
     def name(self) -> str:
@@ -66,7 +81,15 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if step is not None and self._early == (step, dict(metrics)):
+            return  # written already
         append_metrics(self.path, 0 if step is None else step, metrics)
+
+    @rank_zero_only
+    def log_early(self, metrics: Mapping[str, float], step: int) -> None:
+        """Writes what Lightning will log a moment later, and does not then."""
+        self.log_metrics(metrics, step)
+        self._early = step, dict(metrics)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run folder has the whole configuration."""
@@ -85,6 +108,14 @@ def append_metrics(path: Path | str, step: int, metrics: Mapping[str, float]) ->
         os.write(handle, data)
     finally:
         os.close(handle)
+
+
+def replace_metrics(path: Path | str, step: int, numbers: Mapping[str, float]) -> None:
+    """Adds one line in place of those with the same keys, as final values that are computed again have."""
+    path = Path(path)
+    kept = [line for line in _lines(path) if line.keys() - {"step", "time"} != numbers.keys()]
+    _rewrite(path, kept)
+    append_metrics(path, step, numbers)
 
 
 def read_metrics(path: Path | str) -> dict[str, list[tuple[int, float]]]:
@@ -106,9 +137,13 @@ def drop_from_step(path: Path | str, step: int) -> None:
     path = Path(path)
     if not path.exists():
         return
-    kept = [line for line in _lines(path) if line["step"] < step]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-    if text.encode() != path.read_bytes():
+    _rewrite(path, [line for line in _lines(path) if line["step"] < step])
+
+
+def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Only if the file has anything else."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    if path.exists() and text.encode() != path.read_bytes():
         atomic_write(path, text)
 
 

@@ -57,7 +57,10 @@ class Panel(Callback, ABC):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._trigger.fires(trainer.global_step):
+        step = trainer.global_step
+        # The last one too, before its checkpoint: a run that is killed after that does not train again.
+        last = 0 < trainer.max_steps <= step and not self.path(step).exists()
+        if self._trigger.fires(step) or last:
             self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
