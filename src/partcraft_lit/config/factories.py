@@ -274,8 +274,18 @@ def _loss_term(name: str, node: Mapping[str, Any]) -> Any:
 
 
 def make_loggers(values: Mapping[str, Any], folder: Path) -> list[Any]:
-    nodes = values["logger"] or {}
-    return [config.make(node, f"logger.{name}", folder=folder) for name, node in nodes.items() if node is not None]
+    """Loggers of a command that works in ``folder``; those that have a parameter ``identity`` get it too."""
+    from partcraft_lit.config.identity import run_identity
+
+    at_run_time = {"folder": folder, "identity": run_identity(values, folder)}
+    nodes = {f"logger.{name}": node for name, node in (values["logger"] or {}).items() if node is not None}
+    return [config.make(node, where, **_taken(node, where, at_run_time)) for where, node in nodes.items()]
+
+
+def _taken(node: Mapping[str, Any], where: str, at_run_time: Mapping[str, Any]) -> dict[str, Any]:
+    """``folder``, and of the other arguments those that the target of a node has."""
+    known = inspect.signature(config.later(node, where).func).parameters
+    return {name: value for name, value in at_run_time.items() if name == "folder" or name in known}
 
 
 def device(values: Mapping[str, Any]) -> str:

@@ -88,11 +88,16 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_count": _cpu_count(),
         "memory_gib": memory_gib(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": packages(),
         "torch": _torch(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": _git(Path(__file__).resolve().parent),
     }
+
+
+def packages() -> dict[str, str]:
+    """Versions of the installed packages that decide results."""
+    return {name: version for name in PACKAGES if (version := _version(name))}
 
 
 def write(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from partcraft_lit.commands.table.comparison import Cell
+from partcraft_lit.loggers.run_logger import finished
 
 _COLUMNS = ("row", "column", "mean", "low", "high", "seeds", "images", "best", "p_value", "reported")
 _FIGURES = ("figure.png", "maps.png")
@@ -32,11 +33,12 @@ def log_table(
         cells: column -> row -> cell.
         protocol: everything that decides the numbers.
     """
-    for logger in loggers:
-        try:
-            _log(logger, folder, cells, protocol)
-        except Exception as error:  # whatever a service or its client can come up with
-            warnings.warn(f"The table did not reach {type(logger).__name__}: {error}", stacklevel=2)
+    with finished(loggers):
+        for logger in loggers:
+            try:
+                _log(logger, folder, cells, protocol)
+            except Exception as error:  # whatever a service or its client can come up with
+                warnings.warn(f"The table did not reach {type(logger).__name__}: {error}", stacklevel=2)
 
 
 def _log(logger: Any, folder: Path, cells: Mapping[str, Mapping[str, Cell]], protocol: Mapping[str, Any]) -> None:
@@ -49,8 +51,6 @@ def _log(logger: Any, folder: Path, cells: Mapping[str, Mapping[str, Cell]], pro
             if (folder / name).is_file():
                 logger.log_image(name.removesuffix(".png"), images=[str(folder / name)])
     logger.finalize("success")
-    if hasattr(logger.experiment, "finish"):
-        logger.experiment.finish()  # what comes after in this process is another table
 
 
 def _means(cells: Mapping[str, Mapping[str, Cell]]) -> list[list[Any]]:

@@ -43,25 +43,28 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     from partcraft_lit.commands.train.context import Loaders, Training
     from partcraft_lit.commands.train.memory import in_passes
     from partcraft_lit.commands.train.train import train
+    from partcraft_lit.loggers.run_logger import finished
 
     settings, passes = in_passes(settings)
     make_trainer = factories.trainer_maker(values, passes)
     callbacks = factories.make_callbacks(values, settings.loss)
     source = factories.make_source(values)
     factories.check_words(values, settings, source.class_noun)
-    scores = train(
-        settings,
-        folder,
-        source=source,
-        load=Loaders(
-            factories.backbone_loader(values),
-            factories.features_loader(values),
-            factories.image_features_loader(values),
-        ),
-        training=Training(make_trainer, callbacks, factories.make_loggers(values, folder)),
-        resume_from=runs.resume_from(values, folder),
-        config=dict(values),
-    )
+    loggers = factories.make_loggers(values, folder)
+    with finished(loggers):
+        scores = train(
+            settings,
+            folder,
+            source=source,
+            load=Loaders(
+                factories.backbone_loader(values),
+                factories.features_loader(values),
+                factories.image_features_loader(values),
+            ),
+            training=Training(make_trainer, callbacks, loggers),
+            resume_from=runs.resume_from(values, folder),
+            config=dict(values),
+        )
     if environment.is_first_process():
         rundir.mark_finished(folder)
     return _for_sweeper(scores, values["objective"], values["objective_if_nan"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from partcraft_lit.callbacks.metrics_log import FILE_NAME, append_metrics, read_metrics
+from partcraft_lit.callbacks.metrics_log import FILE_NAME, read_metrics, replace_metrics
 from partcraft_lit.commands.train.context import RunContext
+from partcraft_lit.commands.train.logs import log_final_scores
 from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.progress import Stages
@@ -68,8 +69,7 @@ def score(run: RunContext) -> None:
     run.metrics = write_scores(run.scores, run.folder)
     if run.metrics:
         _log(run, run.metrics)
-        for logger in run.training.loggers:
-            logger.log_metrics(run.metrics)
+        log_final_scores(run)
 
 
 def _write_costs(run: RunContext) -> None:
@@ -81,7 +81,7 @@ def _write_costs(run: RunContext) -> None:
 
 
 def _log(run: RunContext, metrics: dict[str, float]) -> None:
-    """Into ``metrics.jsonl``, on the axis of the last step that was logged."""
+    """Into ``metrics.jsonl``, on the axis of the last step that was logged; instead of what an earlier start scored."""
     path = run.folder / FILE_NAME
     last = max((points[-1][0] for points in read_metrics(path).values()), default=0)
-    append_metrics(path, last, metrics)
+    replace_metrics(path, last, metrics)

@@ -11,6 +11,7 @@ from partcraft_lit.commands.train.assembly import build_module
 from partcraft_lit.commands.train.cache import cache
 from partcraft_lit.commands.train.context import Loaders, RunContext, Training
 from partcraft_lit.commands.train.fit import fit
+from partcraft_lit.commands.train.logs import describe
 from partcraft_lit.commands.train.report import report
 from partcraft_lit.commands.train.score import score, score_bounds
 from partcraft_lit.commands.train.settings import TrainSettings
@@ -88,6 +89,7 @@ STAGES: tuple[Callable[[RunContext], None], ...] = (
     discover,
     cache,
     build,
+    describe,
     score_bounds,
     fit,
     score,

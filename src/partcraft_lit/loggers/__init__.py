@@ -1,4 +1,8 @@
-"""Lightning's loggers, with what a run needs set: they write into its folder, stay quiet and never ask."""
+"""Loggers of a run: all of them take the same, none of them can end it.
+
+A logger here is a Lightning logger with two more methods, see :class:`RunLogger`. Lightning's own lack them, and do
+without.
+"""
 
 from __future__ import annotations
 
@@ -8,47 +12,57 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlparse
 
+from partcraft_lit.loggers.identity import RunIdentity
+
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import CSVLogger, WandbLogger
+    from lightning.pytorch.loggers import CSVLogger
+
+    from partcraft_lit.loggers.wandb import WandbRunLogger
 
 
 def wandb_logger(
     folder: Path,
+    identity: RunIdentity | None = None,
     *,
     project: str,
     mode: Literal["auto", "online", "offline"],
     entity: str | None = None,
     group: str | None = None,
     tags: tuple[str, ...] = (),
-) -> WandbLogger:
+    init_timeout_s: float = 20.0,
+    finish_timeout_s: float = 60.0,
+) -> WandbRunLogger:
     """W&B, below ``folder``.
 
     Args:
-        folder: the run folder; its name is the id of the run, so that a continued run goes on in the same panels.
+        folder: the run folder; it keeps the id, so that a run which is continued goes on in the same panels.
+        identity: what tells the run from others.
         project: W&B project.
         mode: "auto" is online where an API key is stored or in the environment, else offline.
         entity: user or team; None for the account's own.
-        group: what a sweep's runs have in common.
-        tags: labels of the run.
+        group: what a sweep's runs have in common; None for that of ``identity``.
+        tags: labels of the run, beside those of ``identity``.
+        init_timeout_s: a server that has not answered by then is done without.
+        finish_timeout_s: for the upload of what is left when the run ends; the rest stays in ``folder``.
     """
-    from lightning.pytorch.loggers import WandbLogger
-    from wandb import Settings
+    from partcraft_lit.loggers.identity import run_id
+    from partcraft_lit.loggers.wandb import WandbRunLogger
 
+    identity = identity or RunIdentity(name=folder.name)
     offline = mode == "offline" or (mode == "auto" and not has_wandb_key())
-    logger = WandbLogger(
-        name=folder.name,
-        id=folder.name,
+    return WandbRunLogger(
+        folder,
+        run_id(folder),
+        offline=offline,
+        init_timeout_s=init_timeout_s,
+        finish_timeout_s=finish_timeout_s,
         project=project,
         entity=entity,
-        group=group,
-        tags=list(tags),
-        save_dir=folder,
-        dir=folder,
-        offline=offline,
-        settings=Settings(silent=True, console="off"),
+        name=identity.name[:128],  # longer names are refused
+        group=group or identity.group,
+        job_type=identity.job_type,
+        tags=[tag[:64] for tag in dict.fromkeys([*identity.tags, *tags])],  # likewise
     )
-    logger._wandb_init.pop("anonymous", None)  # W&B warns of it, though nobody has set it
-    return logger
 
 
 def csv_logger(folder: Path) -> CSVLogger:
