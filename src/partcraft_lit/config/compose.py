@@ -170,7 +170,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
 def groups_of(verb: str) -> dict[str, str | None]:
     """Groups of a verb's configuration, with the option that each begins with; None for those that may be left out."""
     found: dict[str, str | None] = {}
-    defaults: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{verb}.yaml"))["defaults"]  # type: ignore[index]
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{verb}.yaml"))["defaults"]  # type: ignore[index,call-overload]
     for entry in defaults:
         if isinstance(entry, Mapping):
             found |= {group: option for group, option in entry.items() if group.partition("/")[0] not in _UNASKED}

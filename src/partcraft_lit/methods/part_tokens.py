@@ -74,7 +74,8 @@ class PartTokens(nn.Module):
 
     def part_vectors(self, tokens: TokenizedPrompts) -> Tensor:
         """(B, T, sum of token widths) embeddings of the part tokens, zeros where unused."""
-        return self.mapper(tokens.part_ids, tokens.code_ids)
+        vectors: Tensor = self.mapper(tokens.part_ids, tokens.code_ids)
+        return vectors
 
     def bake(self) -> Tensor:
         """(M + 1, K, sum of token widths) embedding of every code of every part."""

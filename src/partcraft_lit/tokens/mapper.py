@@ -93,8 +93,8 @@ class TokenMapper(nn.Module):
     def bake(self) -> Tensor:
         """(M + 1, K, D) embeddings of all codes of all parts."""
         parts, codes = (torch.arange(size, device=self.codes.device) for size in self.codes.shape[:2])
-        grid = torch.meshgrid(parts, codes, indexing="ij")
-        return self(*grid)
+        baked: Tensor = self(*torch.meshgrid(parts, codes, indexing="ij"))
+        return baked
 
     def extra_repr(self) -> str:
         names = ("num_parts", "num_codes", "widths", "norm_match")
@@ -142,7 +142,7 @@ def _normal(shape: tuple[int, ...], std: float, seed: int, name: str) -> Tensor:
 
 def _linear(inputs: int, outputs: int, seed: int, index: int) -> nn.Linear:
     """A linear layer with torch's default initialisation from a stream of its own."""
-    linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    linear: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
     generator, bound = torch_generator(seed, "mapper", "linear", index), 1.0 / math.sqrt(inputs)
     for parameter in (linear.weight, linear.bias):
         nn.init.uniform_(parameter, -bound, bound, generator=generator)
