@@ -17,7 +17,7 @@ REGION = ("loss.region=prompted", "backbone.attention_size=8")
 
 @pytest.mark.slow
 def test_a_noun_that_is_not_known_is_asked_for_before_a_model_is_loaded(new_workshop, plain):
-    ended = new_workshop()("train", "method=dreambooth", *plain, "backbone.source=/nowhere")
+    ended = new_workshop()("train", "method=dreambooth", *plain, "backbone.source=/nowhere", "backbone.resolution=64")
     assert ended.code != 0 and "this one has none: set dataset.class_noun" in ended.out
     assert "nowhere" not in ended.out
 
@@ -34,12 +34,13 @@ def test_a_noun_of_several_tokens_is_told_before_a_network_is_loaded(
 
 
 @pytest.mark.slow
-def test_dreambooth_draws_its_prior_images_once_for_all_runs(new_workshop, plain, monkeypatch):
+def test_dreambooth_draws_its_prior_images_once_for_all_runs(new_workshop, plain, monkeypatch, tmp_path):
     drawn = []
     sample = prior_module.sample
     monkeypatch.setattr(prior_module, "sample", lambda *a, **k: drawn.append(k["seeds"]) or sample(*a, **k))
     workshop = new_workshop()
-    run = workshop.train(*DREAMBOOTH, *REGION, *plain, "dataset.class_noun=bird")
+    own = ("dataset.class_noun=bird", f"paths.store={tmp_path}")  # other tests may have drawn such images
+    run = workshop.train(*DREAMBOOTH, *REGION, *plain, *own)
     assert drawn == [[0, 1]]
     numbers = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("train/loss_prior" in line for line in numbers)
@@ -47,7 +48,7 @@ def test_dreambooth_draws_its_prior_images_once_for_all_runs(new_workshop, plain
     assert any(name.endswith("conv_in.weight") for name in state) and not any("lora" in name for name in state)
     ended = workshop("generate", "prompt=a photo of a <part1:0> bird", "num_images=1", "sample.steps=1")
     assert ended.code == 0, ended.out
-    workshop.train(*DREAMBOOTH, *plain, "dataset.class_noun=bird", "seed=1")
+    workshop.train(*DREAMBOOTH, *plain, *own, "seed=1")
     assert drawn == [[0, 1]]
 
 
