@@ -153,7 +153,7 @@ def model_sizes(node: Mapping[str, Any]) -> ModelSizes | None:
         return ModelSizes(2 ** (len(vae) - 1), len(channels), max(channels))
     except (OSError, ValueError, KeyError, TypeError):
         loader = str(node["_target_"]).rpartition(".")[2]
-        return _PUBLIC.get(loader) if source.count("/") == 1 and not folder.exists() else None
+        return _PUBLIC.get(loader) if _is_hub_id(source) else None
 
 
 #: Loader -> sizes of the model on the hub.
@@ -221,7 +221,12 @@ def _gpu(values: Mapping[str, Any]) -> str:
 def _hub_source(values: Mapping[str, Any]) -> str:
     """Hub id of the backbone; "" for weights in the package or on the disk."""
     source = str(values["backbone"].get("source") or "")
-    return "" if Path(source).expanduser().exists() or source.count("/") != 1 else source
+    return source if _is_hub_id(source) else ""
+
+
+def _is_hub_id(source: str) -> bool:
+    """``owner/name``, and no path."""
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
 
 
 def _answer(name: str, ask: Any) -> str:
