@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,8 +10,9 @@ import wandb
 from PIL import Image
 
 from partcraft_lit import cli
+from partcraft_lit.commands.train.logs import headline
 from partcraft_lit.loggers import csv_logger, has_wandb_key, wandb_logger
-from partcraft_lit.loggers.identity import RunIdentity, run_id
+from partcraft_lit.loggers.identity import RunIdentity, grouped, run_id
 from partcraft_lit.loggers.run_logger import finished
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode adds no folder to the path by itself
@@ -80,6 +82,52 @@ def test_the_id_is_kept_in_the_folder_and_belongs_to_it_alone(tmp_path):
     first, second = (run_id(tmp_path / person / "birds") for person in ("ann", "ben"))
     assert first != second
     assert run_id(tmp_path / "ann" / "birds") == first
+
+
+def test_commands_that_a_table_starts_are_of_its_group_unless_they_have_one(monkeypatch):
+    ask = [sys.executable, "-c", "import os; print(os.environ.get('WANDB_RUN_GROUP'))"]
+    group = lambda: subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    with grouped("main 2026-11-26"):
+        assert group() == "main 2026-11-26"
+    assert group() == "None"
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    with grouped("main 2026-11-26"):
+        assert group() == "mine"
+
+
+def test_w_and_b_can_be_switched_off_as_it_documents(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = wandb_logger(tmp_path, project="p", mode="auto")
+    with finished([logger]):
+        logger.log_metrics({"x": 1.0}, step=0)
+        logger.log_summary({"eval/emr": 1.0})
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_the_summary_has_few_scores_with_bounds_apart():
+    scores = {
+        "eval/emr@reconstruction": 0.5,
+        "eval/emr_without_background@reconstruction": 0.4,
+        "eval/emr_part/head@reconstruction": 0.3,
+        "untrained/emr@reconstruction": 0.1,
+        "ceiling/emr@vae_round_trip": 0.9,
+        "truth/part_accuracy@reconstruction": 0.6,
+        "truth/part_accuracy_head@reconstruction": 0.6,
+        "truth/part_accuracy@untrained_reconstruction": 0.2,
+        "pictures/fid@tf-299@reconstruction": 12.0,
+        "pictures/fid@tf-299@ceiling_reconstruction": 3.0,
+        "codes/head": 2.0,
+    }
+    assert headline(scores) == {
+        "eval/emr@reconstruction": 0.5,
+        "eval/part_accuracy@reconstruction": 0.6,
+        "eval/fid@tf-299@reconstruction": 12.0,
+        "bounds/emr@untrained_reconstruction": 0.1,
+        "bounds/emr@ceiling_vae_round_trip": 0.9,
+        "bounds/part_accuracy@untrained_reconstruction": 0.2,
+        "bounds/fid@tf-299@ceiling_reconstruction": 3.0,
+    }
 
 
 def test_csv_starts_a_new_version_each_time(tmp_path):
@@ -220,6 +268,7 @@ def test_a_sweep_is_one_group_with_a_run_per_job_that_has_its_configuration(serv
         assert run.config["packages"]["torch"]
         assert len(run.config["settings_hash"]) == 8
         assert [step for step, _ in run.curve("train/loss")] == [0, 1]
+        assert [step for step, _ in run.curve("train/lr_mapper")] == [0, 1]
         assert {"eval/emr@reconstruction", "bounds/emr@untrained_reconstruction"} <= run.summary.keys()
         assert not any("part/" in key for key in run.summary)
         assert run.curve("eval/parts") and run.curve("eval/images") and run.curve("parts/atlas")

@@ -7,10 +7,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from stand_in import StandIn, bound, fit
 
 from partcraft_lit.callbacks.checkpoint import Checkpoints
 from partcraft_lit.callbacks.hooks import log_metrics
+from partcraft_lit.callbacks.learning_rates import LearningRates
 from partcraft_lit.callbacks.metrics_log import (
     MetricsLog,
     append_metrics,
@@ -102,6 +104,19 @@ def test_numbers_of_callbacks_reach_all_loggers_on_their_axis(tmp_path: Path) ->
     trainer.loggers = [log.logger]
     log_metrics(trainer, {"eval/emr@composition_2": 0.5})
     assert read_metrics(path)["eval/emr@composition_2"] == [(2, 0.5)]
+
+
+class Named(StandIn):
+    def configure_optimizers(self):
+        return torch.optim.SGD([{"params": list(self.parameters()), "lr": 0.1, "name": "tokens"}])
+
+
+def test_learning_rates_stand_in_the_line_of_their_step(tmp_path: Path) -> None:
+    log = bound(MetricsLog(), tmp_path)
+    fit(Named(), log, LearningRates(), folder=tmp_path, steps=4, accumulate=2)
+    assert [(line["step"], line["train/lr_tokens"]) for line in lines(tmp_path / "metrics.jsonl")] == [
+        (step, pytest.approx(0.1)) for step in range(4)
+    ]
 
 
 class Killed(BaseException):

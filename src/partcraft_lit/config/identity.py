@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from partcraft_lit.core.rundir import NOT_HASHED
-from partcraft_lit.loggers.identity import RunIdentity
+from partcraft_lit.loggers.identity import GROUP_VARIABLE, RunIdentity
 
 #: Groups whose choice labels a run.
 _TAGS = ("dataset", "method", "backbone")
 #: Beside the settings that do not change what is trained: what a name need not say, or says anyway.
 _NOT_NAMED = (*NOT_HASHED, "experiment", *_TAGS, "trainer", "hydra", "trust")
-#: Whoever starts several commands can name their group.
-GROUP_VARIABLE = "WANDB_RUN_GROUP"
 
 
 def run_identity(values: Mapping[str, Any], folder: Path) -> RunIdentity:
@@ -39,8 +36,7 @@ def run_identity(values: Mapping[str, Any], folder: Path) -> RunIdentity:
     tags = tuple(choice for group in _TAGS if isinstance(choice := choices.get(group), str))
     group = os.environ.get(GROUP_VARIABLE)
     if hydra.job.name == "table":
-        name = str(values["table"]["name"])
-        return RunIdentity(name, group or f"{name} {date.today()}", "table", tags)
+        return RunIdentity(str(values["table"]["name"]), group, "table", tags)
     overrides, sweep = list(hydra.overrides.task), None
     if hydra.mode == RunMode.MULTIRUN:
         sweep = Path(hydra.sweep.dir)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.files import atomic_write, make_folder
 
+#: In the environment: the group of the runs of a command that starts others, or of a user's script.
+GROUP_VARIABLE = "WANDB_RUN_GROUP"
 #: In the run folder.
 FILE_NAME = "logger_id.txt"
 
@@ -28,6 +33,19 @@ class RunIdentity:
     group: str | None = None
     job_type: str | None = None
     tags: tuple[str, ...] = ()
+
+
+@contextmanager
+def grouped(name: str) -> Iterator[None]:
+    """Runs that are started meanwhile, by commands of their own too, are of this group unless they have one."""
+    if GROUP_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[GROUP_VARIABLE] = name
+    try:
+        yield
+    finally:
+        os.environ.pop(GROUP_VARIABLE, None)
 
 
 def run_id(folder: Path) -> str:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import shlex
 from collections.abc import Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.loggers.identity import grouped
 
 if TYPE_CHECKING:
     from partcraft_lit.commands.table.table import TableRun
@@ -53,7 +55,8 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     table_runs = [table_run(settings, row, seed) for row in rows_of(settings) for seed in settings.table.seeds]
     if settings.verify:
         return verify_table(settings, folder, table_runs)
-    return compare_rows(settings, folder, table_runs, functools.partial(factories.make_loggers, values, folder))
+    with grouped(f"{settings.table.name} {date.today()}"):
+        return compare_rows(settings, folder, table_runs, functools.partial(factories.make_loggers, values, folder))
 
 
 def rows_of(settings: TableSettings) -> list[str]:
