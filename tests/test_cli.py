@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -246,6 +247,20 @@ def test_output_that_nobody_reads_ends_quietly(arguments, tmp_path):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
     os.close(write)
     assert done.stderr == b"" and done.returncode == 141
+
+
+def test_notices_that_a_user_cannot_act_on_stay_out(monkeypatch, recwarn):
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        cli._silence_notices()
+        warnings.warn("The `srun` command is available on your system but is not used.", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    assert [str(one.message) for one in told] == ["another"]
+    assert os.environ["TQDM_DISABLE"] == os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
 
 
 def test_text_is_taken_as_it_was_typed():

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hydra.utils import get_object
+from omegaconf import OmegaConf
 
 import partcraft_lit
 from partcraft_lit import cli
@@ -182,6 +184,30 @@ def test_no_setting_is_parsed_and_read_by_nobody():
             by_group = name == "OptimSettings" and field.name.endswith("_lr")  # read as f"{group}_lr"
             read = re.search(rf"\.{field.name}\b", code) or re.search(rf"\$\{{[\w.]*\.{field.name}\}}", yamls)
             assert read or by_group, f"{name}.{field.name}"
+
+
+#: Values in ``conf/`` that are of one option, where the constructor's default is that of all others.
+OF_ONE_OPTION = {
+    ("backbone/sd15", "mirrors"),
+    ("dataset/sims4_faces", "class_noun"),
+    ("dataset/sims4_faces", "labels"),
+    ("dataset/sims4_faces", "per_class"),
+    ("features/default", "model"),
+}
+
+
+def test_defaults_of_constructors_are_those_of_conf():
+    for path in sorted(CONF.rglob("*.yaml")):
+        for where, node in nodes(OmegaConf.to_container(OmegaConf.load(path))):
+            if not node["_target_"].startswith("partcraft_lit."):
+                continue
+            parameters = inspect.signature(get_object(node["_target_"])).parameters
+            for key in node.keys() & parameters.keys() - {"_target_"}:
+                default, given = parameters[key].default, node[key]
+                of_one = (str(path.relative_to(CONF).with_suffix("")), key) in OF_ONE_OPTION
+                is_open = given == "???" or (isinstance(given, str) and "${" in given)
+                if default is not inspect.Parameter.empty and not is_open and not of_one:
+                    assert given == (list(default) if isinstance(default, tuple) else default), f"{path} {where}.{key}"
 
 
 def test_files_hold_no_key_twice():

@@ -44,6 +44,7 @@ def test_a_traceback_is_noticed(tool, monkeypatch, capsys):
         ["fetch", "dataset=\x00"],
         ["train", "sample=-1", "lora=/proc/nope"],
         ["train", "-m", "lora=3.5"],
+        ["train", "attention=[1,[2]]"],
         ["evaluate", "paths=true"],
         ["train", "callbacks.metrics=/proc/nope"],
         ["train", "~data.num_workers"],

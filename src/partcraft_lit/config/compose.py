@@ -154,7 +154,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=verb):
         try:
             cfg = hydra_compose(verb, [text for text in overrides if not is_null_group(text, verb)])
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own for groups=true
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:  # these of group=true, =[[x]]
             raise explain(error, verb, overrides) from error
     for group, default in groups_of(verb).items():
         if default is not None and not isinstance(OmegaConf.select(cfg, group), DictConfig):
@@ -170,8 +170,8 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
 def groups_of(verb: str) -> dict[str, str | None]:
     """Groups of a verb's configuration, with the option that each begins with; None for those that may be left out."""
     found: dict[str, str | None] = {}
-    defaults: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{verb}.yaml"))["defaults"]  # type: ignore[index,call-overload]
-    for entry in defaults:
+    values: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{verb}.yaml"))
+    for entry in values["defaults"]:
         if isinstance(entry, Mapping):
             found |= {group: option for group, option in entry.items() if group.partition("/")[0] not in _UNASKED}
         elif entry != "_self_":
@@ -358,7 +358,7 @@ def explain(error: Exception, verb: str, overrides: Sequence[str] = ()) -> UserE
         group = found[1]
         options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         return UserError(f"{group} has to be given: {group}=NAME. Options: {', '.join(options)}.")
-    if "Config group override must be" in text:
+    if "Config group override must be" in text or isinstance(error, TypeError):
         chosen = [given for given in overrides if given.lstrip("+").partition("=")[0] in groups_of(verb)]
         return UserError(f"{' '.join(chosen)}: wanted is the name of an option, as partcraft {verb} --help lists them.")
     if "Ambiguous value for argument" in text:
