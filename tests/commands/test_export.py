@@ -366,7 +366,7 @@ def test_the_packaged_miniature_in_diffusers_alone(new_workshop, plain, tmp_path
     workshop = new_workshop()
     others = tuple(argument for argument in workshop.arguments if not argument.startswith("backbone"))
     workshop.arguments = (*others, "backbone=mini", "lora.alpha=8", "mapper.norm_match=true")
-    run = workshop.train(*plain, "trainer.max_steps=2", "optim.lora_lr=0.02")
+    run = workshop.train(*plain, "trainer.max_steps=2", "optim.lora_lr=0.02", "optim.cooldown_steps=0")
     parts = ("parts=[part1:0,part2:1]", "name=mini", "sample.steps=6", "thumbnails=0", "number_format=float32")
     ended = workshop("export", *parts, f"run={run}", f"output_dir={tmp_path / 'export'}")
     assert ended.code == 0, ended.out
