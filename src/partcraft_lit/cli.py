@@ -23,9 +23,9 @@ from typing import Any, NoReturn
 from partcraft_lit import __version__
 from partcraft_lit.core.errors import UserError, did_you_mean, nearest_names
 
-#: Verb -> what it does. Each has a module in ``verbs`` and a primary configuration of its name in ``conf``.
+#: Verb -> what it does. Each has a package in ``commands`` and a primary configuration of its name in ``conf``.
 VERBS = {
-    "discover": "find the parts in a folder of images: dictionary, masks, an atlas of pictures",
+    "discover": "find the parts in a folder of images: dictionary, masks, an atlas of images",
     "train": "discover if needed, train, sample, score, write the report",
     "generate": "images from a run and a prompt with part tokens",
     "evaluate": "the scores of a run",

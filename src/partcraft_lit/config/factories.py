@@ -1,4 +1,4 @@
-"""What the verbs share: nodes of a configuration -> objects, or callables that make them when they are needed."""
+"""From nodes of a configuration to objects, or to callables that make them when they are needed."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def check_choices(values: Mapping[str, Any]) -> None:
     """
     if "features" in values:
         config.choose(values["features"], value_of(values, "parts.features", str), "parts.features")
-    pictures = value_of(values, "eval.pictures", tuple[str, ...]) if "metrics" in values else ()
-    for name in pictures:
+    networks = value_of(values, "eval.pictures", tuple[str, ...]) if "metrics" in values else ()
+    for name in networks:
         config.choose(values["metrics"], str(name), "eval.pictures")
     if "loss" in values and (attention := value_of(values, "loss.attention", str)) != "none":
         config.choose(values["attention"], attention, "loss.attention")
@@ -226,7 +226,7 @@ def features_loader(values: Mapping[str, Any]) -> Callable[[], PatchFeatures]:
 
 
 def image_features_loader(values: Mapping[str, Any]) -> Callable[[], list[ImageFeatures]]:
-    """Loads the networks that score whole pictures."""
+    """Loads the networks that score whole images."""
     nodes = {name: config.choose(values["metrics"], name, "eval.pictures") for name in values["eval"]["pictures"]}
     loaders = [_on_device(config.later(node, f"metrics.{name}"), values) for name, node in nodes.items()]
     return lambda: [load() for load in loaders]

@@ -120,10 +120,10 @@ def find_run(run: str, root: Path) -> Path:
     raise UserError(f"run={run}: no such run. Newest in {root}: {known}.")
 
 
-def mark_finished(folder: Path, **facts: Any) -> None:
+def mark_finished(folder: Path, **metadata: Any) -> None:
     """Says that nothing is left to do in ``folder``; a later start with the same settings begins a new run."""
-    facts = {"finished": datetime.now().isoformat(timespec="seconds"), **facts}
-    atomic_write(folder / FINISHED, json.dumps(facts, indent=2, default=str))
+    metadata = {"finished": datetime.now().isoformat(timespec="seconds"), **metadata}
+    atomic_write(folder / FINISHED, json.dumps(metadata, indent=2, default=str))
 
 
 def in_use(folder: Path) -> bool:
