@@ -123,8 +123,8 @@ def result(verb: str, run: Path, out: Path) -> str:
     if verb == "generate":
         content = [read_image(path).numpy().tobytes() for path in sorted(out.glob("0*.png"))]
     elif verb == "evaluate":
-        scores = [json.loads(path.read_text(encoding="utf-8")) for path in run.rglob("scores.json")]
-        content = [json.dumps(table, sort_keys=True).encode() for table in scores]
+        newest = max(run.rglob("scores.json"), key=lambda path: path.stat().st_mtime)
+        content = [json.dumps(json.loads(newest.read_text(encoding="utf-8")), sort_keys=True).encode()]
     elif verb == "export":
         tables = [load_file(path) for path in sorted(out.rglob("*.safetensors"))]
         content = [_bytes(table) for table in tables]
