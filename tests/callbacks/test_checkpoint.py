@@ -165,3 +165,8 @@ class Evil:
 def test_a_pickle_that_could_run_code_is_not_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"global_step": 1, "state_dict": Evil()}, tmp_path / "evil.ckpt")
     assert "could run code" in str(damage(tmp_path / "evil.ckpt")) and capsys.readouterr().out == ""
+
+
+def test_weights_that_are_no_tensors_are_damage(tmp_path: Path) -> None:
+    torch.save({"global_step": 1, "state_dict": {"codes": torch.zeros(1), "lora": "a text"}}, tmp_path / "text.ckpt")
+    assert "other things than tensors (lora)" in str(damage(tmp_path / "text.ckpt"))

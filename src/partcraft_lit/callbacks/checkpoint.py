@@ -174,6 +174,8 @@ def _loading_error(path: Path) -> str | None:
         return "it is no checkpoint of a training run: global_step or state_dict is missing"
     if not isinstance(content["state_dict"], dict):
         return "its state_dict is not a dictionary"
+    if others := [name for name, value in content["state_dict"].items() if not isinstance(value, torch.Tensor)]:
+        return f"its state_dict holds other things than tensors ({others[0]})"
     name = first_nonfinite(content["state_dict"])
     return None if name is None else f"its weights are not finite ({name})"
 
