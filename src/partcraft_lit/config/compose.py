@@ -19,7 +19,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from yaml import YAMLError
+from yaml import AliasToken, YAMLError, scan
 
 from partcraft_lit.config import machine
 from partcraft_lit.config.validation import bind, join
@@ -253,6 +253,10 @@ def load(path: Path, *, trust: bool = False) -> dict[str, Any]:
         UserError: if it cannot be read, or names something to call that neither ``conf/`` names nor Lightning has.
     """
     try:
+        if any(isinstance(token, AliasToken) for token in scan(path.read_text(encoding="utf-8"))):
+            raise UserError(
+                f"{path}: a stored configuration has no aliases (*name); a few lines of them fill the memory."
+            )
         stored = OmegaConf.load(path)
         if not isinstance(stored, DictConfig):
             raise UserError(f"{path}: wanted a group of keys.")
