@@ -37,7 +37,7 @@ class PersonalizationModule(LightningModule):
     """A frozen backbone with adapters, and a method with part tokens, trained together.
 
     Loss terms beside the diffusion loss are added through ``add_loss_term``; a term that reads attention asks for it
-    with ``request_attention``. Without such a request no layer of the UNet is touched.
+    with ``request_attention``. Without such a request no capture is installed.
 
     Args:
         backbone: with its adapters in place; of its parameters only those train that require gradients.

@@ -17,7 +17,7 @@ REGION = ("loss.region=prompted", "backbone.attention_size=8")
 
 @pytest.mark.slow
 def test_a_noun_that_is_not_known_is_asked_for_before_a_model_is_loaded(new_workshop, plain):
-    ended = new_workshop()("train", "method=dreambooth", *plain, "backbone.source=/nowhere")
+    ended = new_workshop()("train", "method=dreambooth", *plain, "backbone.source=/nowhere", "backbone.resolution=64")
     assert ended.code != 0 and "this one has none: set dataset.class_noun" in ended.out
     assert "nowhere" not in ended.out
 

@@ -36,8 +36,8 @@ class LatentDiffusion(nn.Module, ABC):
     """A latent diffusion model with one or more CLIP text encoders; subclasses implement ``encode_prompts``.
 
     All networks are frozen and in evaluation mode; adapters are added to ``unet`` later. The UNet's attention
-    processors become ``CpuAttnProcessor`` and its large convolutions ``Im2colConv2d``: exact, or to rounding in
-    bfloat16, and faster on a CPU.
+    processors become ``CpuAttnProcessor`` and its large convolutions ``Im2colConv2d``: equal up to rounding, and
+    faster on a CPU.
 
     Args:
         name: for logs and metadata.
