@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -88,6 +89,12 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return read_metrics(run / "metrics.jsonl").get("train/loss", [])
 
 
+def lines(run: Path) -> list[list[str]]:
+    """Step and keys of every line of ``metrics.jsonl``."""
+    rows = [json.loads(text) for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [[str(row["step"]), *row] for row in rows]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_killed_and_resumed_is_the_same_to_the_bit(whole, killed, new_workshop, plain, workers):
     workshop = new_workshop()
@@ -102,6 +109,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(whole, killed, new_workshop, 
     assert expected.keys() == found.keys()
     assert not [name for name, value in expected.items() if found[name] != value]
     assert losses(folder) == losses(whole)
+    assert lines(folder) == lines(whole)
 
 
 def test_the_folder_is_free_as_soon_as_the_process_is_dead(killed):
@@ -150,6 +158,7 @@ def test_a_run_that_was_trained_but_not_scored_is_scored(tiny_run, new_workshop)
     assert (folder / "scores.json").read_bytes() == before
     assert (folder / "report.html").exists() and state(folder) == state(tiny_run)
     assert losses(folder) == losses(tiny_run)
+    assert lines(folder) == lines(tiny_run)
 
 
 def test_a_finished_run_is_left_alone(tiny_run, new_workshop, plain):

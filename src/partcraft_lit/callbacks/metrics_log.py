@@ -9,7 +9,7 @@ import time
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
@@ -50,7 +50,8 @@ class MetricsLog(Callback):
         if step == self._step:  # a batch of which the optimizer only adds up gradients
             return
         self._step = step
-        if trainer.is_global_zero and trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0:
+        every = cast(Any, trainer).log_every_n_steps  # Lightning declares it nowhere
+        if trainer.is_global_zero and every and step % every == 0:
             metrics = {key: float(value) for key, value in trainer.logged_metrics.items()}
             if metrics:
                 self.logger.log_early({**metrics, "epoch": trainer.current_epoch}, step - 1)

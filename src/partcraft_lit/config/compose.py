@@ -333,6 +333,11 @@ def later(node: Mapping[str, Any], where: str) -> Callable[..., Any]:
     return functools.partial(target, **bind(target, arguments, where, later=None))
 
 
+def target_of(node: Mapping[str, Any], where: str) -> Callable[..., Any]:
+    """What the ``_target_`` of a node names."""
+    return _target(node, where)[0]
+
+
 def choose(table: Mapping[str, Any], choice: str, key: str) -> Mapping[str, Any]:
     """The row of a table of ``_target_`` nodes that the value of ``key`` names.
 

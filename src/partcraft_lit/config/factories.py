@@ -284,7 +284,7 @@ def make_loggers(values: Mapping[str, Any], folder: Path) -> list[Any]:
 
 def _taken(node: Mapping[str, Any], where: str, at_run_time: Mapping[str, Any]) -> dict[str, Any]:
     """``folder``, and of the other arguments those that the target of a node has."""
-    known = inspect.signature(config.later(node, where).func).parameters
+    known = inspect.signature(config.target_of(node, where)).parameters
     return {name: value for name, value in at_run_time.items() if name == "folder" or name in known}
 
 
