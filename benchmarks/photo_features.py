@@ -24,7 +24,7 @@ from partcraft_lit.config import compose
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core.types import PatchFeatures
 from partcraft_lit.data.folder import ImageFolder
-from partcraft_lit.parts.atlas import draw_atlas, draw_masks
+from partcraft_lit.parts.atlas import Atlas
 from partcraft_lit.parts.color import ColorFeatures
 from partcraft_lit.parts.discovery import discover
 from partcraft_lit.parts.efficientnet import EfficientNetFeatures
@@ -113,8 +113,9 @@ def measure(source: ComposedImages, features: PatchFeatures, given: argparse.Nam
         chances.append(code_scores(source.species, found.codes[order]).mean())
         confidences.append(found.report.foreground["confidence"])
         if given.atlas is not None and seed == 0:
-            draw_atlas(source, found, given.atlas / f"{source.folder}_{features.id}_atlas.png")
-            draw_masks(source, found, given.atlas / f"{source.folder}_{features.id}_masks.png")
+            atlas = Atlas(source, found)
+            atlas.draw_overview(given.atlas / f"{source.folder}_{features.id}_atlas.png")
+            atlas.draw_masks(given.atlas / f"{source.folder}_{features.id}_masks.png")
     seconds = (time.process_time() - start) / given.seeds
     score = torch.stack(scores).mean(dim=0)  # (true parts,)
     return (
