@@ -104,3 +104,12 @@ def test_switches_are_true_or_false(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["generate", "prompt=x", f"run={run}", "trust=perhaps", f"paths.logs={tmp_path}"])
     assert "trust='perhaps': wanted true or false" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "[1, 2", "[1]", '{"parts": []}'])
+def test_what_discovery_wrote_is_missing_or_damaged(tmp_path, content):
+    (tmp_path / "parts").mkdir()
+    if content is not None:
+        (tmp_path / "parts" / "discovery.json").write_text(content)
+    with pytest.raises(UserError, match=r"discovery\.json .*; train the run again"):
+        runs.discovery_metadata(tmp_path)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from partcraft_lit.commands.train.assembly import build_module, load_trained, load_weights, trained_checkpoint
+from partcraft_lit.commands.train.runs import discovery_metadata
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.errors import UserError
@@ -142,7 +141,7 @@ def scorer_of_run(
     with stages.stage("read parts") as counter:
         store = Store(settings.paths.store)
         _, codes, _ = read_parts(source, features, dictionary, store=store, progress=counter.part)
-    metadata = read_discovery(run_folder)
+    metadata = discovery_metadata(run_folder)
     return Scorer(
         settings.eval,
         predictor,
@@ -155,17 +154,11 @@ def scorer_of_run(
     )
 
 
-def read_discovery(run_folder: Path) -> dict[str, Any]:
-    """What discovery wrote about the parts of a run."""
-    metadata: dict[str, Any] = json.loads((run_folder / "parts" / "discovery.json").read_text(encoding="utf-8"))
-    return metadata
-
-
 def _scores_of_data(
     scorer: Scorer, source: ImageSource, backbone: Backbone, settings: TrainSettings, run_folder: Path, stages: Stages
 ) -> Scores:
     """Scores that no generated image has a part in: of annotations, numbers of codes, ceilings."""
-    metadata = read_discovery(run_folder)
+    metadata = discovery_metadata(run_folder)
     scores = Scores(truth=annotation_scores(metadata), codes=metadata.get("lowered_codes", {}))
     with stages.stage("measure ceilings"):
         scores.ceilings = measure_ceiling(scorer, source, backbone, Store(settings.paths.store))

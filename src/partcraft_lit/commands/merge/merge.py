@@ -16,6 +16,7 @@ from partcraft_lit.backbones.trainable_weights import cross_kv
 from partcraft_lit.callbacks.checkpoint import manifest_of, manifest_path, newest_good
 from partcraft_lit.commands.merge.settings import MergeSettings
 from partcraft_lit.commands.train.assembly import build_method, build_module, vocabulary_of
+from partcraft_lit.commands.train.runs import discovery_metadata
 from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_path, atomic_write, read_lines
@@ -235,7 +236,7 @@ def _save(folder: Path, state: Mapping[str, Tensor], learned: Sequence[_Learned]
 def _write_parts(folder: Path, dictionary: PartDictionary, runs: Sequence[Trained]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     dictionary.save(folder)
-    facts = [json.loads((run.folder / "parts" / "discovery.json").read_text(encoding="utf-8")) for run in runs]
+    facts = [discovery_metadata(run.folder) for run in runs]
     parts = [facts[0]["parts"][0], *(part for found in facts for part in found["parts"][1:])]
     notes = [f"Parts are those of {', '.join(run.folder.name for run in runs)}."]
     atomic_write(folder / "discovery.json", json.dumps({"parts": parts, "notes": notes}, indent=1) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,22 @@ def values_of_run(folder: Path, *, trust: bool = False) -> dict[str, Any]:
     own = rundir.with_younger(config.load(folder / ".hydra" / "config.yaml", trust=trust))
     groups = {field.name for field in dataclasses.fields(TrainSettings)} - {"method"}
     return _completed(own, {key: value for key, value in _train_defaults().items() if key in groups})
+
+
+def discovery_metadata(folder: Path) -> dict[str, Any]:
+    """The content of a run's ``parts/discovery.json``.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    path = folder / "parts" / "discovery.json"
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); train the run again.") from error
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("parts"), list) or not metadata["parts"]:
+        raise UserError(f"{path} says nothing of parts; train the run again.")
+    return metadata
 
 
 @functools.cache
