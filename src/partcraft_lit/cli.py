@@ -144,7 +144,7 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
         for text in args.overrides
         if not config.is_null_group(text, verb)
     }
-    _print_notes()
+    _print_notes(args.overrides)
     overrides = list(written.values())
     command = [written.get(text, text) for text in given if text in written or text not in args.overrides]
     module = importlib.import_module(f"partcraft_lit.commands.{verb}")
@@ -201,7 +201,7 @@ def _prepare(
     module.check(values)
     if verb == "train":
         machine.check_start(values, args.overrides)
-    _print_notes()
+    _print_notes(args.overrides)
     for text in overrides:
         key, _, place = text.lstrip("+").partition("=")
         if key == "hydra.run.dir":
@@ -234,11 +234,14 @@ def _check_trainer_keys(verb: str, overrides: Sequence[str]) -> None:
             )
 
 
-def _print_notes() -> None:
+def _print_notes(overrides: Sequence[str]) -> None:
+    """Prints what was chosen for this machine, but for what the command line chose itself."""
     from partcraft_lit.config import machine
 
+    given = [text.lstrip("+").partition("=")[0] for text in overrides]
     for note in machine.take_notes():
-        print(note, flush=True)
+        if not any(f"so {key}=" in note for key in given):
+            print(note, flush=True)
 
 
 def _check_sweep(values: Mapping[str, Any]) -> None:

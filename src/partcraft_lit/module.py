@@ -19,8 +19,6 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.finite import first_nonfinite
 from partcraft_lit.core.types import Backbone, LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
 from partcraft_lit.losses.diffusion import (
-    RegionMean,
-    SnrForm,
     add_noise,
     diffusion_loss,
     diffusion_target,
@@ -28,6 +26,7 @@ from partcraft_lit.losses.diffusion import (
     signal_to_noise_ratio,
 )
 from partcraft_lit.losses.region import combine_regions, prompted_region
+from partcraft_lit.losses.settings import RegionMean, SnrForm
 from partcraft_lit.methods.method import Method
 from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.tokens.weights import apply_part_weights

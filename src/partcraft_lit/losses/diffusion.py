@@ -11,10 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-#: Normalisation of a masked loss: "latents" divides by all values of the latents, "region" by the sum of the mask.
-RegionMean = Literal["latents", "region"]
-#: Min-SNR weights for v-prediction: those of the paper, or of PartCraft's "released" trainer.
-SnrForm = Literal["published", "released"]
+from partcraft_lit.losses.settings import RegionMean, SnrForm
+
 #: diffusers' names.
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 

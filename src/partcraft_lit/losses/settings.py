@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from partcraft_lit.core.settings import NonNegative, Rate
-from partcraft_lit.losses.diffusion import RegionMean, SnrForm
+
+#: Normalisation of a masked loss: "latents" divides by all values of the latents, "region" by the sum of the mask.
+RegionMean = Literal["latents", "region"]
+#: Min-SNR weights for v-prediction: those of the paper, or of PartCraft's "released" trainer.
+SnrForm = Literal["published", "released"]
 
 
 @dataclass(frozen=True)
