@@ -238,7 +238,7 @@ def _print_notes(overrides: Sequence[str]) -> None:
     """Prints what was chosen for this machine, but for what the command line chose itself."""
     from partcraft_lit.config import machine
 
-    given = [text.lstrip("+").partition("=")[0] for text in overrides]
+    given = [text.lstrip("+").partition("=")[0] for text in overrides if not text.endswith("=auto")]
     for note in machine.take_notes():
         if not any(f"so {key}=" in note for key in given):
             print(note, flush=True)

@@ -144,6 +144,16 @@ def test_auto_on_the_command_line(monkeypatch, capsys):
     assert "max_batch_size: 2" in shown
 
 
+def test_what_the_command_line_chose_is_not_commented_on(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "hub_has", lambda *_: False)
+    for chosen, is_noted in (("parts.features=color", False), ("parts.K=3", True)):
+        for name in ("HARDWARE", "FEATURES"):
+            monkeypatch.delenv(f"PARTCRAFT_{name}", raising=False)
+        with pytest.raises(SystemExit):
+            cli.main(["discover", "dataset=folder", "dataset.dir=/nope", chosen])
+        assert ("so parts.features=efficientnet_lite0" in capsys.readouterr().out) == is_noted
+
+
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_precision_is_bfloat16_only_where_it_is_native(monkeypatch, native, precision):
     asked = []
