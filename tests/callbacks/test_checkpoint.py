@@ -81,9 +81,18 @@ def test_the_newest_is_taken_in_silence(folder: Path) -> None:
     assert said == []
 
 
+def test_the_last_stands_in_for_the_newest_whose_copy_it_is(folder: Path) -> None:
+    newest = folder / "step=000007.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    assert newest_good(folder, print) == folder / "last.ckpt"
+    newest.unlink()
+    assert newest_good(folder, pytest.fail) == folder / "last.ckpt"
+
+
 def test_damaged_ones_are_passed_over_and_named(folder: Path) -> None:
     newest = folder / "step=000007.ckpt"
     newest.write_bytes(newest.read_bytes()[:-10])
+    (folder / "last.ckpt").unlink(missing_ok=True)
     middle = folder / "step=000006.ckpt"
     content = bytearray(middle.read_bytes())
     content[len(content) // 2] ^= 1  # one flipped bit

@@ -121,6 +121,16 @@ def test_what_cannot_be_merged(merged, tiny_run, tmp_path):
         path.with_name(path.name + ".json").unlink(missing_ok=True)
     ended = workshop("merge", f"runs=[{first.name},{other}]")
     assert ended.code == 2 and "were trained on different models" in ended.out, ended.out
+    shutil.rmtree(other)
+    shutil.copytree(second, other)
+    for path in (other / "checkpoints").glob("*.ckpt"):
+        content = torch.load(path, weights_only=True)
+        name = next(name for name in content["state_dict"] if name.endswith("to_k.weight"))
+        content["state_dict"][name] = content["state_dict"][name][:-1]
+        torch.save(content, path)
+        path.with_name(path.name + ".json").unlink(missing_ok=True)
+    ended = workshop("merge", f"runs=[{first.name},{other}]")
+    assert ended.code == 2 and "it is damaged or of another model" in ended.out, ended.out
     ended = workshop("merge", f"runs=[{first.name},{second.name}]", f"captions_file={tmp_path / 'none.txt'}")
     assert ended.code == 2 and "there is no such file" in ended.out
     (tmp_path / "empty.txt").write_text("# nothing\n")

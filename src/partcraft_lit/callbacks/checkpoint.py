@@ -147,12 +147,24 @@ def manifest_path(path: Path) -> Path:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """Numbered checkpoints, most steps first, then any others, newest first; no hidden temporary files."""
+    """Checkpoints, most steps first, numbered before others; then those of unknown steps, newest first.
+
+    ``last.ckpt`` comes right behind the numbered one that it is a copy of. Hidden temporary files are none.
+    """
     if not folder.is_dir():
         return []
-    numbered = _numbered(folder)
-    visible = [path for path in folder.glob("*.ckpt") if not path.name.startswith(".") and path not in numbered]
-    return numbered + sorted(visible, key=lambda path: path.stat().st_mtime, reverse=True)
+    visible = [path for path in folder.glob("*.ckpt") if not path.name.startswith(".")]
+    return sorted(visible, key=lambda p: (_step(p), bool(_NAME.fullmatch(p.name)), p.stat().st_mtime), reverse=True)
+
+
+def _step(path: Path) -> int:
+    """Steps of a checkpoint by its name, else by its manifest; -1 if neither says."""
+    if match := _NAME.fullmatch(path.name):
+        return int(match.group(1))
+    try:
+        return int(json.loads(manifest_path(path).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
 
 
 def _numbered(folder: Path) -> list[Path]:

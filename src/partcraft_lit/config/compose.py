@@ -68,7 +68,9 @@ ALIASES = {"export": {"parts": "chosen"}}
 DRAWN_NAMES = {("bird", 5): ["head", "wing", "body", "tail", "legs"]}
 
 #: What a stored configuration may refer to beside its own keys.
-_RESOLVERS = frozenset({"user_cache", "precision_here", "names_for", "names_of_drawn", "half", "one_of_each"})
+_RESOLVERS = frozenset(
+    {"user_cache", "precision_here", "steps_here", "names_for", "names_of_drawn", "half", "one_of_each"}
+)
 _TRUST = (
     "Loading it would run code of whoever wrote that file, with your rights; if it is yours, or you have read it, add "
     "trust=true."
@@ -84,6 +86,7 @@ OmegaConf.register_new_resolver("miniature_for", machine.miniature_for, replace=
 OmegaConf.register_new_resolver("features_for", machine.features_for, replace=True)
 OmegaConf.register_new_resolver("hardware_for", machine.hardware_for, replace=True)
 OmegaConf.register_new_resolver("precision_here", machine.precision_here, replace=True)
+OmegaConf.register_new_resolver("steps_here", machine.steps_here, replace=True)
 # Names of a data set's parts, unless another number of parts is asked for.
 OmegaConf.register_new_resolver(
     "names_for", lambda number, *names: list(names) if len(names) == number else [], replace=True

@@ -199,8 +199,19 @@ def _method(run: Trained, found: _Learned, backbone: Backbone) -> Method:
 
 
 def _projections(state: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Projections that a run has trained, by their names in the UNet."""
-    return {name: state[_UNET + name] for name in names if _UNET + name in state}
+    """Projections that a run has trained, by their names in the UNet.
+
+    Raises:
+        UserError: if one has another shape than the model's.
+    """
+    trained = {name: state[_UNET + name] for name in names if _UNET + name in state}
+    for name, weight in trained.items():
+        if weight.shape != names[name].shape:
+            raise UserError(
+                f"A checkpoint holds {name} with the shape {tuple(weight.shape)}, and the model's is "
+                f"{tuple(names[name].shape)}: it is damaged or of another model. Train that run again."
+            )
+    return trained
 
 
 def _joined_tokens(methods: Sequence[Method]) -> Tensor:
