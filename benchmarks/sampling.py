@@ -17,9 +17,6 @@ import torch
 from diffusers.utils import logging
 
 from partcraft_lit.commands.evaluate.evaluate import scorer_of_run
-from partcraft_lit.commands.train import runs
-from partcraft_lit.commands.train.assembly import load_trained
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import factories
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.types import PartPrediction
@@ -28,6 +25,9 @@ from partcraft_lit.metrics.composition import reconstruction_targets
 from partcraft_lit.metrics.cosim import CosineSimilarity
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.predictor import KMeansPartPredictor
+from partcraft_lit.runs import stored
+from partcraft_lit.runs.assembly import load_trained
+from partcraft_lit.runs.settings import TrainSettings
 
 #: The first is what the others are compared with.
 CASES = (
@@ -54,7 +54,7 @@ CASES = (
 
 def load(run: Path) -> tuple[PersonalizationModule, Scorer]:
     """A trained run, and what reads its pictures."""
-    values = runs.values_of_run(run)
+    values = stored.values_of_run(run)
     settings = factories.settings_of(TrainSettings, values)
     source = factories.make_source(values)
     module, dictionary = load_trained(settings, run, factories.backbone_loader(values)(), source.class_noun)

@@ -21,12 +21,12 @@ from omegaconf import OmegaConf
 import partcraft_lit
 from partcraft_lit import cli
 from partcraft_lit.commands import train
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.config.validation import join
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.losses.attention import entropy_attention_loss
+from partcraft_lit.runs.settings import TrainSettings
 
 CONF = config.conf_dir()
 #: What has to be given by hand.

@@ -13,8 +13,6 @@ from PIL import Image
 
 from partcraft_lit.commands.generate.generate import generate
 from partcraft_lit.commands.generate.settings import GenerateSettings
-from partcraft_lit.commands.train import runs
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core.errors import UserError
@@ -22,6 +20,8 @@ from partcraft_lit.core.images import read_image
 from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.visualization import save_png
 from partcraft_lit.evaluation.image_scores import differences, read_rows, write_rows
+from partcraft_lit.runs import stored
+from partcraft_lit.runs.settings import TrainSettings
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def settings(tmp_path):
 
 
 def trained(run) -> TrainSettings:
-    return factories.settings_of(TrainSettings, runs.values_of_run(run))
+    return factories.settings_of(TrainSettings, stored.values_of_run(run))
 
 
 def test_a_picture_can_be_made_again_alone(tiny_run, workshop, tmp_path):
@@ -241,11 +241,11 @@ def test_a_run_that_is_older_than_a_setting_has_the_default(tiny_run, new_worksh
     run = new_workshop().copy(tiny_run)
     path = run / ".hydra" / "config.yaml"
     values = OmegaConf.load(path)
-    before = runs.values_of_run(run)
+    before = stored.values_of_run(run)
     values["hardware"].pop("compile")
     values["eval"].pop("neighbours")
     OmegaConf.save(values, path)
-    assert runs.values_of_run(run) == before
+    assert stored.values_of_run(run) == before
 
 
 def test_prompts_from_a_file(tiny_run, workshop, tmp_path):

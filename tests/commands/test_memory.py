@@ -13,12 +13,12 @@ from partcraft_lit.backbones.latent_diffusion import LatentDiffusion
 from partcraft_lit.backbones.lora import add_lora
 from partcraft_lit.backbones.settings import HardwareSettings, SampleSettings
 from partcraft_lit.commands import train
-from partcraft_lit.commands.train.memory import apply_memory_options, in_passes, offloaded
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Conditioning
+from partcraft_lit.runs.memory import apply_memory_options, in_passes, offloaded
+from partcraft_lit.runs.settings import TrainSettings
 
 NONE = HardwareSettings(gradient_checkpointing=False, max_batch_size=None, offload=(), compile=False)
 

@@ -10,12 +10,12 @@ import torch
 from torch.testing import assert_close
 
 from partcraft_lit.backbones.trainable_weights import cross_kv
-from partcraft_lit.commands.train import runs
-from partcraft_lit.commands.train.assembly import load_trained
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core import rundir
+from partcraft_lit.runs import stored
+from partcraft_lit.runs.assembly import load_trained
+from partcraft_lit.runs.settings import TrainSettings
 
 CUSTOM = ("method=custom_diffusion", "method.nouns=true", "method.captions.background=false", "prior.images=2")
 MORE = ("prior.steps=1", "data.scale_variants=0", "trainer.max_steps=2", "optim.unet_lr=0.01", "optim.mapper_lr=0.1")
@@ -34,7 +34,7 @@ def merged(new_workshop, plain):
 
 
 def module_of(run):
-    values = runs.values_of_run(run)
+    values = stored.values_of_run(run)
     backbone = config.make(values["backbone"], "backbone")
     return load_trained(factories.settings_of(TrainSettings, values), run, backbone, class_noun="")[0]
 
@@ -95,7 +95,7 @@ def test_merging_keeps_the_captions_of_a_file_and_scores_with_another_data_set(m
     other, one = module_of(tmp_path / "both"), module_of(folder)
     for name, weight in cross_kv(one.backbone.unet):  # the same concepts, other captions
         assert not torch.equal(dict(cross_kv(other.backbone.unet))[name], weight)
-    assert runs.values_of_run(tmp_path / "both")["dataset"]["_target_"].endswith("CreaturesPair")
+    assert stored.values_of_run(tmp_path / "both")["dataset"]["_target_"].endswith("CreaturesPair")
     few = ("eval.reconstructions=1", "eval.compositions=0", "eval.ceiling_images=0", "sample.steps=1")
     ended = workshop("evaluate", f"run={tmp_path / 'both'}", *few)
     assert ended.code == 0 and "EMR" in ended.out, ended.out

@@ -9,9 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from partcraft_lit import cli
-from partcraft_lit.commands.train import runs
 from partcraft_lit.config import compose as config
 from partcraft_lit.core.errors import UserError
+from partcraft_lit.runs import stored
 
 
 @pytest.fixture
@@ -55,13 +55,13 @@ def test_nothing_of_a_run_folder_is_called(run, tmp_path, monkeypatch, capsys, v
 def test_only_classes_that_conf_names_are_made(run, target):
     change(run, "dataset._target_", target)
     with pytest.raises(UserError, match="is a class of somebody's own"):
-        runs.values_of_run(run)
-    assert runs.values_of_run(run, trust=True)["dataset"]["_target_"] == target
+        stored.values_of_run(run)
+    assert stored.values_of_run(run, trust=True)["dataset"]["_target_"] == target
 
 
 def test_lightning_s_loggers_are_known(run):
     change(run, "logger", {"tb": {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"}})
-    assert "tb" in runs.values_of_run(run)["logger"]
+    assert "tb" in stored.values_of_run(run)["logger"]
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_lightning_s_loggers_are_known(run):
 def test_variables_of_this_machine_are_not_read(run, text):
     change(run, "sample.negative_prompt", text)
     with pytest.raises(UserError, match=r"sample\.negative_prompt=.*asks for more than a key"):
-        runs.values_of_run(run)
+        stored.values_of_run(run)
 
 
 def test_references_to_keys_and_own_resolvers_are_resolved(run):
-    values = runs.values_of_run(run)
+    values = stored.values_of_run(run)
     assert values["optim"]["total_steps"] == values["trainer"]["max_steps"] == 1200
     assert values["parts"]["names"] == ["head", "wing", "body", "tail", "legs"]
 
@@ -96,7 +96,7 @@ def test_broken_files_are_a_message(run, tmp_path, monkeypatch, text, message):
     (run / ".hydra" / "config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     if message:
         with pytest.raises(UserError, match=message):
-            runs.values_of_run(run)
+            stored.values_of_run(run)
     assert not Path("marker").exists()
 
 
@@ -112,4 +112,4 @@ def test_what_discovery_wrote_is_missing_or_damaged(tmp_path, content):
     if content is not None:
         (tmp_path / "parts" / "discovery.json").write_text(content)
     with pytest.raises(UserError, match=r"discovery\.json .*; train the run again"):
-        runs.discovery_metadata(tmp_path)
+        stored.discovery_metadata(tmp_path)

@@ -12,13 +12,13 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from partcraft_lit.commands import train
-from partcraft_lit.commands.train.assembly import build_module
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.core.types import ABSENT, Backbone, TrainingBatch, TrainingExample
 from partcraft_lit.data.datamodule import Collate
 from partcraft_lit.methods.method import MethodContext
 from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.runs.assembly import build_module
+from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.tokens.grammar import PartVocabulary
 
 NAMES, CODES = ("background", "head", "wing"), (3, 3, 3)

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 
 from partcraft_lit.backbones.model_configs import SD1, write_configs
 from partcraft_lit.backbones.trainable_weights import cross_kv, set_trainable, trainable_groups
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.data.prior import prior_prompt
+from partcraft_lit.runs.settings import TrainSettings
 
 PROMPTS = ["a photo of a <head:1> <wing:2>", "<head:0> bird"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from partcraft_lit.commands import train
 from partcraft_lit.commands.doctor.settings import DoctorSettings
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import factories
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import rundir
+from partcraft_lit.runs.settings import TrainSettings
 
 
 def check(values: Mapping[str, Any]) -> tuple[TrainSettings, DoctorSettings]:

@@ -11,10 +11,10 @@ import torch
 
 from partcraft_lit.commands.doctor.settings import DoctorSettings
 from partcraft_lit.commands.doctor.step import StepProbe, free_memory
-from partcraft_lit.commands.train.memory import images_per_example
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.images import clamp_aspect, to_unit
 from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures
+from partcraft_lit.runs.memory import images_per_example
+from partcraft_lit.runs.settings import TrainSettings
 
 #: Share of the memory that may be planned with; the rest is for what allocators cannot use.
 _USABLE = 0.9

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from partcraft_lit.callbacks.loss_terms import AttentionLoss
-from partcraft_lit.commands.train.assembly import assemble
-from partcraft_lit.commands.train.memory import images_per_example
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.types import Backbone, TrainingBatch, TrainingExample
 from partcraft_lit.data.datamodule import Collate
 from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.runs.assembly import assemble
+from partcraft_lit.runs.memory import images_per_example
+from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.tokens.grammar import PartVocabulary
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from partcraft_lit.commands.train import runs
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
+from partcraft_lit.runs import stored
+from partcraft_lit.runs.settings import TrainSettings
 
 #: What does not change the numbers of the trained model.
 _NOT_HASHED = (
@@ -100,7 +101,7 @@ def evaluation_folder(run_folder: Path, chosen: Mapping[str, Any]) -> Path:
         run_folder: of the run.
         chosen: has ``eval`` and ``sample``, where null is as in the run.
     """
-    own = runs.values_of_run(run_folder, trust=bool(chosen.get("trust")))
+    own = stored.values_of_run(run_folder, trust=bool(chosen.get("trust")))
     digest = scoring_hash(_merged(own, chosen))
     return run_folder / "evaluation" if digest == scoring_hash(own) else run_folder / "evaluation" / digest
 
@@ -117,7 +118,7 @@ def chosen_keys(group: str) -> list[str]:
 
 def _values_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own values, with what was chosen here in their place."""
-    own = runs.values_of_run(runs.run_of(values), trust=values["trust"])
+    own = stored.values_of_run(runs.run_of(values), trust=values["trust"])
     networks = _networks(own.get("metrics", {}), values["metrics"])
     return {**_merged(own, values), "trainer": values["trainer"], "metrics": networks}
 

@@ -6,9 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from partcraft_lit.commands.train.assembly import build_module, load_trained, load_weights, trained_checkpoint
-from partcraft_lit.commands.train.runs import discovery_metadata
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.progress import Stages
@@ -41,6 +38,9 @@ from partcraft_lit.metrics.features import ImageFeatures
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import read_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
+from partcraft_lit.runs.assembly import build_module, load_trained, load_weights, trained_checkpoint
+from partcraft_lit.runs.settings import TrainSettings
+from partcraft_lit.runs.stored import discovery_metadata
 
 
 def evaluate(

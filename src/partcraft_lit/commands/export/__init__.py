@@ -10,10 +10,11 @@ from typing import Any
 from partcraft_lit.commands.export.publish import check_output, publish
 from partcraft_lit.commands.export.settings import ExportSettings
 from partcraft_lit.commands.train import runs
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import factories
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.progress import Stages
+from partcraft_lit.runs import stored
+from partcraft_lit.runs.settings import TrainSettings
 
 #: End of the name of the hidden folder beside the output in which an export is made.
 _PARTIAL = ".partial"
@@ -41,7 +42,7 @@ def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     run_folder = runs.run_of(values)
-    trained = runs.values_of_run(run_folder, trust=values["trust"])
+    trained = stored.values_of_run(run_folder, trust=values["trust"])
     made, output = folder / "files", _output(settings, folder)
     shutil.rmtree(made, ignore_errors=True)  # of an export that was interrupted
 

@@ -12,7 +12,7 @@ from partcraft_lit import __version__
 from partcraft_lit.backbones.lora import LoraLayer
 from partcraft_lit.backbones.model_families import Family
 from partcraft_lit.commands.export.settings import ExportSettings
-from partcraft_lit.commands.train.settings import TrainSettings
+from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.tokens.embedding_files import ExportedPart, Tool
 from partcraft_lit.tokens.grammar import PartVocabulary
 

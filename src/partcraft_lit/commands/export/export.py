@@ -23,8 +23,6 @@ from partcraft_lit.commands.export.card import write_card
 from partcraft_lit.commands.export.publish import MANIFEST
 from partcraft_lit.commands.export.settings import ExportSettings
 from partcraft_lit.commands.export.verify import Expected, Found, check_target
-from partcraft_lit.commands.train.assembly import load_trained, vocabulary_of
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.progress import Stages
@@ -32,6 +30,8 @@ from partcraft_lit.core.types import Backbone, PartToken
 from partcraft_lit.core.visualization import save_png
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.dictionary import PartDictionary
+from partcraft_lit.runs.assembly import load_trained, vocabulary_of
+from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.tokens.embedding_files import ExportedPart, Tool, chosen_tokens, exported_part
 from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from partcraft_lit.commands.generate.settings import GenerateSettings
 from partcraft_lit.commands.train import runs
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import factories
 from partcraft_lit.core.errors import UserError
+from partcraft_lit.runs import stored
+from partcraft_lit.runs.settings import TrainSettings
 
 
 def check(values: Mapping[str, Any]) -> GenerateSettings:
@@ -38,7 +39,7 @@ def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     run_folder = runs.run_of(values)
-    trained = runs.values_of_run(run_folder, trust=values["trust"])
+    trained = stored.values_of_run(run_folder, trust=values["trust"])
 
     from partcraft_lit.commands.generate.generate import generate
 

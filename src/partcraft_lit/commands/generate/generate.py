@@ -7,13 +7,13 @@ from pathlib import Path
 
 from partcraft_lit.backbones.pipelines import pipeline_seed
 from partcraft_lit.commands.generate.settings import GenerateSettings
-from partcraft_lit.commands.train.assembly import load_trained, vocabulary_of
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.files import read_lines
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.types import Backbone
 from partcraft_lit.core.visualization import grid, save_png, upscale
 from partcraft_lit.parts.dictionary import PartDictionary
+from partcraft_lit.runs.assembly import load_trained, vocabulary_of
+from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.tokens.grammar import parse
 
 _SHOWN_SIDE = 192

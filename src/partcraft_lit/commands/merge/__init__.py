@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from partcraft_lit.commands.merge.settings import MergeSettings
-from partcraft_lit.commands.train import runs
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
+from partcraft_lit.runs import stored
+from partcraft_lit.runs.settings import TrainSettings
 
 #: Mapper settings of one embedding per concept.
 _TOKENS_ALONE = {"layers": 0, "position": False, "norm_match": False}
@@ -50,7 +50,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     if (folder / rundir.FINISHED).exists():
         raise UserError(f"output_dir={folder} holds a finished run already; name another folder.")
     folders = _folders(settings)
-    trained = [runs.values_of_run(run, trust=values["trust"]) for run in folders]
+    trained = [stored.values_of_run(run, trust=values["trust"]) for run in folders]
 
     from partcraft_lit.parts.dictionary import PartDictionary
     from partcraft_lit.parts.merge import check_mergeable
@@ -102,7 +102,7 @@ def _check_run(folder: Path, *, trust: bool) -> None:
     """Raises a UserError unless a run trained cross-attention keys and values and nothing else of the model."""
     from partcraft_lit.methods.custom_diffusion import CustomDiffusion
 
-    values = runs.values_of_run(folder, trust=trust)
+    values = stored.values_of_run(folder, trust=trust)
     recipe = config.make(values["method"], "method")
     if not isinstance(recipe, CustomDiffusion) or recipe.unet != "cross_kv" or recipe.text_encoder:
         raise UserError(

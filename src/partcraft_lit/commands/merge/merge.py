@@ -15,9 +15,6 @@ from partcraft_lit.backbones.concept_merging import merge_models
 from partcraft_lit.backbones.trainable_weights import cross_kv
 from partcraft_lit.callbacks.checkpoint import manifest_of, manifest_path, newest_good
 from partcraft_lit.commands.merge.settings import MergeSettings
-from partcraft_lit.commands.train.assembly import build_method, build_module, vocabulary_of
-from partcraft_lit.commands.train.runs import discovery_metadata
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_path, atomic_write, read_lines
 from partcraft_lit.core.progress import Stages
@@ -25,6 +22,9 @@ from partcraft_lit.core.types import ABSENT, Backbone
 from partcraft_lit.methods.method import Method
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.merge import merge as merge_dictionaries
+from partcraft_lit.runs.assembly import build_method, build_module, vocabulary_of
+from partcraft_lit.runs.settings import TrainSettings
+from partcraft_lit.runs.stored import discovery_metadata
 from partcraft_lit.tokens.captions import TEMPLATES
 
 #: With the 27 templates, about 1,000 regularization captions.

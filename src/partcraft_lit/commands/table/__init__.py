@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from partcraft_lit.commands import evaluate, train
 from partcraft_lit.commands.table.settings import TableSettings
-from partcraft_lit.commands.train import runs
-from partcraft_lit.commands.train.settings import TrainSettings as TrainSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.loggers.identity import grouped
+from partcraft_lit.runs import stored
+from partcraft_lit.runs.settings import TrainSettings as TrainSettings
 
 if TYPE_CHECKING:
     from partcraft_lit.commands.table.table import TableRun
@@ -172,7 +172,7 @@ def _is_scored(folder: Path, chosen: Mapping[str, Any]) -> bool:
     place = evaluate.evaluation_folder(folder, chosen)
     seen = read_networks(place)
     if seen is None:  # of a run before this was written down
-        seen = runs.values_of_run(folder)["eval"].get("pictures", [])
+        seen = stored.values_of_run(folder)["eval"].get("pictures", [])
     if not set(chosen["eval"]["pictures"]) <= set(seen):
         return False
     try:
@@ -184,7 +184,7 @@ def _is_scored(folder: Path, chosen: Mapping[str, Any]) -> bool:
 def _verify(values: Mapping[str, Any], folder: Path, scored: Any) -> int:
     if not scored():
         raise UserError("it has not been trained and scored, or its images are gone.")
-    trained = {**runs.values_of_run(folder), **{key: values[key] for key in ("eval", "sample", "metrics")}}
+    trained = {**stored.values_of_run(folder), **{key: values[key] for key in ("eval", "sample", "metrics")}}
     return evaluate.verify_run(trained, evaluate.evaluation_folder(folder, values), folder)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from partcraft_lit.commands.train import runs
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.config import factories
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.runs.settings import TrainSettings
 
 _log = logging.getLogger(__name__)
 #: How the names of scores begin; see ``evaluation.scoring.Scores.flat``.
@@ -41,9 +41,9 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         environment.write(folder)
 
     from partcraft_lit.commands.train.context import Loaders, Training
-    from partcraft_lit.commands.train.memory import in_passes
     from partcraft_lit.commands.train.train import train
     from partcraft_lit.loggers.run_logger import finished
+    from partcraft_lit.runs.memory import in_passes
 
     settings, passes = in_passes(settings)
     make_trainer = factories.trainer_maker(values, passes)

@@ -14,7 +14,6 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from partcraft_lit.callbacks.binding import ProbePrompts
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.store.cached import cached_image
@@ -28,6 +27,7 @@ from partcraft_lit.metrics.features import ImageFeatures
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.discovery import Discovery
 from partcraft_lit.parts.predictor import KMeansPartPredictor
+from partcraft_lit.runs.settings import TrainSettings
 
 #: Raise by one when the same model and prompts would give another sample grid.
 _GRID_VERSION = 1

@@ -17,11 +17,11 @@ from partcraft_lit.callbacks.loss_terms import AddLossTerm
 from partcraft_lit.callbacks.nonfinite import NonFiniteTraining, SkipNonFinite
 from partcraft_lit.commands.train.context import RunContext
 from partcraft_lit.commands.train.examples import prior_examples, probe_batch, training_set
-from partcraft_lit.commands.train.memory import offloaded
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.finite import first_nonfinite
 from partcraft_lit.data.datamodule import PartDataModule
 from partcraft_lit.data.latents import posterior
+from partcraft_lit.runs.memory import offloaded
 
 _DIVERGED = (
     "Training stops here. Lower the learning rates (optim.*_lr), train in trainer.precision=32-true, or look at the "

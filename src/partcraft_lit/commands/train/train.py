@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from partcraft_lit.commands.discover.discover import discover_parts, write_discovery, write_rejected
-from partcraft_lit.commands.train.assembly import build_module
 from partcraft_lit.commands.train.cache import cache
 from partcraft_lit.commands.train.context import Loaders, RunContext, Training
 from partcraft_lit.commands.train.fit import fit
 from partcraft_lit.commands.train.logs import describe
 from partcraft_lit.commands.train.report import report
 from partcraft_lit.commands.train.score import score, score_bounds
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.types import ImageSource
 from partcraft_lit.data.prior import prior_prompt
 from partcraft_lit.parts.dataset_parts import check_dataset_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
+from partcraft_lit.runs.assembly import build_module
+from partcraft_lit.runs.settings import TrainSettings
 
 
 def train(

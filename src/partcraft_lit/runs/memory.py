@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from partcraft_lit.backbones.settings import HardwareSettings
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.store.mapped import MappedWeights
 from partcraft_lit.core.types import Backbone, PatchFeatures
+from partcraft_lit.runs.settings import TrainSettings
 
 
 def apply_memory_options(hardware: HardwareSettings, backbone: Backbone, folder: Path | None = None) -> None:

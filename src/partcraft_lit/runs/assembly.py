@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from partcraft_lit.callbacks.checkpoint import newest_good
-from partcraft_lit.commands.train.memory import apply_memory_options
-from partcraft_lit.commands.train.settings import TrainSettings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Backbone
 from partcraft_lit.methods.method import Method, MethodContext, Recipe
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.dictionary import PartDictionary
+from partcraft_lit.runs.memory import apply_memory_options
+from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.tokens.grammar import PartVocabulary
 
 

@@ -1,0 +1,1 @@
+"""The composer in Python: open a run, look at its parts, choose some, draw them together."""

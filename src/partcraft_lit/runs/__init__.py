@@ -1,0 +1,1 @@
+"""Trained runs: their settings, their stored configuration, and their module with its weights."""
