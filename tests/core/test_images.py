@@ -66,7 +66,8 @@ def test_formats_without_loss_keep_the_pixels(form: str) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "LAB"])
 def test_modes_become_rgb(mode: str) -> None:
     source = Image.new("L", (16, 16), 255).convert("RGB" if mode in ("LAB", "CMYK", "YCbCr") else "L").convert(mode)
-    image = read_image(encoded(source, "TIFF" if mode in ("PA", "CMYK", "YCbCr", "LAB") else "PNG"))
+    options = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}  # Pillow 12 cannot read it uncompressed
+    image = read_image(encoded(source, "TIFF" if mode in ("PA", "CMYK", "YCbCr", "LAB") else "PNG", **options))
     assert image.shape == (3, 16, 16)
     assert_close(image.float(), torch.full((3, 16, 16), 255.0), atol=1.0, rtol=0)
 
