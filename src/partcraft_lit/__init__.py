@@ -1,3 +1,59 @@
-"""Part-level personalisation of text-to-image models."""
+"""Part-level personalisation of text-to-image models.
+
+``import partcraft_lit as pc; run = pc.open_run()`` opens a trained run; see :mod:`partcraft_lit.composer`. Names are
+imported when they are used, so that importing the package loads nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from partcraft_lit.composer.catalog import ImageInfo, Images, Part, Variant
+    from partcraft_lit.composer.composition import Composition, PartChoice
+    from partcraft_lit.composer.results import PartReading, Result
+    from partcraft_lit.composer.run import Run, open_run
+    from partcraft_lit.composer.views import ImageView
+    from partcraft_lit.core.errors import UserError
 
 __version__ = "0.1.0"
+__all__ = [
+    "Composition",
+    "ImageInfo",
+    "ImageView",
+    "Images",
+    "Part",
+    "PartChoice",
+    "PartReading",
+    "Result",
+    "Run",
+    "UserError",
+    "Variant",
+    "open_run",
+]
+
+_HOMES = {
+    "ImageInfo": "composer.catalog",
+    "Images": "composer.catalog",
+    "Part": "composer.catalog",
+    "Variant": "composer.catalog",
+    "Composition": "composer.composition",
+    "PartChoice": "composer.composition",
+    "PartReading": "composer.results",
+    "Result": "composer.results",
+    "Run": "composer.run",
+    "open_run": "composer.run",
+    "ImageView": "composer.views",
+    "UserError": "core.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'partcraft_lit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"partcraft_lit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

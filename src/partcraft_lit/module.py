@@ -17,6 +17,8 @@ from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.backbones.trainable_weights import trainable_groups
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.finite import first_nonfinite
+from partcraft_lit.core.images import to_unit
+from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.types import Backbone, LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
 from partcraft_lit.losses.diffusion import (
     add_noise,
@@ -287,6 +289,34 @@ class PersonalizationModule(LightningModule):
         finally:
             self.release_attention()
         return cast(Tensor, maps)
+
+    @torch.no_grad()
+    def image_attention(
+        self, images: Tensor, prompts: list[str], seeds: Sequence[int]
+    ) -> tuple[Tensor, TokenizedPrompts]:
+        """Attention of the part tokens of prompts on images, in one denoising step two fifths into the noise schedule.
+
+        Args:
+            images: (B, 3, H, W) uint8, of the backbone's resolution.
+            prompts: one per image.
+            seeds: of the noise that is added, one per image.
+
+        Returns:
+            (B, T, s, s) probabilities, as ``StepOutput.attention_maps``, and the prompts with their part tokens.
+        """
+        backbone = self.backbone
+        tokens = self.method.tokenize(prompts).to(self.device)
+        latents, _ = backbone.encode_images(to_unit(images).to(self.device))
+        generators = [torch_generator(seed, "attention") for seed in seeds]
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
+        alphas = backbone.noise_scheduler.alphas_cumprod
+        timesteps = torch.full((len(images),), len(alphas) * 2 // 5, device=self.device)
+        noisy_latents = add_noise(latents, noise.to(latents), timesteps, alphas)
+        conditioning = backbone.encode_prompts(tokens, self._weighted_vectors(tokens))
+        with self._new_capture() as capture, capture.armed(tokens.part_positions):
+            backbone.denoise(noisy_latents, timesteps, conditioning)
+            maps = capture.maps()
+        return maps.cpu(), tokens.to("cpu")
 
     # What a checkpoint holds.
 

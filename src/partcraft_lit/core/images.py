@@ -143,6 +143,21 @@ def decode_image(file: str | Path | BinaryIO) -> DecodedImage:
         raise UnreadableImage(_reason(error), path) from error
 
 
+def pixels_of(image: Image.Image) -> Tensor:
+    """The pixels of an image that is open or in memory, converted as `read_image` converts those of a file.
+
+    Raises:
+        UnreadableImage: as there.
+    """
+    try:
+        with decoding_rules():
+            return _decode(image).pixels
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(_reason(error)) from error
+
+
 def _decode(image: Image.Image) -> DecodedImage:
     width, height = image.size
     if min(width, height) < MIN_SIDE:

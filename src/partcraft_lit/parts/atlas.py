@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from partcraft_lit.core.images import clamp_aspect, resize
@@ -43,6 +44,8 @@ _CANVAS = 224
 _KEPT_IMAGES = 512
 #: Codes on the overview, and on each page of all codes.
 _COMMONEST_CODES, CODES_PER_PAGE = 4, 48
+#: A page of codes: columns, crops of a code, sizes of the letters of its head and of a code, and its spacing.
+_CODE_COLUMNS, _CODE_CROPS, _HEAD_SIZE, _CODE_SIZE, _BAR, _PAGE_PAD, _PAGE_BORDER = 3, 4, 20, 14, 4, 10, 20
 
 
 class Atlas:
@@ -62,11 +65,10 @@ class Atlas:
 
     def pages(self) -> dict[str, tuple[int, int]]:
         """File name -> part and number of each page of :meth:`draw_codes`."""
-        counts = [math.ceil(number / CODES_PER_PAGE) for number in self._dictionary.codes_per_part]
         return {
-            f"atlas_part{part}{f'_page{page + 1}' if count > 1 else ''}.png": (part, page)
-            for part, count in enumerate(counts)
-            for page in range(count)
+            page_name(part, page, number): (part, page)
+            for part, number in enumerate(self._dictionary.codes_per_part)
+            for page in range(math.ceil(number / CODES_PER_PAGE))
         }
 
     def draw_overview(self, path: str | Path, codes: int = _COMMONEST_CODES) -> Path:
@@ -89,9 +91,10 @@ class Atlas:
         number = self._dictionary.num_codes(part)
         first, end = page * CODES_PER_PAGE, min((page + 1) * CODES_PER_PAGE, number)
         name = self._dictionary.names[part]
-        head = label(self._bar(part), f"{part}  {name}: codes {first} to {end - 1} of {number}", size=20)
-        blocks = [self._code_block(part, code, crops=4) for code in range(first, end)]
-        return _save(path, f"Codes of {name}", stack([head, _rows(blocks, 3)], pad=10, border=20))
+        head = label(self._bar(part), f"{part}  {name}: codes {first} to {end - 1} of {number}", size=_HEAD_SIZE)
+        blocks = [self._code_block(part, code, crops=_CODE_CROPS) for code in range(first, end)]
+        sheet = stack([head, _rows(blocks, _CODE_COLUMNS)], pad=_PAGE_PAD, border=_PAGE_BORDER)
+        return _save(path, f"Codes of {name}", sheet)
 
     def draw_masks(self, path: str | Path, n: int = 24, columns: int = 4) -> Path:
         """Writes one PNG of ``n`` images, spread over the source, each beside its parts in colour.
@@ -142,14 +145,14 @@ class Atlas:
         tiles += [torch.full((3, _TILE, _TILE), 255, dtype=torch.uint8)] * (crops - len(tiles))
         count = "1 image" if len(members) == 1 else f"{len(members)} images"
         text = f"<{self._dictionary.names[part]}:{code}>{self._class_name(part, code)}   {count}"
-        return label(grid(tiles, columns=crops, pad=_GAP), text, position="above", size=14)
+        return label(grid(tiles, columns=crops, pad=_GAP), text, position="above", size=_CODE_SIZE)
 
     def _class_name(self, part: int, code: int) -> str:
         names = self._dictionary.class_names
         return f" {names[code]}" if names is not None and part > 0 else ""
 
     def _bar(self, part: int) -> Tensor:
-        return self._colors[part][:, None, None].expand(3, 4, _WIDTH).contiguous()
+        return self._colors[part][:, None, None].expand(3, _BAR, _WIDTH).contiguous()
 
     def _crop(self, index: int, part: int) -> Tensor:
         """The part in a square tile, the rest faded."""
@@ -179,6 +182,38 @@ class Atlas:
             image = upscale(image, _CANVAS)
         labels = resize_labels(self._discovery.label_maps[index], image.shape[1:], len(self._colors), smooth=True)
         return image, labels.to(torch.uint8)
+
+
+def page_name(part: int, page: int, num_codes: int) -> str:
+    """File name of a page of the codes of a part that has ``num_codes``."""
+    return f"atlas_part{part}{f'_page{page + 1}' if num_codes > CODES_PER_PAGE else ''}.png"
+
+
+def read_code_tile(folder: Path, part: int, code: int, num_codes: int) -> Image.Image | None:
+    """The first crop of a code, that of the image nearest to its centroid, cut out of a page of :class:`Atlas`.
+
+    Args:
+        folder: where the pages are.
+        part, code: which.
+        num_codes: of the part.
+
+    Returns:
+        None if there is no such page, or no crop on it.
+    """
+    page, place = divmod(code, CODES_PER_PAGE)
+    row, column = divmod(place, _CODE_COLUMNS)
+    # As draw_codes lays it out: a line of text is one and a half times as high as its letters.
+    line, head = round(1.5 * _CODE_SIZE), _BAR + round(1.5 * _HEAD_SIZE)
+    left = _PAGE_BORDER + column * (_CODE_CROPS * (_TILE + _GAP) - _GAP + _CODE_GAP)
+    top = _PAGE_BORDER + head + _PAGE_PAD + row * (line + _TILE + _CODE_GAP) + line
+    try:
+        with Image.open(folder / page_name(part, page, num_codes), formats=["PNG"]) as sheet:
+            if left + _TILE > sheet.width or top + _TILE > sheet.height:
+                return None
+            tile = sheet.convert("RGB").crop((left, top, left + _TILE, top + _TILE))
+    except OSError:
+        return None
+    return None if tile.convert("L").getextrema() == (255, 255) else tile
 
 
 def _rows(blocks: Sequence[Tensor], columns: int) -> Tensor:

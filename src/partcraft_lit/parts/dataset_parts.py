@@ -67,7 +67,7 @@ def dataset_parts(
     kind, names = settings.source, _part_names(source, settings.source)
     label_maps, described = [], []
     for index in range(len(source)):
-        label_maps.append(_label_map(source, kind, index))
+        label_maps.append(label_map_of(source, kind, index))
         described.append(_describe(features([source.image(index)])[0], label_maps[-1], len(names) + 1))
         if progress is not None:
             progress("read masks", index + 1, len(source))
@@ -124,7 +124,7 @@ def _check_image(source: ImageSource, kind: str, index: int) -> None:
             raise UserError(f"The mask of {source.name(index)} has the value {int(mask.max())}, and no part has it.")
 
 
-def _label_map(source: ImageSource, kind: str, index: int) -> Tensor:
+def label_map_of(source: ImageSource, kind: str, index: int) -> Tensor:
     """(height, width) uint8, of what ``clamp_aspect`` leaves of the image; one cell where all of it is one concept."""
     if kind == "classes":
         return torch.full((1, 1), int(source.label(index) or 0) + 1, dtype=torch.uint8)

@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+#: In the folder of the parts: the codes of every image.
+CODES_FILE = "codes.csv"
 #: Tried in this order where the number of foreground clusters is left open.
 FOREGROUND_TRIALS = (2, 4, 8, 16, 32)
 #: Patches that these trials are fitted on at most.

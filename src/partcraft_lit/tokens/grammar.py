@@ -163,11 +163,32 @@ def render(pieces: Iterable[str | PartToken], vocabulary: PartVocabulary | None 
     def written(piece: str | PartToken) -> str:
         if isinstance(piece, str):
             return piece
-        part = piece.part if vocabulary is None else vocabulary.names[piece.part]
-        weight = "" if piece.weight == 1.0 else f"*{np.format_float_positional(piece.weight, trim='-')}"
-        return f"<{part}:{piece.code}>{weight}"
+        return write_token(piece.part if vocabulary is None else vocabulary.names[piece.part], piece.code, piece.weight)
 
     return "".join(written(piece) for piece in pieces)
+
+
+def write_token(part: int | str, code: int, weight: float = 1.0) -> str:
+    """``<head:17>``, with ``*1.3`` behind it for a weight that is not 1."""
+    return f"<{part}:{code}>" + ("" if weight == 1.0 else f"*{np.format_float_positional(weight, trim='-')}")
+
+
+def split_tokens(prompt: str) -> list[str | tuple[str, int, float]]:
+    """Texts, and name, code and weight of each part token, where no vocabulary says which parts there are.
+
+    Raises:
+        UserError: for brackets that hold no part token, or a weight out of range.
+    """
+    pieces: list[str | tuple[str, int, float]] = []
+    end = 0
+    for match in _BRACKETS.finditer(prompt):
+        name, _, code = (part.strip() for part in match.group(1).partition(":"))
+        if not name or not _INDEX.fullmatch(code):
+            raise UserError(f"{_excerpt(match.group(0))} is no part token; one is written '<head:3>'.")
+        pieces += [prompt[end : match.start()]] if match.start() > end else []
+        pieces.append((name, int(code), _weight(match.group(2))))
+        end = match.end()
+    return pieces + ([prompt[end:]] if end < len(prompt) else [])
 
 
 def _excerpt(text: str) -> str:

@@ -28,15 +28,13 @@ from partcraft_lit.data.mask_files import NAMES_FILE
 from partcraft_lit.parts.atlas import Atlas
 from partcraft_lit.parts.dataset_parts import dataset_parts
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.parts.discovery import Discovery
+from partcraft_lit.parts.discovery import CODES_FILE, Discovery
 from partcraft_lit.parts.discovery import discover as find_parts
 from partcraft_lit.parts.foreground import confidence_in_words
 from partcraft_lit.parts.keypoints import score_annotations
 from partcraft_lit.parts.quality import PartQuality, score_parts
 from partcraft_lit.parts.settings import PartsSettings
 
-#: In the folder of the parts: the codes of every image.
-CODES_FILE = "codes.csv"
 #: Raise by one when the same parts would be scored or drawn otherwise.
 _VERSION = 2
 
