@@ -29,6 +29,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from partcraft_lit.core.types import PartToken, TokenizedPrompts
+from workshop import new_workshop, pictures, plain, small, tiny_run, workshop  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

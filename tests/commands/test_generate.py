@@ -13,6 +13,7 @@ from PIL import Image
 
 from partcraft_lit.commands.generate.generate import generate
 from partcraft_lit.commands.generate.settings import GenerateSettings
+from partcraft_lit.composer.run import Run
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core.errors import UserError
@@ -21,7 +22,6 @@ from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.visualization import save_png
 from partcraft_lit.evaluation.image_scores import differences, read_rows, write_rows
 from partcraft_lit.runs import stored
-from partcraft_lit.runs.settings import TrainSettings
 
 
 @pytest.fixture
@@ -29,10 +29,6 @@ def settings(tmp_path):
     values = config.plain(config.compose("generate", ["prompt=x", "num_images=2", "sample.steps=2"]))
     kept = {key: value for key, value in values.items() if key != "paths"}
     return factories.settings_of(GenerateSettings, kept)
-
-
-def trained(run) -> TrainSettings:
-    return factories.settings_of(TrainSettings, stored.values_of_run(run))
 
 
 def test_a_picture_can_be_made_again_alone(tiny_run, workshop, tmp_path):
@@ -69,13 +65,16 @@ def test_the_trained_weights_draw(tiny_run, workshop, settings, tmp_path):
         ("a <part1:x> bird", r"part1:x"),
     ],
 )
-def test_a_mistake_in_the_prompt_is_told_before_a_model_is_loaded(tiny_run, settings, tmp_path, prompt, message):
-    def load():
+def test_a_mistake_in_the_prompt_is_told_before_a_model_is_loaded(
+    tiny_run, settings, tmp_path, monkeypatch, prompt, message
+):
+    def load(self):
         raise AssertionError("the backbone was loaded")
 
+    monkeypatch.setattr(Run, "_load_module", load)
     wrong = dataclasses.replace(settings, prompt=prompt)
     with pytest.raises(UserError, match=message):
-        generate(wrong, tmp_path / "out", run_folder=tiny_run, trained=trained(tiny_run), load_backbone=load)
+        generate(wrong, tmp_path / "out", Run(tiny_run, stored.values_of_run(tiny_run)))
     assert not (tmp_path / "out").exists()
 
 

@@ -20,6 +20,8 @@ from partcraft_lit.tokens.grammar import split_tokens, write_token
 PNG_KEY = "composition"
 #: Characters of a stored composition that are read at most: a PNG may come from anyone.
 _LONGEST = 100_000
+#: What is written without a space before it.
+_CLOSING = (",", ".", ";", ":", "!", "?", ")")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Composition:
             if place and self.between:
                 words.append(self.between[place - 1])
             words.append(choice.token)
-        return " ".join(text for text in [*words, self.after] if text)
+        return "".join(_spaced(text) for text in [*words, self.after]).strip()
 
     @property
     def codes(self) -> dict[str, tuple[int, ...]]:
@@ -104,7 +106,7 @@ class Composition:
 
     @classmethod
     def from_prompt(cls, prompt: str, negative_prompt: str = "", run: str = "") -> Self:
-        """The composition whose prompt this is, but for spaces.
+        """The composition whose prompt this is, but for superfluous spaces.
 
         Raises:
             UserError: for a malformed part token; whether a part exists is known to a run alone.
@@ -195,6 +197,10 @@ class Composition:
             return repr([(choice.part, choice.code, choice.weight) for choice in self.choices])
         each = {part: [_code_in_python(choice) for choice in choices] for part, choices in groups}
         return repr({part: codes[0] if len(codes) == 1 else codes for part, codes in each.items()})
+
+
+def _spaced(text: str) -> str:
+    return text if text.startswith(_CLOSING) else f" {text}" if text else ""
 
 
 def _code_in_python(choice: PartChoice) -> int | tuple[int, float]:

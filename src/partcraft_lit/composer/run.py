@@ -309,10 +309,7 @@ class Run:
                 raise UserError(f"The choice {chosen.token} is of another part than {name!r}.")
             return replace(chosen, part=name)
         code, weight = chosen if isinstance(chosen, tuple) and len(chosen) == 2 else (chosen, 1.0)
-        where = f"{name}:"
-        return PartChoice(
-            name, validate(code, int, f"{where} the code"), validate(weight, float, f"{where} the weight")
-        )
+        return PartChoice(name, validate(code, int, f"code of {name}"), validate(weight, float, f"weight of {name}"))
 
     def _captions(self, chosen: Sequence[PartChoice]) -> tuple[tuple[str, ...], str]:
         """Words between the parts and behind them, as the run's captions have them."""

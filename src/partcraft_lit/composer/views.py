@@ -162,7 +162,7 @@ class ImageView:
             return to_pil(fit_square(highlight_part(image, labels, index, self._colors), side))
         first, start, last, end = part_box(label_map, index, high, wide)
         # Labels of the window alone: those of a whole photograph would take a hundred megabytes.
-        shown = _shrunk(image[:, first:last, start:end], 2 * side)
+        shown = _at_side(image[:, first:last, start:end], 2 * side)
         rows, columns = np.linspace(first, last, shown.shape[1] + 1), np.linspace(start, end, shown.shape[2] + 1)
         labels = self._labels_at((columns[:-1] + columns[1:]) / 2 / wide, (rows[:-1] + rows[1:]) / 2 / high)
         return to_pil(fit_square(highlight_part(shown, labels, index, self._colors), side))
@@ -179,9 +179,8 @@ class ImageView:
         return self.part_names.index(self.choice(part).part)
 
     def _drawn(self, side: int) -> tuple[Tensor, Tensor]:
-        """Image and labels at drawing size; small images are enlarged, so that outlines stay thin."""
-        image = _shrunk(self.tensor, side)
-        image = upscale(image, side) if max(image.shape[1:]) < side else image
+        """Image and labels at drawing size."""
+        image = _at_side(self.tensor, side)
         return image, torch.from_numpy(self.labels((image.shape[2], image.shape[1])))
 
     def _label_at(self, x: float, y: float) -> int:
@@ -208,6 +207,11 @@ def _between(shares: NDArray[np.floating], cells: int) -> tuple[Tensor, Tensor, 
     places = torch.from_numpy(np.asarray(shares, dtype=np.float64) * cells - 0.5).clamp(0, cells - 1)
     first = places.floor().long()
     return first, (first + 1).clamp_max(cells - 1), (places - first).float()
+
+
+def _at_side(image: Tensor, side: int) -> Tensor:
+    """With a longer side of ``side`` pixels; small images are enlarged too, so that outlines stay thin."""
+    return upscale(image, side) if max(image.shape[1:]) < side else _shrunk(image, side)
 
 
 def _shrunk(image: Tensor, side: int) -> Tensor:

@@ -11,7 +11,6 @@ from partcraft_lit.commands.train import runs
 from partcraft_lit.config import factories
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.runs import stored
-from partcraft_lit.runs.settings import TrainSettings
 
 
 def check(values: Mapping[str, Any]) -> GenerateSettings:
@@ -42,11 +41,6 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     trained = stored.values_of_run(run_folder, trust=values["trust"])
 
     from partcraft_lit.commands.generate.generate import generate
+    from partcraft_lit.composer.run import Run
 
-    return generate(
-        settings,
-        folder,
-        run_folder=run_folder,
-        trained=factories.settings_of(TrainSettings, trained),
-        load_backbone=factories.backbone_loader({**trained, "trainer": values["trainer"]}),
-    )
+    return generate(settings, folder, Run(run_folder, {**trained, "trainer": values["trainer"]}))

@@ -1,0 +1,334 @@
+"""A tiny trained run through the Python API."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+import partcraft_lit as pc
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.images import read_image
+
+PARTS = {"part1": 1, "part2": 0}
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_run):
+    with (tiny_run / "parts" / "codes.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def moved(tiny_run, tmp_path):
+    """The run behind a link, and its images gone."""
+    shutil.copytree(tiny_run, tmp_path / "disk" / "run", ignore=shutil.ignore_patterns("evaluation", "samples"))
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    return pc.open_run(tmp_path / "link" / "run", device="cpu", dataset_dir=tmp_path / "gone")
+
+
+def test_importing_the_package_loads_nothing():
+    code = "import sys, partcraft_lit; assert not {'torch', 'hydra', 'PIL', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Parts and images.
+
+
+def test_parts_and_their_variants(run, rows):
+    assert [part.name for part in run.parts] == ["background", "part1", "part2"]
+    part = run.part("part1")
+    assert part is run.part(1) and part.color == "#e69f00" and part.num_codes == len(part.variants) == 3
+    expected = [sum(row["part1"] == str(code) for row in rows) for code in range(3)]
+    assert list(part.counts) == expected and sum(expected) > 0
+    for variant in part.variants:
+        assert variant.trained == (variant.count > 0)
+        assert len(variant.images) == variant.count
+        assert all(info.codes["part1"] == variant.code for info in variant.images)
+    assert part[1].token == "<part1:1>" and part[1].choice(1.2) == pc.PartChoice("part1", 1, 1.2)
+    with pytest.raises(UserError, match="no code 3; its codes are 0 to 2"):
+        part[3]
+    with pytest.raises(UserError, match=r"part7.*Did you mean"):
+        run.part("part7")
+
+
+def test_thumbnails_are_those_of_the_atlas(run):
+    shown = next(variant for variant in run.part("part1").variants if variant.count)
+    tile = shown.thumbnail
+    assert tile.size == (104, 104)
+    with Image.open(run.folder / "parts" / "atlas_part1.png") as sheet:
+        pixels, wanted = np.array(sheet.convert("RGB")), np.array(tile)
+    found = [
+        (top, left)
+        for top in range(pixels.shape[0] - 103)
+        for left in (20, 468, 916)
+        if (pixels[top, left : left + 104] == wanted[0]).all()
+        and (pixels[top : top + 104, left : left + 104] == wanted).all()
+    ]
+    assert found and not (pixels[found[0][0] - 2, found[0][1] : found[0][1] + 104] == wanted[0]).all()
+
+
+def test_images_are_listed_and_searched(run, rows):
+    images = run.images()
+    assert [info.name for info in images] == [row["image"] for row in rows] and len(images) == 9
+    assert images[2:4][0] == images[2] and images[-1].index == 8
+    assert images[0].class_name == "species 0" and run.class_names == ("species 0", "species 1", "species 2")
+    assert {info.class_name for info in run.images(class_name="species 1")} == {"species 1"}
+    assert len(run.images(text="SPECIES 2/")) == 3 and len(run.images(text="nothing")) == 0
+    both = run.images(class_name="species 1", part="part1", code=[0, 1])
+    assert all(info.codes["part1"] in (0, 1) and info.class_name == "species 1" for info in both)
+    with pytest.raises(UserError, match=r"species 9.*no such class"):
+        run.images(class_name="species 9")
+    with pytest.raises(UserError, match="needs the part"):
+        run.images(code=1)
+
+
+def test_an_image_has_the_parts_of_the_discovery(run, rows):
+    for index in (0, 1, 8):
+        view = run.image(index)
+        assert view.codes == {
+            name: int(rows[index][name]) for name in ("background", "part1", "part2") if rows[index][name]
+        }
+        assert view.name == rows[index]["image"] and view.size in ((48, 48), (64, 48))
+        again = run.read(view.pixels)  # the predictor reads the same
+        assert again.codes == view.codes and (again.label_map == view.label_map).all()
+        assert again.cosines == pytest.approx(view.cosines, abs=1e-5)
+    with pytest.raises(UserError, match="no image 9; this run has 9"):
+        run.image(9)
+    assert max(run.thumbnail(1, 32).size) == 32
+
+
+def test_a_new_image_in_any_form(run, tmp_path):
+    pixels = run.image(1).pixels  # 64 x 48
+    array = np.array(pixels)
+    forms = [array, torch.from_numpy(array).permute(2, 0, 1)]
+    for form in forms:
+        assert (run.read(form).tensor == run.image(1).tensor).all()
+    turned = pixels.transpose(Image.Transpose.ROTATE_90)  # stored lying, with the note that it is to be turned
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as stored:
+        assert stored.size == (48, 64)
+        upright = run.read(stored)
+        assert upright.size == ImageOps.exif_transpose(stored).size == (64, 48)
+    assert (upright.tensor == run.read(tmp_path / "turned.png").tensor).all()
+    assert (upright.tensor == run.image(1).tensor).all()
+    choice = run.read(tmp_path / "turned.png", name="mine").choices[0]
+    assert (choice.image, choice.image_name) == (None, "mine")
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (np.zeros((4, 4, 3), dtype=np.uint8), "at least 8 x 8"),
+        (np.zeros((20, 20), dtype=np.uint8), r"\(20, 20\) of uint8"),
+        (np.zeros((20, 20, 3)), "float64"),
+        ("nowhere.jpg", "nowhere.jpg cannot be used"),
+    ],
+)
+def test_what_is_no_image(run, wrong, message):
+    with pytest.raises(UserError, match=message):
+        run.read(wrong)
+
+
+# Compositions.
+
+
+def test_choices_in_every_form(run):
+    choice = run.image(0).choice("part1")
+    composition = run.compose({"part1": choice, "part2": [1, (2, 0.5)]}, after=" bird ", background=0)
+    code = choice.code
+    assert composition.prompt == f"a photo of a <background:0> <part1:{code}> <part2:1> <part2:2>*0.5 bird"
+    assert composition.choices[1] is not None and composition.choices[1].image == 0
+    same = run.compose([("background", 0), choice, (2, 1), ("part2", 2, 0.5)], after="bird")
+    assert same == composition and same.run == run.name
+    avoided = run.compose({"part1": 1}, negative={"part2": 0}, negative_prompt="dark", between="and")
+    assert avoided.negative_prompt == "dark <part2:0>" and avoided.between == ()
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ({"part9": 0}, "no part called 'part9'"),
+        ({"part1": 7}, "has no code 7"),
+        ({"part1": "x"}, "code of part1"),
+        ({"part1": (1, 9.0)}, "weight 9 is out of range"),
+        ({"part1": pc.PartChoice("part2", 0)}, "of another part"),
+        (["part1"], "wanted a choice"),
+    ],
+)
+def test_a_wrong_choice(run, parts, message):
+    with pytest.raises(UserError, match=message):
+        run.compose(parts)
+
+
+# Drawing.
+
+
+def test_an_image_is_the_same_whatever_is_drawn_with_it(run):
+    one, other = run.compose(PARTS), run.compose({"part1": 0}, negative_prompt="blurry")
+    many = run.draw([one, other], seeds=[0, 1, 2], steps=2)
+    assert [(result.composition, result.seed) for result in many] == [(c, s) for c in (one, other) for s in range(3)]
+    for result in (many[1], many[5]):
+        (alone,) = run.draw(result.composition, [result.seed], steps=2)
+        assert (alone.tensor.int() - result.tensor.int()).abs().max() <= 1  # rounding of another batch size
+    assert not torch.equal(many[0].tensor, many[3].tensor)
+
+
+def test_threads_take_turns(run):
+    compositions = [run.compose({"part1": code % 3}) for code in range(4)]
+    alone = [run.draw(composition, [5], steps=2)[0] for composition in compositions]
+    with ThreadPoolExecutor(4) as threads:
+        drawn = list(threads.map(lambda composition: run.draw(composition, [5], steps=2)[0], compositions * 2))
+    for result, expected in zip(drawn, alone * 2, strict=True):
+        assert torch.equal(result.tensor, expected.tensor) and result.composition == expected.composition
+
+
+def test_previews_take_few_steps(run):
+    (preview,) = run.draw(run.compose(PARTS), preview=True, steps=None)
+    assert preview.preview and preview.sample.scheduler == "dpm++_trailing" and preview.sample.steps <= 4
+    assert preview.sample.guidance_scale == run.sample.guidance_scale
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"seeds": [-1]}, "whole numbers"),
+        ({"seeds": [0.5]}, "whole numbers"),
+        ({"steps": 0}, "draw.steps"),
+        ({"scheduler": "eular"}, "draw.scheduler.*euler"),
+        ({"guidance_scale": -1.0}, "draw.guidance_scale"),
+    ],
+)
+def test_settings_out_of_range(run, given, message):
+    with pytest.raises(UserError, match=message):
+        run.draw(run.compose(PARTS), **given)
+    with pytest.raises(UserError, match="no part called"):
+        run.draw("a <hed:0>")
+
+
+def test_what_came_out_is_read_back(run):
+    (result,) = run.draw(run.compose({"part1": [0, 1], "part2": 2}), [3], steps=2)
+    readings = {reading.part: reading for reading in result.read()}
+    assert list(readings) == ["part1", "part2"] and readings["part1"].asked == (0, 1)
+    predicted = run.read(result.image)
+    for part, reading in readings.items():
+        assert reading.found == predicted.codes.get(part)
+        assert reading.matches == (reading.found in reading.asked)
+        if reading.found is not None:
+            index = run.part(part).index
+            tables = run.dictionary.code_centroids[index]
+            cosines = torch.cosine_similarity(predicted.part_features[index][None], tables[list(reading.asked)])
+            assert reading.cosine == pytest.approx(float(cosines.max()), abs=1e-6)
+        assert str(reading).startswith("✓" if reading.matches else "✗")
+
+
+def test_attention_is_shared_among_the_words(run):
+    (result,) = run.draw(run.compose({"part1": [0, 1], "part2": 2}), [3], steps=2)
+    maps = result.attention()
+    assert list(maps) == ["part1", "part2"] and maps["part1"].dtype == np.float32
+    assert maps["part1"].ndim == 2 and all((heat >= 0).all() for heat in maps.values())
+    assert 0 < sum(maps.values()).max() < 1  # the other words have the rest
+    assert result.attention_overlay("part1", side=64).size == (64, 64)
+    with pytest.raises(UserError, match="'background' is not in this composition"):
+        result.attention_overlay("background")
+
+
+# Recipes.
+
+
+def test_a_saved_image_gives_its_composition_back(run, tmp_path):
+    composition = run.compose({"part1": run.image(0).choice("part1"), "part2": (2, 0.5)}, negative_prompt="dark")
+    (result,) = run.draw(composition, [3], steps=2)
+    path = result.save(tmp_path / "deep" / "one.png")
+    assert pc.Composition.from_png(path) == composition
+    with Image.open(path) as image:
+        assert image.info["prompt"] == composition.prompt and image.info["seed"] == "3" and image.info["steps"] == "2"
+    with pytest.raises(UserError, match=r"ends in \.png"):
+        result.save(tmp_path / "one.jpg")
+
+
+def test_the_command_and_the_code_draw_the_same_image(run, workshop, tmp_path, monkeypatch):
+    composition = run.compose({"part1": 1, "part2": [0, (2, 1.5)]}, after="bird", negative_prompt="dark")
+    (result,) = run.draw(composition, [7], steps=2)
+    words = shlex.split(composition.command([7], run=run.folder, steps=2))
+    assert words[:2] == ["partcraft", "generate"]
+    ended = workshop("generate", *words[2:], f"output_dir={tmp_path}")
+    assert ended.code == 0, ended.out
+    drawn = read_image(tmp_path / "000007.png").int()
+    assert (drawn - result.tensor.int()).abs().max() <= 1
+    assert pc.Composition.from_png(tmp_path / "000007.png").prompt == composition.prompt
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "000007.png").unlink()
+    exec(composition.python([7], run=run.folder, steps=2), {})
+    assert (read_image(tmp_path / "000007.png").int() - result.tensor.int()).abs().max() <= 1
+
+
+# Runs that have moved, and those of strangers.
+
+
+def test_a_run_whose_images_are_gone(moved, run, rows):
+    assert not moved.has_images and moved.class_names == ()
+    assert [info.name for info in moved.images()] == [row["image"] for row in rows]
+    assert moved.images()[0].class_name is None
+    assert moved.parts[1].counts == run.parts[1].counts
+    shown = next(variant for variant in run.part("part1").variants if variant.count)
+    assert (np.array(moved.part("part1")[shown.code].thumbnail) == np.array(shown.thumbnail)).all()
+    for ask in (lambda: moved.image(0), lambda: moved.thumbnail(0)):
+        with pytest.raises(UserError, match="images of this run are not to be had"):
+            ask()
+    assert moved.read(run.image(0).pixels).codes == run.image(0).codes  # the predictor needs no data set
+
+
+def test_images_that_have_moved_are_named(tiny_run, pictures, tmp_path, rows):
+    shutil.copytree(pictures, tmp_path / "pictures")
+    (tmp_path / "pictures" / rows[1]["image"]).unlink()
+    run = pc.open_run(tiny_run, device="cpu", dataset_dir=tmp_path / "pictures")
+    assert run.image(0).codes == pc.open_run(tiny_run, device="cpu").image(0).codes
+    with pytest.raises(UserError, match="no longer in the data set"):
+        run.image(1)
+
+
+def test_thumbnails_without_an_atlas(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation", "samples", "atlas*"))
+    part = pc.open_run(tmp_path / "run", device="cpu").part("part1")
+    shown = next(variant for variant in part.variants if variant.count)
+    assert shown.thumbnail.size == (160, 160)
+
+
+def test_a_run_that_says_nothing_of_its_images(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation", "samples", "codes.csv"))
+    run = pc.open_run(tmp_path / "run", device="cpu")
+    assert run.part("part1").counts == (None,) * 3 and run.part("part1")[0].thumbnail is not None
+    with pytest.raises(UserError, match="does not say which images"):
+        run.images()
+    for text in ("image,a\nx,1\n", "image,background,part1,part2\nx,1,y,2\n", ""):
+        (tmp_path / "run" / "parts" / "codes.csv").write_text(text)
+        with pytest.raises(UserError, match="cannot be read"):
+            pc.open_run(tmp_path / "run", device="cpu").images()
+
+
+def test_a_configuration_of_a_stranger(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation", "samples"))
+    path = tmp_path / "run" / ".hydra" / "config.yaml"
+    path.write_text(path.read_text().replace("partcraft_lit.data.folder.ImageFolder", "os.system"))
+    with pytest.raises(UserError, match="somebody's own"):
+        pc.open_run(tmp_path / "run")
+
+
+def test_what_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="no such run"):
+        pc.open_run(tmp_path / "nothing")
+    with pytest.raises(UserError, match="not a run"):
+        pc.open_run(tmp_path)
+    with pytest.raises(UserError, match="device='gpu0'"):
+        pc.open_run(tmp_path, device="gpu0")
