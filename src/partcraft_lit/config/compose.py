@@ -46,6 +46,7 @@ _UNASKED = ("hydra", "recipe")
 PATH_KEYS = (
     "dataset.dir",
     "dataset.masks",
+    "parts.corrections",
     "archive",
     "paths.data",
     "prior.dir",

@@ -58,7 +58,7 @@ NOT_HASHED = (
 )
 #: Keys that are younger than some runs, with the value that leaves everything as it was before them: with it they are
 #: not part of the hash, so that those runs are found again, and a run without them has it.
-YOUNGER: Mapping[str, Any] = {"data.crops": "cut", "loss_terms": {}}
+YOUNGER: Mapping[str, Any] = {"data.crops": "cut", "loss_terms": {}, "parts.corrections": "auto"}
 
 
 def settings_hash(values: Mapping[str, Any], leave_out: Sequence[str] = NOT_HASHED) -> str:

@@ -20,10 +20,13 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.part_names import check_part_names
 from partcraft_lit.core.types import ABSENT
+from partcraft_lit.parts.corrected import CorrectedSegmenter, Move
 from partcraft_lit.parts.kmeans import nearest
 from partcraft_lit.parts.segmenter import Segmenter
 
 FORMAT = 1
+#: Of a dictionary with corrections, which older versions would read wrongly.
+CORRECTED_FORMAT = 2
 JSON_NAME = "dictionary.json"
 
 
@@ -35,7 +38,7 @@ class PartDictionary:
         names: one per part, M + 1; ``names[0]`` is "background".
         segmenter: tiers 1 and 2.
         code_centroids: tier 3: one (K_m, D) tensor per part 0...M, rows of length 1. A row of zeros stands for a class
-            that never shows the part; only class codes have such rows.
+            that never shows the part; only class codes have such rows. Parts that corrections took away have no rows.
         features_id, features_hash: of the patch features that the centroids live in.
         class_names: names of the codes of all foreground parts, where codes are classes; None where they are clusters.
         settings: of the discovery, plain JSON.
@@ -43,7 +46,7 @@ class PartDictionary:
     """
 
     names: tuple[str, ...]
-    segmenter: Segmenter
+    segmenter: Segmenter | CorrectedSegmenter
     code_centroids: tuple[Tensor, ...]
     features_id: str
     features_hash: str
@@ -67,7 +70,17 @@ class PartDictionary:
     @property
     def dim(self) -> int:
         """Width D of the features."""
-        return self.segmenter.part_centroids.shape[1]
+        return self.segmenter.dim
+
+    @property
+    def retired(self) -> tuple[int, ...]:
+        """Parts that corrections took away. They keep their number, so that others keep theirs, and have no codes."""
+        return self.segmenter.retired
+
+    @property
+    def base_segmenter(self) -> Segmenter:
+        """Tiers 1 and 2 without corrections."""
+        return self.segmenter.base if isinstance(self.segmenter, CorrectedSegmenter) else self.segmenter
 
     def num_codes(self, part: int) -> int:
         """K_m, codes of part 0...M."""
@@ -127,28 +140,34 @@ class PartDictionary:
 
     def to_bytes(self) -> tuple[bytes, str]:
         """A safetensors file and its JSON description."""
+        base, corrected = self.base_segmenter, isinstance(self.segmenter, CorrectedSegmenter)
         tensors = {
-            "offset": self.segmenter.offset,
-            "foreground_centroids": self.segmenter.foreground_centroids,
-            "is_foreground": self.segmenter.is_foreground,
-            "part_centroids": self.segmenter.part_centroids,
+            "offset": base.offset,
+            "foreground_centroids": base.foreground_centroids,
+            "is_foreground": base.is_foreground,
+            "part_centroids": base.part_centroids,
         } | {f"code_centroids.{part}": table for part, table in enumerate(self.code_centroids)}
+        if isinstance(self.segmenter, CorrectedSegmenter):
+            tensors |= {f"split.{label}": table for label, table in self.segmenter.splits.items()}
         content = save_tensors({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
         description = {
-            "format": FORMAT,
+            "format": CORRECTED_FORMAT if corrected else FORMAT,
             "names": list(self.names),
             "num_parts": self.num_parts,
             "num_codes": list(self.codes_per_part),
             "class_names": None if self.class_names is None else list(self.class_names),
             "features": {"id": self.features_id, "hash": self.features_hash, "dim": self.dim},
-            "segmenter": {
-                "min_cells": self.segmenter.min_cells,
-                "min_component_size": self.segmenter.min_component_size,
-            },
+            "segmenter": {"min_cells": base.min_cells, "min_component_size": base.min_component_size},
             "settings": dict(self.settings),
             "facts": dict(self.metadata),
             "tensors_sha256": hashlib.sha256(content).hexdigest(),
         }
+        if isinstance(self.segmenter, CorrectedSegmenter):
+            description["corrected"] = {
+                "owners": list(self.segmenter.owners),
+                "splits": list(self.segmenter.splits),
+                "moves": [vars(move) for move in self.segmenter.moves],
+            }
         return content, json.dumps(description, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -159,19 +178,21 @@ class PartDictionary:
             ValueError: if the two do not belong together or are damaged.
         """
         meta = json.loads(description)
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        if not isinstance(meta, dict) or meta.get("format") not in (FORMAT, CORRECTED_FORMAT):
             version = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-            raise ValueError(f"its format is {version!r}, this version reads {FORMAT}")
+            raise ValueError(f"its format is {version!r}, this version reads {FORMAT} and {CORRECTED_FORMAT}")
         if hashlib.sha256(content).hexdigest() != meta.get("tensors_sha256"):
             raise ValueError("the tensors are not the ones that the description names")
         tensors = load_tensors(content)
-        segmenter = Segmenter(
+        segmenter: Segmenter | CorrectedSegmenter = Segmenter(
             offset=tensors["offset"],
             foreground_centroids=tensors["foreground_centroids"],
             is_foreground=tensors["is_foreground"],
             part_centroids=tensors["part_centroids"],
             **meta["segmenter"],
         )
+        if meta["format"] == CORRECTED_FORMAT:
+            segmenter = _corrected(segmenter, meta, tensors)
         return cls(
             names=tuple(meta["names"]),
             segmenter=segmenter,
@@ -219,6 +240,18 @@ class PartDictionary:
             raise UserError(f"The part dictionary {path} has lost its tensors, {error.filename}. {advice}") from error
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"The part dictionary {path} cannot be read: {error}. {advice}") from error
+
+
+def _corrected(base: Segmenter, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CorrectedSegmenter:
+    stored = meta["corrected"]
+    moves = [{**move, "at": None if move["at"] is None else tuple(move["at"])} for move in stored["moves"]]
+    return CorrectedSegmenter(
+        base=base,
+        num_parts=int(meta["num_parts"]),
+        owners=tuple(stored["owners"]),
+        splits={label: tensors[f"split.{label}"] for label in stored["splits"]},
+        moves=tuple(Move(**move) for move in moves),
+    )
 
 
 def _tensors_name(sha256: str) -> str:

@@ -71,7 +71,7 @@ class DiscoveryReport:
         """Takes in what ``describe_parts`` gives."""
         self.parts = parts
         if settings.codes == "kmeans":
-            self.lowered_codes = {part["name"]: part["codes"] for part in parts[1:] if part["codes"] < settings.K}
+            self.lowered_codes = {part["name"]: part["codes"] for part in parts[1:] if 0 < part["codes"] < settings.K}
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -153,7 +153,7 @@ def read_parts(
             features,
             dictionary.segmenter,
             batch_size=batch_size,
-            dtype=_storage_dtype(len(source), int(dictionary.settings.get("max_patches", len(source)))),
+            dtype=storage_dtype(len(source), int(dictionary.settings.get("max_patches", len(source)))),
             store=store,
             progress=progress or _silent,
             cache=cache,
@@ -241,7 +241,14 @@ class _Run:
     # --- the store ----------------------------------------------------------------------------------------------
 
     def _key(self) -> str:
-        unrelated = ("names", "on_too_few", "features", "source", "save_masks")  # names may change without a new fit
+        unrelated = (
+            "names",
+            "on_too_few",
+            "features",
+            "source",
+            "save_masks",
+            "corrections",
+        )  # names may change without a new fit
         settings = {name: value for name, value in asdict(self.settings).items() if name not in unrelated}
         images = [self.source.content_hash(index) for index in range(len(self.source))]
         labels = [self.source.label(index) for index in range(len(images))] if self.settings.codes == "class" else []
@@ -273,7 +280,7 @@ class _Run:
             segmented = self._timed("label images", lambda: self._segment_all(dictionary.segmenter, cache))
         codes = segmented.read_codes(dictionary)
         if self.settings.codes == "class":
-            codes = _with_classes(codes, segmented.present, self._labels())
+            codes = with_classes(codes, segmented.present, self._labels())
         metadata = dictionary.metadata
         report = DiscoveryReport(
             num_images=len(self.source),
@@ -308,7 +315,7 @@ class _Run:
         """The sample's features become directions in place: they may be the largest thing in memory."""
         dim = sample.features.shape[1]
         offset = sample.features.mean(dim=0) if self.settings.center else torch.zeros(dim)
-        directions = _semantic(sample.features.sub_(offset), self.features)
+        directions = semantic(sample.features.sub_(offset), self.features)
         F.normalize(directions, dim=1, out=directions)
         if not bool((directions.norm(dim=1) > 0.5).any()):
             raise UserError("All patches of all images look the same, so there are no parts to find.")
@@ -400,7 +407,7 @@ class _Run:
             self.features,
             segmenter,
             batch_size=self.batch_size,
-            dtype=_storage_dtype(len(self.source), self.settings.max_patches),
+            dtype=storage_dtype(len(self.source), self.settings.max_patches),
             store=self.store,
             progress=self.progress,
             cache=cache,
@@ -416,7 +423,7 @@ class _Run:
             images = segmented.present[:, part].nonzero()[:, 0]
             if self.settings.codes == "class" and part > 0:
                 labels = self._labels()[images]
-                table = _class_means(segmented.vectors(part, images), labels, len(self.source.class_names))
+                table = class_means(segmented.vectors(part, images), labels, len(self.source.class_names))
             else:
                 table, labels = self._cluster_codes(segmented, part, images)
                 self._note_codes(part, len(table), len(images))
@@ -431,7 +438,7 @@ class _Run:
         table, labels = self._kmeans(torch.cat(list(segmented.vectors(part, fitted))), self.settings.K, f"codes{part}")
         if len(fitted) < len(images):
             table, labels = assign(segmented.vectors(part, images), table)
-        return _by_size(table, labels)
+        return by_size(table, labels)
 
     def _note_codes(self, part: int, num_codes: int, images: int) -> None:
         if num_codes == self.settings.K:
@@ -451,7 +458,7 @@ class _Run:
             "notes": report.notes,
         }
         settings = asdict(self.settings)
-        del settings["save_masks"]  # decides nothing
+        del settings["save_masks"], settings["corrections"]  # decide nothing here
         return PartDictionary(
             names=("background", *self._names(segmenter.num_parts)),
             segmenter=segmenter,
@@ -488,7 +495,7 @@ class _Run:
         return result
 
 
-def _semantic(vectors: Tensor, features: PatchFeatures) -> Tensor:
+def semantic(vectors: Tensor, features: PatchFeatures) -> Tensor:
     """Zeros all but the leading ``semantic_dims`` channels, where the features have such: foreground and parts are
     clustered by what a patch is, not by how it looks. Centroids are zero there too, and so ignore the rest."""
     semantic_dims = getattr(features, "semantic_dims", None)
@@ -497,18 +504,18 @@ def _semantic(vectors: Tensor, features: PatchFeatures) -> Tensor:
     return torch.cat([vectors[:, :semantic_dims], torch.zeros_like(vectors[:, semantic_dims:])], dim=1)
 
 
-def _storage_dtype(number: int, most: int) -> torch.dtype:
+def storage_dtype(number: int, most: int) -> torch.dtype:
     """Of the part features: half precision is near enough for codes where there are many images."""
     return torch.float32 if number <= most else torch.float16
 
 
-def _by_size(centroids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def by_size(centroids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Renumbers clusters so that code 0 is the commonest."""
     order = torch.bincount(labels, minlength=len(centroids)).argsort(descending=True, stable=True)
     return centroids[order], order.argsort()[labels]
 
 
-def _class_means(pieces: Iterator[Tensor], labels: Tensor, num_classes: int) -> Tensor:
+def class_means(pieces: Iterator[Tensor], labels: Tensor, num_classes: int) -> Tensor:
     """(num_classes, D) mean directions of vectors that come in pieces, zeros for a class that never shows the part."""
     table, done = torch.empty(0), 0
     for vectors in pieces:
@@ -519,7 +526,7 @@ def _class_means(pieces: Iterator[Tensor], labels: Tensor, num_classes: int) -> 
     return F.normalize(table, dim=1)
 
 
-def _with_classes(codes: Tensor, present: Tensor, labels: Tensor) -> Tensor:
+def with_classes(codes: Tensor, present: Tensor, labels: Tensor) -> Tensor:
     """Replaces the codes of all foreground parts that are present by the image's class."""
     by_class = torch.where(present, labels[:, None], ABSENT)
     return torch.cat([codes[:, :1], by_class[:, 1:]], dim=1)

@@ -81,8 +81,11 @@ def cosine_kmeans(
 def nearest(x: Tensor, centroids: Tensor) -> Tensor:
     """(..., D) vectors and (k, D) unit centroids -> (...,) index of the centroid with the largest cosine.
 
-    A centroid of zeros, which stands for a code that nothing has, is never the nearest.
+    A centroid of zeros, which stands for a code that nothing has, is never the nearest. Without vectors there may be no
+    centroids either.
     """
+    if x.numel() == 0:
+        return torch.empty(x.shape[:-1], dtype=torch.long)
     similarity = x @ centroids.T
     dead = centroids.abs().sum(dim=1) == 0
     return similarity.masked_fill(dead, -math.inf).argmax(dim=-1)

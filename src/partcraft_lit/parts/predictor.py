@@ -39,6 +39,11 @@ class KMeansPartPredictor:
     def num_parts(self) -> int:
         return self.dictionary.num_parts
 
+    @property
+    def retired(self) -> tuple[int, ...]:
+        """Parts that corrections took away; metrics leave them out."""
+        return self.dictionary.retired
+
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> PartPrediction:
         """uint8 (3, height, width) images of any sizes -> their parts; empty in, empty out."""
@@ -46,12 +51,9 @@ class KMeansPartPredictor:
         if len(images) == 0:
             return PartPrediction(torch.empty(0, parts, dtype=torch.long), [], torch.empty(0, parts, dim))
         grids = self.features(images)
-        label_maps = self.dictionary.segmenter.label_all(grids)
-        means = [
-            self.dictionary.segmenter.describe(grid, label_map)
-            for grid, label_map in zip(grids, label_maps, strict=True)
-        ]
-        part_features = torch.stack(means)
+        read = self.dictionary.segmenter.read_all(grids)
+        label_maps = [label_map for label_map, _ in read]
+        part_features = torch.stack([means for _, means in read])
         present = torch.stack([present_parts(label_map, parts) for label_map in label_maps])
         return PartPrediction(self.dictionary.read_codes(part_features, present), label_maps, part_features)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.types import ABSENT, ImageSource, PatchFeatures
+from partcraft_lit.parts.corrected import CorrectedSegmenter, Move, cells_of
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.kmeans import nearest
 from partcraft_lit.parts.on_disk import FeatureCache, LabelMaps, MappedRows
@@ -60,6 +63,10 @@ class SegmentedImages:
             yield self.part_features[chosen, part].float()
             self._rows.release()
 
+    def release(self) -> None:
+        """Frees the memory of the features that were looked at."""
+        self._rows.release()
+
     def read_codes(self, dictionary: PartDictionary) -> Tensor:
         """(N, M + 1) nearest codes, ``ABSENT`` where a part is not present; as the dictionary reads them."""
         codes = torch.full(self.present.shape, ABSENT, dtype=torch.long)
@@ -79,7 +86,7 @@ class SegmentedImages:
 def segment_images(
     source: ImageSource,
     features: PatchFeatures,
-    segmenter: Segmenter,
+    segmenter: Segmenter | CorrectedSegmenter,
     *,
     batch_size: int,
     dtype: torch.dtype,
@@ -88,17 +95,30 @@ def segment_images(
     cache: FeatureCache,
 ) -> SegmentedImages:
     """Segments all images of ``source``; stored and cached results are not computed again."""
+    if isinstance(segmenter, CorrectedSegmenter):
+        base = segment_images(
+            source,
+            features,
+            segmenter.base,
+            batch_size=batch_size,
+            dtype=dtype,
+            store=store,
+            progress=progress,
+            cache=cache,
+        )
+        cells = CellDirections(source, features, segmenter.base, base.label_maps, batch_size, store)
+        return correct_images(source, segmenter, base, cells, progress)
 
     def compute(indices: list[int]) -> Iterable[dict[str, Tensor]]:
         cached = {index: grid for index in indices if (grid := cache.get(index)) is not None}
         others = [index for index in indices if index not in cached]
         computed = {index: grid for index, _, grid in with_features(source, features, others, batch_size)}
         grids = [cached[index] if index in cached else computed[index] for index in indices]
-        for grid, label_map in zip(grids, segmenter.label_all(grids), strict=True):
-            yield {"label_map": label_map, "part_features": segmenter.describe(grid, label_map)}
+        for label_map, part_features in segmenter.read_all(grids):
+            yield {"label_map": label_map, "part_features": part_features}
 
     number = len(source)
-    segmented = SegmentedImages(number, segmenter.num_parts + 1, segmenter.part_centroids.shape[1], dtype)
+    segmented = SegmentedImages(number, segmenter.num_parts + 1, segmenter.dim, dtype)
     if store is None:
         for start in range(0, number, batch_size):
             batch = list(range(start, min(start + batch_size, number)))
@@ -111,6 +131,87 @@ def segment_images(
             "parts", keys, compute, batch_size, lambda done, total: progress("label images", done, total), segmented.put
         )
     return segmented
+
+
+class CellDirections:
+    """Directions of the cells with a label, which corrections of single cells need; kept in the store.
+
+    Args:
+        source, features, segmenter: the images, what describes their patches, and what has labelled them.
+        label_maps: of all images, by this segmenter.
+        batch_size: images given to ``features`` at once.
+        store: keeps what was computed; None computes it at every request.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        features: PatchFeatures,
+        segmenter: Segmenter,
+        label_maps: Sequence[Tensor],
+        batch_size: int,
+        store: Store | None,
+    ) -> None:
+        self._source, self._features, self._segmenter = source, features, segmenter
+        self._label_maps, self._batch_size, self._store = label_maps, batch_size, store
+
+    def fill(self, label: int, images: Sequence[int], progress: Progress) -> None:
+        """Computes what the store lacks for images that show the label."""
+        if self._store is not None:
+            keys = [self._key(index, label) for index in images]
+            self._store.fill(
+                "part_cells",
+                keys,
+                lambda positions: self._compute([images[position] for position in positions], label),
+                self._batch_size,
+                lambda done, total: progress("read cells", done, total),
+            )
+
+    def __call__(self, index: int, label: int) -> Tensor:
+        """(cells, D) half precision, row by row."""
+        found = None if self._store is None else self._store.get("part_cells", self._key(index, label))
+        if found is not None:
+            return found["cells"]
+        (entry,) = self._compute([index], label)
+        if self._store is not None:
+            self._store.put("part_cells", self._key(index, label), entry)
+        return entry["cells"]
+
+    def _key(self, index: int, label: int) -> str:
+        return stable_hash(self._source.content_hash(index), self._features.hash, self._segmenter.hash, label)
+
+    def _compute(self, images: Sequence[int], label: int) -> Iterator[dict[str, Tensor]]:
+        for index, _, grid in with_features(self._source, self._features, images, self._batch_size):
+            yield {"cells": cells_of(self._segmenter, grid, self._label_maps[index])(label)}
+
+
+def correct_images(
+    source: ImageSource,
+    segmenter: CorrectedSegmenter,
+    base: SegmentedImages,
+    cells: CellDirections,
+    progress: Progress,
+) -> SegmentedImages:
+    """What a corrected segmenter makes of images that the segmenter underneath has read."""
+    number = len(source)
+    for label in segmenter.splits:
+        cells.fill(label, base.present[:, label].nonzero()[:, 0].tolist(), progress)
+    moves: dict[str, list[Move]] = defaultdict(list)
+    for move in segmenter.moves:
+        moves[move.image].append(move)
+    corrected = SegmentedImages(number, segmenter.num_parts + 1, segmenter.dim, base.part_features.dtype)
+    for index in range(number):
+        label_map, part_features = segmenter.correct(
+            base.label_maps[index],
+            base.part_features[index].float(),
+            functools.partial(cells, index),
+            moves.get(source.name(index), ()) if moves else (),
+        )
+        corrected.put(index, {"label_map": label_map, "part_features": part_features})
+        if (index + 1) % IMAGES == 0 or index + 1 == number:
+            base.release()
+            progress("correct parts", index + 1, number)
+    return corrected
 
 
 def with_features(

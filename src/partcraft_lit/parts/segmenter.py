@@ -44,6 +44,20 @@ class Segmenter:
     def num_parts(self) -> int:
         return len(self.part_centroids)
 
+    @property
+    def dim(self) -> int:
+        """Width D of the features."""
+        return self.part_centroids.shape[1]
+
+    @property
+    def retired(self) -> tuple[int, ...]:
+        """Parts that corrections took away: none; see ``parts.corrected``."""
+        return ()
+
+    def sources(self, part: int) -> frozenset[tuple[int, int, int]]:
+        """Label, number of pieces of it, and which of them: what makes up a part; see ``parts.corrected``."""
+        return frozenset({(part, 1, 0)})
+
     @cached_property
     def hash(self) -> str:
         """Of everything that decides a label map, the features apart."""
@@ -72,6 +86,13 @@ class Segmenter:
                 for label_map, grid in zip(labels, features, strict=True)
             ]
         return [label_map.to(torch.uint8) for label_map in labels]
+
+    def read_all(self, features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Label map and part features, (M + 1, D), of each (grid height, grid width, D)."""
+        return [
+            (label_map, self.describe(grid, label_map))
+            for grid, label_map in zip(features, self.label_all(features), strict=True)
+        ]
 
     def _nearest_parts(self, features: Tensor) -> Tensor:
         directions = self.directions(features)

@@ -36,6 +36,8 @@ class PartsSettings:
         center: subtract the mean feature first.
         min_component_size: connected components of fewer cells take the label of their surroundings; 1 keeps all.
         min_cells: a part with fewer cells is absent from the image.
+        corrections: "auto" for ``parts.yaml`` in the run's folder or the data set's, None for none, else that file or a
+            folder with it, or a run whose parts are kept; see ``parts.corrections``.
         save_masks: write the mask of every image as PNG, in the form that ``dataset.masks`` reads.
 
     Raises:
@@ -57,6 +59,7 @@ class PartsSettings:
     min_component_size: Count
     min_cells: Positive
     save_masks: bool
+    corrections: str | None
 
     def __post_init__(self) -> None:
         if self.max_patches < 100 * self.M:
