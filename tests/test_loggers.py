@@ -186,8 +186,33 @@ def test_a_resumed_run_goes_on_without_doubled_steps(server, tmp_path):
         with finished([logger]):
             for step in steps:
                 logger.log_metrics({"x": float(step)}, step)
+                if step in (3, 7):
+                    logger.log_image("samples/grid", [Image.new("RGB", (4, 4))], step=step)
     (run,) = server.runs.values()
     assert run.curve("x") == [(step, step) for step in range(8)]
+    assert [step for step, _ in run.curve("samples/grid")] == [3, 7]
+
+
+def test_files_become_artifacts_only_if_asked_for(server, tmp_path):
+    for artifacts in (False, True):
+        logger = online(tmp_path / str(artifacts), artifacts=artifacts)
+        logger.log_files("adapter", {"step=000008.ckpt": Path(__file__)})
+        logger.log_metrics({"x": 1.0}, step=0)
+        logger.finish(success=True)
+        assert server.artifacts == ([f"adapter-{logger.version}"] if artifacts else [])
+
+
+def test_the_agent_of_a_sweep_names_the_run(server, tmp_path, monkeypatch, capfd, caplog):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "drawn1")
+    monkeypatch.setenv("WANDB_PROJECT", "p")
+    logger = online(tmp_path)
+    with finished([logger]):
+        logger.log_metrics({"x": 1.0}, step=0)
+    assert server.runs.keys() == {"drawn1"}
+    assert run_id(tmp_path) == "drawn1"
+    assert capfd.readouterr() == ("", "")
+    assert not told(caplog)
 
 
 def refusing(answer, part):
@@ -269,6 +294,7 @@ def test_a_sweep_is_one_group_with_a_run_per_job_that_has_its_configuration(serv
         assert len(run.config["settings_hash"]) == 8
         assert [step for step, _ in run.curve("train/loss")] == [0, 1]
         assert [step for step, _ in run.curve("train/lr_mapper")] == [0, 1]
+        assert run.curve("tokens/map") and run.curve("hybrids/sources")
         assert {"eval/emr@reconstruction", "bounds/emr@untrained_reconstruction"} <= run.summary.keys()
         assert not any("part/" in key for key in run.summary)
         assert run.curve("eval/parts") and run.curve("eval/images") and run.curve("parts/atlas")

@@ -36,11 +36,13 @@ class WandbServer:
     Attributes:
         url: where it listens.
         runs: id -> what arrived.
+        artifacts: names of the artifacts that were asked for.
         refuse: given the path and body of a request, the status it is refused with, or None; "hang" never answers.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
+        self.artifacts: list[str] = []
         self.refuse: Any = lambda path, body: None
         self.stopping = threading.Event()
         self._lock = threading.Lock()
@@ -87,7 +89,10 @@ class WandbServer:
             return {"viewer": viewer}
         if "ArtifactType" in query:
             return {"project": {"artifact": None}}
-        if "createArtifact(" in query:  # what holds tables; as if it were there already, so that nothing is uploaded
+        if "createArtifact(" in query:
+            if given["input"]["artifactTypeName"] != "run_table":
+                self.artifacts.append(given["input"]["artifactCollectionName"])
+            # As if it were there already, so that nothing is uploaded.
             sequence = {"id": "S", "name": "artifact", "latestArtifact": None}
             return {"createArtifact": {"artifact": {"id": "A", "state": "COMMITTED", "artifactSequence": sequence}}}
         return {}

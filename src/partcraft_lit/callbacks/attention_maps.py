@@ -10,8 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from partcraft_lit.callbacks.binding import TrainingRun
-from partcraft_lit.callbacks.hooks import log_metrics, part_module
+from partcraft_lit.callbacks.hooks import log_image, log_metrics, part_module
+from partcraft_lit.callbacks.leakage import save_leakage
 from partcraft_lit.callbacks.panels import Panel
+from partcraft_lit.core.images import read_image
 from partcraft_lit.core.settings import Positive
 from partcraft_lit.core.visualization import fit_square, grid, heat_overlay, label, overlay_parts, part_colors
 from partcraft_lit.metrics.leakage import leakage_matrix
@@ -21,7 +23,8 @@ class AttentionMaps(Panel):
     """For each probe image one row: the image with its parts, then where each part token of its caption looks.
 
     Beside the image it logs ``parts/attention_inside`` (mean over parts) and ``parts/attention_inside_<part>``: the
-    share of a part's attention that lies on the part itself.
+    share of a part's attention that lies on the part itself; and as an image in ``<subfolder>_leakage`` the whole matrix,
+    of each part's attention on each part.
 
     Args:
         every_n_steps: optimizer steps between images.
@@ -46,7 +49,10 @@ class AttentionMaps(Panel):
         maps = module.probe_attention(batch).float().cpu()
         pixels = module.backbone.decode_latents(batch.latents).float().cpu()
         images = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        self._log_inside(trainer, maps)
+        ids, labels = self.batch.tokens.part_ids.cpu(), self.batch.label_map.cpu()
+        matrix = leakage_matrix(maps, ids, labels, len(self.part_names) - 1)
+        self._log_inside(trainer, matrix)
+        self._show_leakage(trainer, matrix)
         return attention_panel(
             images, self.batch.label_map.cpu(), maps, self.batch.tokens.part_ids.cpu(), self.part_names, self.side
         )
@@ -54,9 +60,8 @@ class AttentionMaps(Panel):
     def metadata(self) -> Mapping[str, object]:
         return {"prompts": json.dumps(self.batch.prompts, ensure_ascii=False)}
 
-    def _log_inside(self, trainer: Trainer, maps: Tensor) -> None:
-        part_ids, label_map = self.batch.tokens.part_ids.cpu(), self.batch.label_map.cpu()
-        inside = leakage_matrix(maps, part_ids, label_map, len(self.part_names) - 1).diagonal()
+    def _log_inside(self, trainer: Trainer, matrix: Tensor) -> None:
+        inside = matrix.diagonal()
         metrics = {
             f"parts/attention_inside_{name}": float(value)
             for name, value in zip(self.part_names, inside, strict=True)
@@ -64,6 +69,12 @@ class AttentionMaps(Panel):
         }
         if metrics:
             log_metrics(trainer, {"parts/attention_inside": float(inside.nanmean()), **metrics})
+
+    def _show_leakage(self, trainer: Trainer, matrix: Tensor) -> None:
+        step = trainer.global_step
+        folder = self.folder.with_name(f"{self.folder.name}_leakage")
+        path = save_leakage(folder / self.path(step).name, matrix, self.part_names, step)
+        log_image(trainer, f"{self.subfolder}/leakage", read_image(path), caption=f"step {step}")
 
 
 def attention_panel(

@@ -25,8 +25,9 @@ BEST = "best.json"
 class LiveScore(Callback):
     """Draws a fixed probe set every N steps, reads its parts back, and keeps the weights that did best.
 
-    Logs ``live/emr``, ``live/cosim``, ``live/score`` (their mean) and ``live/attention_inside`` (share of the parts'
-    attention that lies on the parts). The best weights are ``best/step=000150.ckpt``, without the state of the
+    Logs ``live/emr``, ``live/cosim``, ``live/score`` (their mean), ``live/best`` (the highest score so far), the EMR of
+    each part as ``live/emr_<part>``, and ``live/attention_inside`` (share of the parts' attention that lies on the
+    parts). The best weights are ``best/step=000150.ckpt``, without the state of the
     optimiser; ``best/best.json`` says in one sentence why.
 
     Training does not notice: random state and modes are restored, and a failure is a warning. A score that is not
@@ -51,7 +52,7 @@ class LiveScore(Callback):
         self.folder = run.folder / "checkpoints" / "best"
         self.prompts, self.seeds = list(run.probe_prompts.prompts), list(run.probe_prompts.seeds)
         self.target_codes = run.probe_prompts.codes
-        self.predictor, self.batch = run.predictor, run.probe_batch
+        self.predictor, self.batch, self.part_names = run.predictor, run.probe_batch, list(run.part_names)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trigger.start(trainer.global_step)
@@ -74,11 +75,12 @@ class LiveScore(Callback):
         if trainer.is_global_zero:
             with warn_on_error(f"The live score at step {step}"), isolate_rng(), evaluating(pl_module):
                 metrics = self.measure(pl_module)
-                log_metrics(trainer, metrics)
                 score = metrics["live/score"]
                 better = math.isfinite(score) and score > self._best.get("score", -math.inf)
                 if better:
                     self._best = {"step": step, "score": score, "numbers": metrics}
+                best = {"live/best": self._best["score"]} if "score" in self._best else {}
+                log_metrics(trainer, {**metrics, **best})
                 self._best["last"] = {"step": step, "score": score if math.isfinite(score) else None}
         if trainer.strategy.broadcast(better):
             self._keep(trainer, step)
@@ -92,7 +94,11 @@ class LiveScore(Callback):
         predicted = self.predictor.predict(list(images.cpu()))
         metrics = {}
         for key, metric in (("emr", ExactMatchingRate), ("cosim", CosineSimilarity)):
-            metrics[f"live/{key}"] = float(metric(self.predictor).image_scores(predicted, self.target_codes).mean())
+            scores = metric(self.predictor).image_scores(predicted, self.target_codes)  # (prompts, M + 1)
+            metrics[f"live/{key}"] = float(scores.mean())
+            if key == "emr":
+                of_parts = zip(self.part_names, scores.mean(dim=0), strict=True)
+                metrics |= {f"live/emr_{name}": float(value) for name, value in of_parts}
         metrics["live/score"] = (metrics["live/emr"] + metrics["live/cosim"]) / 2
         maps = module.probe_attention(self.batch.to(pl_module.device)).float().cpu()
         tokens, places = self.batch.tokens.part_ids.cpu(), self.batch.label_map.cpu()

@@ -20,6 +20,7 @@ from partcraft_lit.core.settings import Count, NonNegative, Positive
 
 if TYPE_CHECKING:
     from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures
+    from partcraft_lit.loggers.identity import RunIdentity
     from partcraft_lit.losses.settings import LossSettings
     from partcraft_lit.methods.method import RecipeSettings
     from partcraft_lit.metrics.features import ImageFeatures
@@ -273,11 +274,18 @@ def _loss_term(name: str, node: Mapping[str, Any]) -> Any:
     return StepTerm(name, weight, config.later(arguments, where))
 
 
-def make_loggers(values: Mapping[str, Any], folder: Path) -> list[Any]:
-    """Loggers of a command that works in ``folder``; those that have a parameter ``identity`` get it too."""
+def make_loggers(values: Mapping[str, Any], folder: Path, replay: RunIdentity | None = None) -> list[Any]:
+    """Loggers of a command that works in ``folder``; what they have parameters for, they get too.
+
+    Args:
+        values: the configuration.
+        folder: of the run.
+        replay: for the loggers of a run that has ended, its identity.
+    """
     from partcraft_lit.config.identity import run_identity
 
-    at_run_time = {"folder": folder, "identity": run_identity(values, folder)}
+    identity = run_identity(values, folder) if replay is None else replay
+    at_run_time = {"folder": folder, "identity": identity, "replay": replay is not None}
     nodes = {f"logger.{name}": node for name, node in (values["logger"] or {}).items() if node is not None}
     return [config.make(node, where, **_taken(node, where, at_run_time)) for where, node in nodes.items()]
 

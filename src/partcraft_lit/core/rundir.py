@@ -28,7 +28,7 @@ except ImportError:  # Windows has none: there, two processes in one folder are 
 
 FINISHED = "finished.json"
 LOCK = "run.lock"
-_OF_EVERY_START = ("environment.json", "run.log", LOCK)
+_OF_EVERY_START = ("environment.json", "run.log", "logger_id.txt", "logger_identity.json", LOCK)
 #: What does not change the trained result, or only its length, is not part of the hash, so that a run can be continued
 #: with a longer training, other panels, another logger, more workers.
 NOT_HASHED = (

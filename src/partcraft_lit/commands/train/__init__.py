@@ -10,9 +10,11 @@ from typing import Any
 
 from partcraft_lit.commands.train import runs
 from partcraft_lit.config import factories
+from partcraft_lit.config.identity import run_identity
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.loggers.identity import write_identity
 from partcraft_lit.runs.settings import TrainSettings
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     if environment.is_first_process():
         environment.write(folder)
+        write_identity(folder, run_identity(values, folder))
 
     from partcraft_lit.commands.train.context import Loaders, Training
     from partcraft_lit.commands.train.train import train

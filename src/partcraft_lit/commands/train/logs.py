@@ -1,21 +1,35 @@
-"""What loggers get of a run beside its curves: configuration, parts, final scores."""
+"""What loggers get of a run beside its curves: configuration, parts, images of the end, final scores, files.
+
+Everything is in the run folder too, so that it can be replayed from there.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from partcraft_lit.commands.train.context import RunContext
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.environment import is_first_process
+from partcraft_lit.core.files import atomic_write
 from partcraft_lit.evaluation.image_scores import Row
 from partcraft_lit.loggers.run_logger import RunLogger
 
+#: In the run folder: the configuration as loggers get it.
+CONFIG_FILE = "logger_config.json"
+#: Images in the run folder, and what loggers call them: of the parts, before training, and of the trained model.
+PARTS_IMAGES = {"parts/atlas.png": "parts/atlas", "parts/masks.png": "parts/masks"}
+FINAL_IMAGES = {"hybrids.png": "hybrids/sources", "token_space.png": "tokens/map"}
+#: What a run gives away, if asked to: kind -> patterns in the run folder, of which the last match by name is taken.
+FILES = {
+    "adapter": ("checkpoints/step=*.ckpt", "checkpoints/best/step=*.ckpt"),
+    "dictionary": ("parts/dictionary.*", "parts/discovery.json"),
+}
 #: Images of a protocol in the table of scores.
 _SHOWN = 100
-#: Of the parts: file in the run folder, without its ending.
-_PLATES = ("atlas", "masks")
 #: Beginnings of scores of single parts, or without the background: they are in the table of parts.
 _NOT_SHOWN = ("emr_", "cosim_", "part_accuracy_")
 #: Names of protocols that begin so are no result: what bounds it, or what the data set itself gives.
@@ -32,12 +46,10 @@ def describe(run: RunContext) -> None:
         "settings_hash": rundir.settings_hash(run.config),
         "packages": environment.packages(),
     }
+    atomic_write(run.folder / CONFIG_FILE, json.dumps(content, indent=1, default=str, ensure_ascii=False) + "\n")
     for logger in run.training.loggers:
         logger.log_hyperparams(content)
-        log_image: Any = getattr(logger, "log_image", None)
-        for name in _PLATES:
-            if log_image is not None and (path := run.folder / "parts" / f"{name}.png").is_file():
-                log_image(f"parts/{name}", images=[str(path)], step=0)
+        log_images(logger, run.folder, PARTS_IMAGES, step=0)
 
 
 def effective(run: RunContext) -> dict[str, Any]:
@@ -55,17 +67,35 @@ def effective(run: RunContext) -> dict[str, Any]:
     }
 
 
-def log_final_scores(run: RunContext) -> None:
-    """Final scores: a few as values of the whole run, those of parts and images as tables."""
-    for logger in run.training.loggers:
-        if not isinstance(logger, RunLogger):
-            logger.log_metrics(run.metrics)
-            continue
-        logger.log_summary(headline(run.metrics))
-        log_table: Any = getattr(logger, "log_table", None)
-        if log_table is not None:
-            log_table("eval/parts", columns=["protocol", "part", "emr", "cosim"], data=list(_part_rows(run)))
-            log_table("eval/images", **_image_table(run, run.scores.rows))
+def log_images(logger: Any, folder: Path, images: Mapping[str, str], step: int | None = None) -> None:
+    """Those images of a run folder that are there, to a logger that takes images."""
+    if hasattr(logger, "log_image"):
+        for name, key in images.items():
+            if (folder / name).is_file():
+                logger.log_image(key, images=[str(folder / name)], step=step)
+
+
+def log_results(logger: Any, folder: Path, metrics: Mapping[str, float], rows: Sequence[Row]) -> None:
+    """Final scores: a few as values of the whole run, those of parts and images as tables; and files if asked for.
+
+    Args:
+        logger: one that is no :class:`RunLogger` gets all scores as metrics.
+        folder: of the run.
+        metrics: as in ``scores.json``.
+        rows: of ``scores.csv``.
+    """
+    if not isinstance(logger, RunLogger):
+        if metrics:
+            logger.log_metrics(dict(metrics))
+        return
+    if metrics:
+        logger.log_summary(headline(metrics))
+        logger.log_table("eval/parts", columns=["protocol", "part", "emr", "cosim"], data=list(part_rows(metrics)))
+        logger.log_table("eval/images", **_image_table(folder, rows))
+    for kind, patterns in FILES.items():
+        found = [max(paths) for pattern in patterns if (paths := sorted(folder.glob(pattern)))]
+        if found:
+            logger.log_files(kind, {path.name: path for path in found})
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -91,13 +121,20 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     return chosen
 
 
-def _part_rows(run: RunContext) -> Iterator[list[Any]]:
-    for protocol, scores in run.scores.protocols.items():
-        for name in run.part_names:
-            yield [protocol, name, *(metric[f"part/{name}"] for metric in (scores.emr, scores.cosim))]
+def part_rows(metrics: Mapping[str, float]) -> Iterator[list[Any]]:
+    """Protocol, part, EMR and CoSim of the trained model.
+
+    Args:
+        metrics: as in ``scores.json``.
+    """
+    beginning = "eval/emr_part/"
+    for key, value in metrics.items():
+        if key.startswith(beginning):
+            part, _, protocol = key.removeprefix(beginning).partition("@")
+            yield [protocol.replace("_", " "), part, value, metrics.get(f"eval/cosim_part/{part}@{protocol}")]
 
 
-def _image_table(run: RunContext, rows: Sequence[Row]) -> dict[str, Any]:
+def _image_table(folder: Path, rows: Sequence[Row]) -> dict[str, Any]:
     """The first images of each protocol, each beside its scores."""
     taken: Counter[Any] = Counter()
     shown = []
@@ -106,6 +143,6 @@ def _image_table(run: RunContext, rows: Sequence[Row]) -> dict[str, Any]:
         if taken[row["protocol"]] <= _SHOWN:
             shown.append(row)
     columns = list(dict.fromkeys(key for row in shown for key in row))
-    folder = run.folder / "evaluation"
-    data = [[folder / row[key] if key == "image" else row.get(key) for key in columns] for row in shown]
+    place = folder / "evaluation"
+    data = [[place / row[key] if key == "image" else row.get(key) for key in columns] for row in shown]
     return {"columns": columns, "data": data}

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from partcraft_lit.callbacks.metrics_log import FILE_NAME, read_metrics
 from partcraft_lit.commands.train.context import RunContext
+from partcraft_lit.commands.train.logs import FINAL_IMAGES, log_images
 from partcraft_lit.core import environment
 from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.images import read_image, to_uint8
 from partcraft_lit.core.types import ABSENT, ImageSource, TrainingBatch
+from partcraft_lit.core.visualization import fit_square, grid, label, save_png
 from partcraft_lit.evaluation.scoring import CEILING, Scores, labels_of
 from partcraft_lit.evaluation.truth import true_hybrids
 from partcraft_lit.metrics.composition import PartScores, Targets, composition_targets
@@ -50,20 +52,35 @@ def report(run: RunContext) -> None:
     if not is_first_process():
         return
     with run.stages.stage("write report"):
-        path = write_report(run.folder / "report.html", _content(run))
+        compositions = compose(run)
+        save_png(run.folder / "hybrids.png", above_sources(compositions))
+        path = write_report(run.folder / "report.html", _content(run, compositions))
     for logger in run.training.loggers:
+        log_images(logger, run.folder, FINAL_IMAGES)
         logger.finalize("success")
     run.stages.log(f"Report: {path}")
 
 
-def _content(run: RunContext) -> Report:
+def above_sources(compositions: Sequence[Composition], side: int = 144) -> Tensor:
+    """One column per hybrid: the generated image, and below it where each of its parts was taken from."""
+    deepest = max(len(composition.sources) for composition in compositions)
+    blank = torch.full((3, 1, 1), 255, dtype=torch.uint8)
+    columns = []
+    for composition in compositions:
+        whole = label(fit_square(composition.image.cpu(), side), "hybrid", "above", size=12)
+        parts = [label(fit_square(s.image, side), s.caption, "above", size=12) for s in composition.sources]
+        columns.append([whole, *parts, *[blank] * (deepest - len(parts))])
+    return grid([cell for row in zip(*columns, strict=True) for cell in row], columns=len(columns), pad=6, border=6)
+
+
+def _content(run: RunContext, compositions: Sequence[Composition]) -> Report:
     source, discovery, metadata, names = run.source, run.discovery, run.metadata, run.part_names
     return Report(
         title=f"{source.class_noun or 'object'}s, recomposed by parts".capitalize(),
         summary=_summary(source, discovery),
         part_names=names,
         stats=_stats(metadata, run.scores),
-        compositions=compose(run),
+        compositions=compositions,
         discovered=[
             discovered_image(source.image(i), discovery.label_maps[i], len(names) - 1, source.name(i))
             for i in _spread(len(source), _SHOWN_IMAGES)

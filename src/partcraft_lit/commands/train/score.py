@@ -6,7 +6,7 @@ import json
 
 from partcraft_lit.callbacks.metrics_log import FILE_NAME, read_metrics, replace_metrics
 from partcraft_lit.commands.train.context import RunContext
-from partcraft_lit.commands.train.logs import log_final_scores
+from partcraft_lit.commands.train.logs import log_results
 from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.progress import Stages
@@ -69,7 +69,8 @@ def score(run: RunContext) -> None:
     run.metrics = write_scores(run.scores, run.folder)
     if run.metrics:
         _log(run, run.metrics)
-        log_final_scores(run)
+    for logger in run.training.loggers:
+        log_results(logger, run.folder, run.metrics, run.scores.rows)
 
 
 def _write_costs(run: RunContext) -> None:
