@@ -66,7 +66,9 @@ def test_a_server_that_is_not_there_costs_one_line_and_no_time(make, caplog):
 
 @pytest.mark.skipif(installed, reason="mlflow is installed")
 def test_a_missing_package_is_named(make):
-    with pytest.raises(UserError, match=r"logger=mlflow: mlflow is not installed. pip install 'partcraft-lit\[mlflow\]'"):
+    with pytest.raises(
+        UserError, match=r"logger=mlflow: mlflow is not installed. pip install 'partcraft-lit\[mlflow\]'"
+    ):
         make()
 
 

@@ -23,8 +23,8 @@ class AttentionMaps(Panel):
     """For each probe image one row: the image with its parts, then where each part token of its caption looks.
 
     Beside the image it logs ``parts/attention_inside`` (mean over parts) and ``parts/attention_inside_<part>``: the
-    share of a part's attention that lies on the part itself; and as an image in ``<subfolder>_leakage`` the whole matrix,
-    of each part's attention on each part.
+    share of a part's attention that lies on the part itself; and as an image in ``<subfolder>_leakage`` the whole
+    matrix, of each part's attention on each part.
 
     Args:
         every_n_steps: optimizer steps between images.

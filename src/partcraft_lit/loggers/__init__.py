@@ -63,8 +63,8 @@ def wandb_logger(
     offline = mode == "offline" or (mode == "auto" and not has_wandb_key())
     if replay and offline:
         raise UserError(
-            "W&B: there is no API key, or logger.wandb.mode or WANDB_MODE is offline. Log in with 'wandb login', or set "
-            "WANDB_API_KEY."
+            "W&B: there is no API key, or logger.wandb.mode or WANDB_MODE is offline. Log in with 'wandb login', or "
+            "set WANDB_API_KEY."
         )
     return WandbRunLogger(
         folder,

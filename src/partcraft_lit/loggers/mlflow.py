@@ -1,4 +1,4 @@
-"""MLflow that never ends or holds up a run: all calls are made in the background, and the first that fails is the last."""
+"""MLflow that never ends or holds up a run: calls are made in the background, and the first that fails is the last."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _BATCH, _LONGEST = 100, 500
 class MlflowRunLogger(Logger):
     """A run of MLflow, found again by the id in the run folder.
 
-    Parameters are flattened (``loss.lambda_attn``) and, as a whole, the artifact ``config.json``. Names have a dot where
-    MLflow refuses a sign: ``eval/emr.reconstruction``. Tables are artifacts, as CSV beside their images.
+    Parameters are flattened (``loss.lambda_attn``) and, as a whole, the artifact ``config.json``. Names have a dot
+    where MLflow refuses a sign: ``eval/emr.reconstruction``. Tables are artifacts, as CSV beside their images.
 
     Args:
         folder: the run folder.
@@ -155,7 +155,9 @@ class MlflowRunLogger(Logger):
             client = MlflowClient(self._tracking_uri)
             experiment = self._experiment_of(client)
             found = client.search_runs([experiment], f"tags.`{_ID_TAG}` = '{self._id}'", max_results=1)
-            self._run = found[0] if found else client.create_run(experiment, run_name=self._identity.name, tags=self._tags())
+            self._run = (
+                found[0] if found else client.create_run(experiment, run_name=self._identity.name, tags=self._tags())
+            )
             if found:
                 client.update_run(self._run_id, status="RUNNING")
             self._last_step = int(self._run.data.metrics.get(STEP, -1))
@@ -174,7 +176,12 @@ class MlflowRunLogger(Logger):
 
     def _tags(self) -> dict[str, str]:
         identity = self._identity
-        tags = {_ID_TAG: self._id, "group": identity.group, "job_type": identity.job_type, "tags": ", ".join(identity.tags)}
+        tags = {
+            _ID_TAG: self._id,
+            "group": identity.group,
+            "job_type": identity.job_type,
+            "tags": ", ".join(identity.tags),
+        }
         return {key: value for key, value in tags.items() if value}
 
     def _log_params(self, content: Mapping[str, Any]) -> None:
@@ -200,7 +207,9 @@ class MlflowRunLogger(Logger):
         client = self._started
         self._newest = max(self._newest, self._last_step, step or 0)
         at = self._newest if step is None else step
-        client.log_batch(self._run_id, metrics=[Metric(_allowed(key), value, now, at) for key, value in metrics.items()])
+        client.log_batch(
+            self._run_id, metrics=[Metric(_allowed(key), value, now, at) for key, value in metrics.items()]
+        )
 
     def _log_file(self, kind: str, path: Path) -> None:
         client = self._started

@@ -21,7 +21,7 @@ from partcraft_lit.loggers.run_logger import Logged
 class TrackioRunLogger(Logger):
     """A run of trackio, in the local files that ``trackio show`` reads.
 
-    It is found again by the id in the run folder, whatever its name. A run that is resumed logs no step that trackio has.
+    It is found again by the id in the run folder, whatever its name. A resumed run logs no step that trackio has.
     Final scores are metrics of the last step: trackio has no summary.
 
     Args:
@@ -79,7 +79,9 @@ class TrackioRunLogger(Logger):
             run = self._started  # the run may have to start for its last step to be known
             if step is None or step > self._last_step:
                 self._newest = max(self._newest, step or 0)
-                run.log({key: float(value) for key, value in metrics.items()}, step=self._newest if step is None else step)
+                run.log(
+                    {key: float(value) for key, value in metrics.items()}, step=self._newest if step is None else step
+                )
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
@@ -99,7 +101,9 @@ class TrackioRunLogger(Logger):
         with self._guard():
             import trackio
 
-            rows = [[trackio.Image(cell) if isinstance(cell, Path) else _plain(cell) for cell in row] for row in data or []]
+            rows = [
+                [trackio.Image(cell) if isinstance(cell, Path) else _plain(cell) for cell in row] for row in data or []
+            ]
             self._started.log({key: trackio.Table(columns=columns, data=rows)}, step=self._newest)
 
     @rank_zero_only

@@ -175,7 +175,9 @@ class WandbRunLogger(WandbLogger):
         """A run online if that is wanted and possible, else offline; where even the disk refuses, one that is not."""
         disabled = os.environ.get("WANDB_MODE") == "disabled"
         fallback = () if disabled or self._replay else ("offline",)
-        modes: Sequence[Any] = (*fallback, "disabled") if self._offline or disabled else ("online", *fallback, "disabled")
+        modes: Sequence[Any] = (
+            (*fallback, "disabled") if self._offline or disabled else ("online", *fallback, "disabled")
+        )
         for mode in modes:
             try:
                 wandb.setup(wandb.Settings(silent=True))
