@@ -25,8 +25,9 @@ def read_cells(summary: Path) -> dict[str, dict[str, Cell]]:
     with summary.open(encoding="utf-8", newline="") as lines:
         for line in csv.DictReader(lines):
             mean, low, high = (float(line[key] or math.nan) for key in ("mean", "low", "high"))
+            best, distinct = (line.get(key) == "True" for key in ("best", "distinct"))
             cells.setdefault(line["column"], {})[line["row"]] = Cell(
-                mean, low, high, int(line["seeds"]), int(line["images"]), line["best"] == "True"
+                mean, low, high, int(line["seeds"]), int(line["images"]), best, distinct=distinct
             )
     return cells
 

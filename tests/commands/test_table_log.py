@@ -13,10 +13,14 @@ from partcraft_lit.commands.table.comparison import Cell
 from partcraft_lit.commands.table.log import log_table
 from partcraft_lit.core.visualization import save_png
 from partcraft_lit.loggers import wandb_logger
+from partcraft_lit.metrics.paired import Difference
 
 NOTHING = Cell(math.nan, math.nan, math.nan, 0, 0)
 CELLS = {
-    "EMR": {"a": Cell(0.5, 0.4, 0.6, 3, 24, best=True, reported=0.46), "b": Cell(0.4, 0.3, 0.5, 3, 24, p_value=0.2)},
+    "EMR": {
+        "a": Cell(0.5, 0.4, 0.6, 3, 24, best=True, reported=0.46),
+        "b": Cell(0.4, 0.3, 0.5, 3, 24, difference=Difference(-0.1, -0.3, math.nan, -0.9, 0.2, 3), p_corrected=0.4),
+    },
     "FID (fid@tf-299)": {"a": Cell(12.5, 12.0, 13.0, 3, 1, best=True), "b": NOTHING},
 }
 
@@ -37,7 +41,10 @@ def test_wandb_keeps_table_cells_and_figure(folder, monkeypatch):
         "data": [["a", 0.5, 12.5], ["b", 0.4, None]],
     }
     (cells,) = files.glob("media/table/cells_*.json")
-    assert json.loads(cells.read_text())["data"][0] == ["a", "EMR", 0.5, 0.4, 0.6, 3, 24, True, None, 0.46]
+    rows = json.loads(cells.read_text())["data"]
+    assert rows[0] == ["a", "EMR", 0.5, 0.4, 0.6, 3, 24, True, False, None, None, None, None, None, None, 0.46]
+    (other,) = [row for row in rows if row[:2] == ["b", "EMR"]]
+    assert other[7:] == [False, False, -0.1, -0.3, None, -0.9, 0.2, 0.4, None]
     assert len(list(files.glob("media/images/figure_*.png"))) == 1
     assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
 

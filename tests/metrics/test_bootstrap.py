@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from partcraft_lit.metrics.bootstrap import interval, paired_p_value
+from partcraft_lit.metrics.bootstrap import interval
 
 
 def normal(seed: int, seeds: int, images: int, mean: float = 0.0) -> list[list[float]]:
@@ -86,40 +86,6 @@ def test_shift_and_scale_carry_over():
     assert interval((2 * values + 7).tolist()) == pytest.approx(2 * np.array(interval(values.tolist())) + 7)
 
 
-def test_p_value_of_equal_methods_is_one_and_of_unlike_ones_small():
-    values = np.array(normal(0, 2, 50))
-    assert paired_p_value(values.tolist(), values.tolist()) == 1
-    assert paired_p_value((values + 0.1).tolist(), values.tolist()) == pytest.approx(2 / 10_001)
-
-
-def test_pairing_sees_what_two_intervals_cannot():
-    hard = 10 * np.random.default_rng(0).standard_normal((1, 60))
-    better = hard + 0.5 + 0.3 * np.random.default_rng(1).standard_normal((1, 60))
-    a, b = better.tolist(), hard.tolist()
-    assert interval(a).low < interval(b).high  # the two overlap
-    assert paired_p_value(a, b) < 0.01
-
-
-def test_p_value_is_symmetric_and_agrees_with_the_interval():
-    for shift in (0.0, 0.2, 0.6):
-        a, b = normal(5, 1, 40, shift), normal(6, 1, 40)
-        p = paired_p_value(a, b)
-        assert p == paired_p_value(b, a)
-        low, high = interval((np.array(a) - np.array(b)).tolist(), resamples=10_000)[1:]
-        assert (p < 0.05) == (low > 0 or high < 0)
-
-
-def test_p_value_under_the_null_is_seldom_small():
-    small = [paired_p_value(normal(s, 1, 30), normal(s + 10**6, 1, 30), resamples=400) < 0.05 for s in range(200)]
-    assert np.mean(small) < 0.1
-
-
-def test_few_images_prove_nothing():
-    assert paired_p_value([[1.0]], [[0.0]]) == 1
-    assert paired_p_value([[1.0, 2.0]], [[0.0, 0.0]]) == 0.5
-    assert paired_p_value([[1.0, 2.0]] * 9, [[0.0, 0.0]] * 9) == 0.5
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -134,8 +100,6 @@ def test_mistakes_are_named(values, message):
 
 
 def test_other_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"images per seed: \[2\] and \[1\]"):
-        paired_p_value([[1.0, 2.0]], [[1.0]])
     with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
         interval([[1.0, 2.0]], level=95)
     with pytest.raises(ValueError, match="resamples must be at least 1"):

@@ -1,6 +1,6 @@
-"""Bootstrap confidence intervals over training seeds and images, and a paired comparison of two methods.
+"""Bootstrap confidence intervals over training seeds and images.
 
-Ours rather than scipy.stats.bootstrap, which resamples one axis: seeds and images are nested, draws are paired. Values
+Ours rather than scipy.stats.bootstrap, which resamples one axis: seeds and images are nested. Values
 come as one list per training seed, with one number per image in it.
 """
 
@@ -49,36 +49,12 @@ def interval(values: Values, level: float = 0.95, resamples: int = 2000, seed: i
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}.")
-    rows = _checked("values", values)
+    rows = checked("values", values)
     mean = float(np.mean([row.mean() for row in rows]))
     if sum(len(row) for row in rows) == 1:
         return Interval(mean, float("nan"), float("nan"))
     low, high = np.quantile(_resampled_means(rows, resamples, seed), [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high))
-
-
-def paired_p_value(a: Values, b: Values, seed: int = 0, resamples: int = 10_000) -> float:
-    """Two-sided p-value of "both have the same mean", by the bootstrap of their differences, entry by entry.
-
-    Twice the share of resampled differences on the far side of zero: below 0.05 where the 95 % interval of the
-    difference leaves zero out, up to the accuracy of the draws. It is never below what n signs alone could show,
-    ``2 ** (1 - n)`` for n images, or n seeds where each has a single number, so that two images prove nothing.
-
-    Args:
-        a: one list per seed, one number per image.
-        b: the same shape; entry by entry the same seed and image.
-        seed: of the draws.
-        resamples: how often to draw; no p-value is below ``2 / (resamples + 1)``.
-
-    Raises:
-        ValueError: as :func:`interval`, and if the two have different shapes.
-    """
-    differences = _differences(a, b)
-    means = _resampled_means(differences, resamples, seed)
-    far = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    images = max(len(row) for row in differences)
-    smallest = 2.0 ** (1 - (images if images > 1 else len(differences)))
-    return min(max(2 * (far + 1) / (resamples + 1), smallest), 1.0)
 
 
 def _resampled_means(rows: list[NDArray[np.float64]], resamples: int, seed: int) -> NDArray[np.float64]:
@@ -99,17 +75,12 @@ def _resampled_means(rows: list[NDArray[np.float64]], resamples: int, seed: int)
     return means
 
 
-def _differences(a: Values, b: Values) -> list[NDArray[np.float64]]:
-    first, second = _checked("a", a), _checked("b", b)
-    shapes = [len(row) for row in first], [len(row) for row in second]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"a and b must have the same seeds and images to be paired; images per seed: {shapes[0]} and {shapes[1]}."
-        )
-    return [left - right for left, right in zip(first, second, strict=True)]
+def checked(name: str, values: Values) -> list[NDArray[np.float64]]:
+    """One array per seed.
 
-
-def _checked(name: str, values: Values) -> list[NDArray[np.float64]]:
+    Raises:
+        ValueError: if a list is empty or a number not finite.
+    """
     rows = [np.asarray(row, dtype=np.float64) for row in values]
     if not rows or any(row.ndim != 1 or not len(row) for row in rows):
         raise ValueError(f"{name} must hold one list per seed and at least one number in each.")

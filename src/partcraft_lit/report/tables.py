@@ -16,7 +16,7 @@ class Entry:
     Attributes:
         mean, low, high: a value with its interval; NaN where there is none.
         best: whether it is printed as the best of its column.
-        ties: whether its difference to the best may be chance.
+        ties: whether it may be the best or as good as the best.
         reported: the paper's value.
     """
 

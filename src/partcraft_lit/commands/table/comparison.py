@@ -6,18 +6,18 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from partcraft_lit.callbacks.metrics_log import read_metrics
 from partcraft_lit.commands.table.settings import ColumnSettings
 from partcraft_lit.evaluation.image_scores import FILE_NAME, Row, read_rows, stored_scores
-from partcraft_lit.metrics.bootstrap import interval, paired_p_value
+from partcraft_lit.metrics.bootstrap import interval
+from partcraft_lit.metrics.paired import Difference, holm, paired_difference
 
-#: A difference to the best row counts from here on.
+#: A difference to the best row counts from here on, after correction for all comparisons of the table.
 SIGNIFICANCE = 0.05
-_RESAMPLES_OF_P = 2000
 
 #: One list per seed, one value per image (or one per run).
 Values = list[list[float]]
@@ -53,7 +53,11 @@ class Cell:
         seeds: runs.
         images: images of each, or 1 for numbers of whole runs.
         best: whether no row of the column is better.
-        p_value: of the difference to the best row; None for that row itself, and where the two cannot be paired.
+        difference: to the best row, paired over seeds; None for that row itself, and where the two cannot be paired.
+        p_corrected: of that difference, after Holm's correction for all comparisons of the table; None before it, and
+            where nothing was tested.
+        distinct: whether the difference between the best row and this one is more than chance after correction; of the
+            best row itself: between it and every other row.
         reported: what the paper gives.
     """
 
@@ -63,13 +67,15 @@ class Cell:
     seeds: int
     images: int
     best: bool = False
-    p_value: float | None = None
+    difference: Difference | None = None
+    p_corrected: float | None = None
+    distinct: bool = False
     reported: float | None = None
 
     @property
     def ties(self) -> bool:
-        """Whether it is not the best, but its difference may be chance."""
-        return self.p_value is not None and self.p_value >= SIGNIFICANCE
+        """Whether nothing tells it from the best row, or the best row from some other."""
+        return math.isfinite(self.mean) and not self.distinct
 
 
 def read_run(seed: int, folder: Path, evaluation: Path) -> RunScores:
@@ -136,18 +142,36 @@ def compare(
             cells[name] = Cell(math.nan, math.nan, math.nan, 0, 0, reported=said)
             continue
         found = values[name]
-        p_value = None if name == best else _p_value(rows[name], found, rows[best], values[best])
-        cells[name] = Cell(*means[name], len(found), len(found[0]), name == best, p_value, said)
+        difference = None if name == best else _difference(rows[name], found, rows[best], values[best], level)
+        cells[name] = Cell(*means[name], len(found), len(found[0]), name == best, difference, reported=said)
     return cells
 
 
-def _p_value(runs: Sequence[RunScores], found: Values, best_runs: Sequence[RunScores], best: Values) -> float | None:
+def corrected(columns: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, Cell]]:
+    """The cells of a whole table, column -> row -> cell, with p-values corrected for all of its comparisons."""
+    places = [(title, row) for title, cells in columns.items() for row in cells]
+    differences = [columns[title][row].difference for title, row in places]
+    p_values = holm([math.nan if difference is None else difference.p_value for difference in differences])
+    of_place = {place: p for place, p in zip(places, p_values, strict=True) if math.isfinite(p)}
+    done: dict[str, dict[str, Cell]] = {title: {} for title in columns}
+    for title, row in places:
+        cell, p_value = columns[title][row], of_place.get((title, row))
+        others = [name for name, other in columns[title].items() if math.isfinite(other.mean) and name != row]
+        asked = others if cell.best else [row]
+        distinct = bool(others) and all(of_place.get((title, name), 1.0) < SIGNIFICANCE for name in asked)
+        done[title][row] = replace(cell, p_corrected=p_value, distinct=distinct)
+    return done
+
+
+def _difference(
+    runs: Sequence[RunScores], found: Values, best_runs: Sequence[RunScores], best: Values, level: float
+) -> Difference | None:
     """Over the seeds that both have."""
     ours, theirs = ({run.seed: row for run, row in zip(*pair)} for pair in ((runs, found), (best_runs, best)))
     common = [seed for seed in ours if seed in theirs and len(ours[seed]) == len(theirs[seed])]
     if not common:
         return None
-    return paired_p_value([ours[seed] for seed in common], [theirs[seed] for seed in common], resamples=_RESAMPLES_OF_P)
+    return paired_difference([ours[seed] for seed in common], [theirs[seed] for seed in common], level)
 
 
 def _without_gaps(values: Mapping[str, Values]) -> dict[str, Values]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from lightning.pytorch.loggers import Logger
 from partcraft_lit.commands.table.comparison import Cell
 from partcraft_lit.loggers.run_logger import finished
 
-_COLUMNS = ("row", "column", "mean", "low", "high", "seeds", "images", "best", "p_value", "reported")
+#: Of ``summary.csv``; the difference is to the best row of the column.
+CELL_COLUMNS = (
+    *("row", "column", "mean", "low", "high", "seeds", "images", "best", "distinct"),
+    *("difference", "difference_low", "difference_high", "effect", "p_value", "p_corrected", "reported"),
+)
 _FIGURES = ("figure.png", "maps.png")
 
 
@@ -45,7 +49,7 @@ def _log(logger: Any, folder: Path, cells: Mapping[str, Mapping[str, Cell]], pro
     logger.log_hyperparams(dict(protocol))
     if hasattr(logger, "log_table"):
         logger.log_table("table", columns=["row", *cells], data=_means(cells))
-        logger.log_table("cells", columns=list(_COLUMNS), data=list(_every_cell(cells)))
+        logger.log_table("cells", columns=list(CELL_COLUMNS), data=_finite(cell_rows(cells)))
     if hasattr(logger, "log_image"):
         for name in _FIGURES:
             if (folder / name).is_file():
@@ -58,12 +62,21 @@ def _means(cells: Mapping[str, Mapping[str, Cell]]) -> list[list[Any]]:
     return [[row, *(_value(column[row].mean) for column in cells.values())] for row in rows]
 
 
-def _every_cell(cells: Mapping[str, Mapping[str, Cell]]) -> list[list[Any]]:
-    return [
-        [row, title, *(_value(v) for v in (c.mean, c.low, c.high)), c.seeds, c.images, c.best, c.p_value, c.reported]
-        for title, column in cells.items()
-        for row, c in column.items()
-    ]
+def cell_rows(cells: Mapping[str, Mapping[str, Cell]], rows: Iterable[str] | None = None) -> list[list[Any]]:
+    """A line of ``CELL_COLUMNS`` for each cell: by row, or in the order of ``rows``."""
+    names = dict.fromkeys(row for column in cells.values() for row in column) if rows is None else rows
+    return [[row, title, *_cell_values(column[row])] for row in names for title, column in cells.items()]
+
+
+def _cell_values(cell: Cell) -> list[Any]:
+    difference = cell.difference
+    tested = (None,) * 5 if difference is None else difference[:5]
+    measured = (cell.mean, cell.low, cell.high, cell.seeds, cell.images, cell.best, cell.distinct)
+    return [*measured, *tested, cell.p_corrected, cell.reported]
+
+
+def _finite(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [[_value(value) if isinstance(value, float) else value for value in row] for row in rows]
 
 
 def _value(value: float) -> float | None:

@@ -43,7 +43,9 @@ def _title(name: str, column: Column) -> str:
 
 def _bars(cells: Mapping[str, Cell]) -> list[Bar | Line]:
     return [
-        Bar(row, cell.mean, cell.low, cell.high, cell.best) for row, cell in cells.items() if math.isfinite(cell.mean)
+        Bar(row, cell.mean, cell.low, cell.high, cell.best and cell.distinct)
+        for row, cell in cells.items()
+        if math.isfinite(cell.mean)
     ]
 
 

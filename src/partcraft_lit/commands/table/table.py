@@ -13,9 +13,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from partcraft_lit.commands.table.columns import Column, columns_of, notes_on
-from partcraft_lit.commands.table.comparison import Cell, RunScores, compare, read_run
+from partcraft_lit.commands.table.comparison import Cell, RunScores, compare, corrected, read_run
 from partcraft_lit.commands.table.jobs import Task, run_tasks
-from partcraft_lit.commands.table.log import log_table
+from partcraft_lit.commands.table.log import CELL_COLUMNS, cell_rows, log_table
 from partcraft_lit.commands.table.panels import panels_of
 from partcraft_lit.commands.table.settings import TableSettings
 from partcraft_lit.core import environment
@@ -172,10 +172,12 @@ def _cells(
         column.name: {row: of_rows[row].reported[column.name] for row in rows if column.name in of_rows[row].reported}
         for column in columns
     }
-    return {
-        column.title: compare(rows, column.chosen, reported[column.name], settings.level, settings.resamples)
-        for column in columns
-    }
+    return corrected(
+        {
+            column.title: compare(rows, column.chosen, reported[column.name], settings.level, settings.resamples)
+            for column in columns
+        }
+    )
 
 
 def _write(
@@ -230,16 +232,7 @@ def _results(rows: Mapping[str, Sequence[RunScores]]) -> str:
 
 def _summary(rows: Mapping[str, Sequence[RunScores]], cells: Mapping[str, Mapping[str, Cell]]) -> str:
     """One line per row and column."""
-    columns = ["row", "column", "mean", "low", "high", "seeds", "images", "best", "p_value", "reported"]
-    return csv_text(
-        columns,
-        [
-            [row, name, c.mean, c.low, c.high, c.seeds, c.images, c.best, c.p_value, c.reported]
-            for row in rows
-            for name, of_column in cells.items()
-            for c in [of_column[row]]
-        ],
-    )
+    return csv_text(CELL_COLUMNS, cell_rows(cells, rows))
 
 
 def _head(column: Column) -> Head:
@@ -248,7 +241,7 @@ def _head(column: Column) -> Head:
 
 
 def _entry(cell: Cell) -> Entry:
-    return Entry(cell.mean, cell.low, cell.high, cell.best, cell.ties, cell.reported)
+    return Entry(cell.mean, cell.low, cell.high, cell.best and cell.distinct, cell.ties, cell.reported)
 
 
 def _notes(
@@ -264,7 +257,9 @@ def _notes(
     counts = ", ".join(f"{seeds} × {images}" for seeds, images in sizes)
     notes = [
         f"Mean [{settings.level:.0%} bootstrap interval over seeds and images]; n = seeds × images: {counts}.",
-        "Bold is the best of a column; ≈ marks what a paired test cannot tell from it (p ≥ 0.05).",
+        "Bold is the best of a column where a paired t-test over seeds, corrected for all comparisons of the table "
+        "(Holm), tells it from every other row (p < 0.05); ≈ marks the best and the rows that may be as good. "
+        "summary.csv has the differences to the best with their intervals and effect sizes.",
     ]
     notes += notes_on(columns, rows.values())
     if any(cell.reported is not None for column in cells.values() for cell in column.values()):
