@@ -10,16 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from partcraft_lit.composer.catalog import ImageInfo, Images, Part, Variant
+    from partcraft_lit.composer.base import Composer
+    from partcraft_lit.composer.catalog import Part, Variant
     from partcraft_lit.composer.composition import Composition, PartChoice
+    from partcraft_lit.composer.exported import ExportedParts
     from partcraft_lit.composer.results import PartReading, Result
     from partcraft_lit.composer.run import Run, open_run
+    from partcraft_lit.composer.stored_parts import ImageInfo, Images
     from partcraft_lit.composer.views import ImageView
     from partcraft_lit.core.errors import UserError
 
 __version__ = "0.1.0"
 __all__ = [
+    "Composer",
     "Composition",
+    "ExportedParts",
     "ImageInfo",
     "ImageView",
     "Images",
@@ -34,8 +39,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ImageInfo": "composer.catalog",
-    "Images": "composer.catalog",
+    "Composer": "composer.base",
+    "ExportedParts": "composer.exported",
+    "ImageInfo": "composer.stored_parts",
+    "Images": "composer.stored_parts",
     "Part": "composer.catalog",
     "Variant": "composer.catalog",
     "Composition": "composer.composition",

@@ -1,70 +1,43 @@
-"""Parts, their variants, and the images of a run, as people browse them."""
+"""Parts and their variants, as people browse them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, overload
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from numpy.typing import NDArray
 from PIL import Image
 
 from partcraft_lit.composer.composition import PartChoice
-from partcraft_lit.composer.reader import codes_by_name
-from partcraft_lit.composer.stored_parts import StoredParts, matching
-from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.composer.stored_parts import Images
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.visualization import hex_color, part_colors
 
 
-@dataclass(frozen=True)
-class ImageInfo:
-    """What is known of an image of the run without reading it.
+class KnownParts(Protocol):
+    """What variants are listed from."""
 
-    Attributes:
-        index: in the run's images, from 0.
-        name: path inside the data set.
-        class_name: None without classes.
-        codes: name -> code of the parts that it shows, the background among them.
-    """
+    @property
+    def part_names(self) -> Sequence[str]:
+        """M + 1 names, the background first."""
+        ...
 
-    index: int
-    name: str
-    class_name: str | None
-    codes: dict[str, int]
+    @property
+    def counts(self) -> Sequence[Sequence[int]] | None:
+        """Images that show each code of each part; None where that is unknown."""
+        ...
 
+    @property
+    def code_names(self) -> Sequence[str] | None:
+        """Classes that codes of foreground parts stand for, where they do."""
+        ...
 
-class Images(Sequence[ImageInfo]):
-    """Some of a run's images, or all: a sequence that reads no image file.
+    def images_of(self, part: int, code: int) -> Images:
+        """Images that show a code."""
+        ...
 
-    Args:
-        stored: of the run.
-        indices: of the images in it.
-    """
-
-    def __init__(self, stored: StoredParts, indices: NDArray[Any]) -> None:
-        self._stored = stored
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @overload
-    def __getitem__(self, place: int) -> ImageInfo: ...
-    @overload
-    def __getitem__(self, place: slice) -> Images: ...
-    def __getitem__(self, place: int | slice) -> ImageInfo | Images:
-        if isinstance(place, slice):
-            return Images(self._stored, self.indices[place])
-        index = int(self.indices[place])
-        stored = self._stored
-        codes = codes_by_name(stored.codes[index].tolist(), stored.part_names)
-        return ImageInfo(index, stored.names[index], stored.class_name(index), codes)
-
-    def __iter__(self) -> Iterator[ImageInfo]:
-        return (self[place] for place in range(len(self)))
-
-    def __repr__(self) -> str:
-        return f"Images({len(self)} of {len(self._stored.names)})"
+    def code_thumbnail(self, part: int, code: int) -> Image.Image | None:
+        """An image of a code, if there is one."""
+        ...
 
 
 class Variant:
@@ -78,13 +51,13 @@ class Variant:
         class_name: the class that it stands for, where codes are classes.
     """
 
-    def __init__(self, stored: StoredParts, part: int, code: int, trained: bool) -> None:
-        self._stored, self._part = stored, part
-        self.part = stored.part_names[part]
+    def __init__(self, known: KnownParts, part: int, code: int, trained: bool) -> None:
+        self._known, self._part = known, part
+        self.part = known.part_names[part]
         self.code = code
-        self.count = None if stored.counts is None else stored.counts[part][code]
+        self.count = None if known.counts is None else known.counts[part][code]
         self.trained = trained
-        names = stored.dictionary.class_names
+        names = known.code_names
         self.class_name = names[code] if names is not None and part > 0 else None
 
     @property
@@ -103,12 +76,15 @@ class Variant:
         Raises:
             UserError: if the run says nothing of its images.
         """
-        return Images(self._stored, matching(self._stored, None, self._part, [self.code], None))
+        return self._known.images_of(self._part, self.code)
 
     @property
     def thumbnail(self) -> Image.Image | None:
-        """The part in the most typical image, the rest faded; None if neither atlas nor images are there."""
-        return self._stored.code_thumbnail(self._part, self.code)
+        """The part in the most typical image, the rest faded; None if neither atlas nor images are there.
+
+        Of an export: an image that was drawn of it.
+        """
+        return self._known.code_thumbnail(self._part, self.code)
 
     def __repr__(self) -> str:
         return f"Variant({self.token}, {self.count} images{'' if self.trained else ', untrained'})"
@@ -120,17 +96,17 @@ class Part:
     Attributes:
         index: 0 is the background.
         name: as prompts name it.
-        num_codes: number of its variants.
+        num_codes: its codes are below this number.
         color: ``#rrggbb``, the same in atlas, masks and overlays.
-        variants: one per code.
+        variants: one per code that is there, ascending; an export may have some of them.
     """
 
-    def __init__(self, stored: StoredParts, index: int, trained: Sequence[bool]) -> None:
+    def __init__(self, known: KnownParts, index: int, trained: Mapping[int, bool]) -> None:
         self.index = index
-        self.name = stored.part_names[index]
-        self.num_codes = stored.dictionary.num_codes(index)
-        self.color = hex_color(part_colors(len(stored.part_names))[index])
-        self.variants = tuple(Variant(stored, index, code, trained[code]) for code in range(self.num_codes))
+        self.name = known.part_names[index]
+        self.color = hex_color(part_colors(len(known.part_names))[index])
+        self.variants = tuple(Variant(known, index, code, trained[code]) for code in sorted(trained))
+        self.num_codes = max(trained, default=-1) + 1
 
     @property
     def counts(self) -> tuple[int | None, ...]:
@@ -143,24 +119,12 @@ class Part:
         Raises:
             UserError: if there is none.
         """
-        if not 0 <= code < self.num_codes:
-            raise UserError(f"Part {self.name!r} has no code {code}; its codes are 0 to {self.num_codes - 1}.")
-        return self.variants[code]
+        found = next((variant for variant in self.variants if variant.code == code), None)
+        if found is None:
+            codes = ", ".join(str(variant.code) for variant in self.variants[:20])
+            more = ", ..." if len(self.variants) > 20 else ""
+            raise UserError(f"Part {self.name!r} has no code {code}; its codes are {codes}{more}.")
+        return found
 
     def __repr__(self) -> str:
         return f"Part({self.index} {self.name}, {self.num_codes} codes)"
-
-
-def select_images(
-    stored: StoredParts, class_name: str | None, part: int | None, codes: Sequence[int] | None, text: str | None
-) -> Images:
-    """See ``Run.images``.
-
-    Raises:
-        UserError: for a class that the images do not have, or a code without its part.
-    """
-    if codes is not None and part is None:
-        raise UserError(f"code={list(codes)} needs the part whose code it is: images(part='head', code=3).")
-    if class_name is not None and class_name not in stored.class_names:
-        raise UserError(f"class_name={class_name!r}: no such class. {did_you_mean(class_name, stored.class_names)}")
-    return Images(stored, matching(stored, class_name, part, codes, text))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from partcraft_lit.composer.reader import PartReader
+from partcraft_lit.composer.reader import PartReader, codes_by_name
 from partcraft_lit.composer.views import ImageView
-from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.types import ABSENT, ImageSource
 from partcraft_lit.core.visualization import to_pil
@@ -64,6 +65,19 @@ class StoredParts:
     @property
     def part_names(self) -> tuple[str, ...]:
         return self.dictionary.names
+
+    @property
+    def code_names(self) -> tuple[str, ...] | None:
+        """Classes that codes of foreground parts stand for, where they do."""
+        return self.dictionary.class_names
+
+    def images_of(self, part: int, code: int) -> Images:
+        """Images that show a code, without reading one.
+
+        Raises:
+            UserError: if the run says nothing of its images.
+        """
+        return Images(self, np.flatnonzero(self.codes[:, part] == code))
 
     # What codes.csv says.
 
@@ -246,7 +260,58 @@ class StoredParts:
         return None
 
 
-def matching(
+@dataclass(frozen=True)
+class ImageInfo:
+    """What is known of an image of the run without reading it.
+
+    Attributes:
+        index: in the run's images, from 0.
+        name: path inside the data set.
+        class_name: None without classes.
+        codes: name -> code of the parts that it shows, the background among them.
+    """
+
+    index: int
+    name: str
+    class_name: str | None
+    codes: dict[str, int]
+
+
+class Images(Sequence[ImageInfo]):
+    """Some of a run's images, or all: a sequence that reads no image file.
+
+    Args:
+        stored: of the run.
+        indices: of the images in it.
+    """
+
+    def __init__(self, stored: StoredParts, indices: NDArray[Any]) -> None:
+        self._stored = stored
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, place: int) -> ImageInfo: ...
+    @overload
+    def __getitem__(self, place: slice) -> Images: ...
+    def __getitem__(self, place: int | slice) -> ImageInfo | Images:
+        if isinstance(place, slice):
+            return Images(self._stored, self.indices[place])
+        index = int(self.indices[place])
+        stored = self._stored
+        codes = codes_by_name(stored.codes[index].tolist(), stored.part_names)
+        return ImageInfo(index, stored.names[index], stored.class_name(index), codes)
+
+    def __iter__(self) -> Iterator[ImageInfo]:
+        return (self[place] for place in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Images({len(self)} of {len(self._stored.names)})"
+
+
+def _matching(
     stored: StoredParts, class_name: str | None, part: int | None, codes: Sequence[int] | None, text: str | None
 ) -> NDArray[Any]:
     """Indices of the images with this class, part, code of that part, and text in their name."""
@@ -259,3 +324,18 @@ def matching(
         wanted = text.casefold()
         kept &= np.fromiter((wanted in name.casefold() for name in stored.names), dtype=bool, count=len(kept))
     return np.flatnonzero(kept)
+
+
+def select_images(
+    stored: StoredParts, class_name: str | None, part: int | None, codes: Sequence[int] | None, text: str | None
+) -> Images:
+    """See ``Run.images``.
+
+    Raises:
+        UserError: for a class that the images do not have, or a code without its part.
+    """
+    if codes is not None and part is None:
+        raise UserError(f"code={list(codes)} needs the part whose code it is: images(part='head', code=3).")
+    if class_name is not None and class_name not in stored.class_names:
+        raise UserError(f"class_name={class_name!r}: no such class. {did_you_mean(class_name, stored.class_names)}")
+    return Images(stored, _matching(stored, class_name, part, codes, text))

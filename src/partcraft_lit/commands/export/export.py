@@ -295,7 +295,14 @@ def _manifest(bundle: Bundle, results: Mapping[Tool, Found], files: Sequence[str
     return {
         "name": bundle.name,
         "run": bundle.run,
-        "base": {"model": bundle.origin.model, "family": bundle.family.title, "hash": bundle.base_hash},
+        "base": {
+            "model": bundle.origin.model,
+            "family": bundle.family.title,
+            "hash": bundle.base_hash,
+            "resolution": bundle.resolution,
+        },
+        "vocabulary": {"names": list(bundle.vocabulary.names), "num_codes": list(bundle.vocabulary.num_codes)},
+        "sample": vars(bundle.settings.sample),
         "parts": [
             {"token": part.placeholder, "part": part.token.part, "code": part.token.code, "file": part.stem}
             for part in bundle.parts

@@ -32,7 +32,7 @@ def generate(settings: GenerateSettings, folder: Path, run: Run) -> list[Path]:
         run.load()
     seeds = [settings.seed + index for index in range(settings.num_images)]
     with stages.stage("draw"):
-        results = run.draw(compositions, seeds, sample=settings.sample)
+        results = run.draw(compositions, seeds, sample=run.settings.hardware.capped(settings.sample))
     names = [(number, seed) for number in range(len(prompts)) for seed in seeds]
     paths = [
         result.save(folder / (f"{seed:06d}.png" if len(prompts) == 1 else f"{number:03d}_{seed:06d}.png"))
