@@ -136,9 +136,10 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     from partcraft_lit.config import compose as config
 
     _silence_notices()
-    # Its parser takes options before overrides or after them, not between.
-    given = sorted(given, key=lambda text: text not in ("-m", "--multirun"))
-    args = _parsed(get_args_parser(), given, verb)
+    parser = get_args_parser()
+    given = _options_first(parser, given, verb)
+    args = _parsed(parser, given)
+    config.set_sources(_sources(args, verb))
     written = {
         text: config.as_written(config.renamed(text, verb), args.multirun)
         for text in args.overrides
@@ -160,24 +161,71 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
 
     try:
         with _hydra_errors_shown(shown=True), _command_line(hydra_argv):  # shown: raised here, not printed there
-            hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=verb)(job)()
+            hydra.main(version_base="1.3", config_path=str(config.first_folder()), config_name=verb)(job)()
     except hydra.errors.HydraException as error:
         raise config.explain(error, verb) from error
     codes = [_report(error, full) for error in progress.errors]
     return max(codes, default=0) if 1 not in codes else 1
 
 
-def _parsed(parser: argparse.ArgumentParser, given: list[str], verb: str) -> argparse.Namespace:
-    """Raises a UserError for an option that does not exist; the parser itself would print all of its options."""
-    known = [text for action in parser._actions for text in action.option_strings]
-    for text in given:
-        name = text.partition("=")[0]
-        if name.startswith("-") and name not in known:
+def _options_first(parser: argparse.ArgumentParser, given: list[str], verb: str) -> list[str]:
+    """Hydra's parser takes options before overrides or after them, not between.
+
+    Raises:
+        UserError: for an option that does not exist; the parser itself would print all of its options.
+    """
+    actions = {text: action for action in parser._actions for text in action.option_strings}
+    options: list[str] = []
+    overrides: list[str] = []
+    rest = list(given)
+    while rest:
+        text = rest.pop(0)
+        name, equals, value = text.partition("=")
+        if not name.startswith("-"):
+            overrides.append(text)
+            continue
+        if name not in actions:
             raise UserError(
-                f"'{text}' is no option. {nearest_names(name, known)}Settings are written key=value, without dashes; "
+                f"'{text}' is no option. {nearest_names(name, actions)}Settings are written key=value, without dashes; "
                 f"partcraft {verb} --help names them all."
             )
-    return parser.parse_args(given)
+        action = actions[name]
+        takes_next = action.nargs is None or (action.nargs == "?" and rest and rest[0] in (action.choices or ()))
+        if not equals and takes_next and rest:
+            equals, value = "=", rest.pop(0)
+        if action.dest in ("config_path", "config_dir"):
+            value = str(Path(value).expanduser().absolute())  # Hydra's are relative to a file of ours
+        options.extend([name, value] if equals else [name])
+    return options + overrides
+
+
+def _parsed(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Namespace:
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}.")
+
+    parser.error = refuse  # type: ignore[method-assign, assignment]
+    args = parser.parse_args(given)
+    chosen = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(args, name)]
+    if len(chosen) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in chosen)
+        raise UserError(f"{names} do not go together: each is a command of its own.")
+    if args.resolve and not (args.cfg or args.help):
+        raise UserError("--resolve goes with --cfg: partcraft train --cfg job --resolve.")
+    if args.package is not None and not args.cfg:
+        raise UserError("--package goes with --cfg: partcraft train --cfg job --package loss.")
+    if args.experimental_rerun is not None:
+        raise UserError(
+            "--experimental-rerun is not supported: ckpt_path=RUN_FOLDER continues a run, and the overrides of a run "
+            "are in its .hydra/overrides.yaml."
+        )
+    return args
+
+
+def _sources(args: argparse.Namespace, verb: str) -> Any:
+    from partcraft_lit.config.compose import Sources
+
+    folder, extra = (None if text is None else Path(text).absolute() for text in (args.config_path, args.config_dir))
+    return Sources(verb, args.config_name, folder, extra)
 
 
 def _prepare(
@@ -185,17 +233,18 @@ def _prepare(
 ) -> list[str]:
     """Checks the configuration of every job before the first starts; says in which folder a single job works."""
     from partcraft_lit.config import compose as config
-    from partcraft_lit.config import machine
+    from partcraft_lit.config import machine, search
     from partcraft_lit.core import environment, files
 
     if args.multirun:
-        for point in config.sweep_points(overrides):
+        plan = search.plan_of(verb, overrides)
+        for point in config.sweep_points(verb, overrides) if plan is None else plan.points:
             values = config.plain(config.compose(verb, point))
             module.check(values)
             if verb == "train":
                 machine.check_start(values, args.overrides)
                 _check_sweep(values)
-        return []
+        return [] if plan is None else _prepare_search(verb, plan, values, overrides)
     _check_trainer_keys(verb, overrides)
     values = config.plain(config.compose(verb, overrides))
     module.check(values)
@@ -220,6 +269,20 @@ def _prepare(
     if message:
         print(message, flush=True)
     return [config.quoted("hydra.run.dir", str(folder))]
+
+
+def _prepare_search(verb: str, plan: Any, values: Mapping[str, Any], overrides: list[str]) -> list[str]:
+    """Checks a search; names the folder of one that was begun before, else a new one."""
+    from partcraft_lit.config import compose as config
+    from partcraft_lit.config import search
+
+    if verb != "train":
+        raise UserError(f"hydra/sweeper=optuna searches over training runs: partcraft train, not {verb}.")
+    search.check_plan(plan, values)
+    search.register()
+    folder, begun = search.choose_folder(plan, verb, overrides)
+    print(f"{'Continuing the search in' if begun else 'Search folder:'} {folder}", flush=True)
+    return [config.quoted("hydra.sweep.dir", str(folder))]
 
 
 def _check_trainer_keys(verb: str, overrides: Sequence[str]) -> None:

@@ -62,7 +62,8 @@ class Checkpoints(Checkpoint):
         # Lightning's loops take up a state that was saved in this hook, and only in this one, at the next batch.
         step = trainer.global_step
         due = self._trigger.fires(step)
-        if due or (step != self._saved and 0 < trainer.max_steps <= step):
+        last = trainer.should_stop or 0 < trainer.max_steps <= step
+        if due or (step != self._saved and last):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path | None:

@@ -39,13 +39,17 @@ class LiveScore(Callback):
         guidance_scale: of the probe images, likewise.
     """
 
+    #: The last optimizer step that was scored, and its live score; None where that failed or is not finite.
+    scored_at: int
+    score: float | None
+
     def __init__(
         self, every_n_steps: Positive, steps: Positive | None = None, guidance_scale: NonNegative | None = None
     ) -> None:
         self.steps, self.guidance_scale = steps, guidance_scale
         self._trigger = EveryNSteps(every_n_steps)
-        self._scored = -1
         self._best: dict[str, Any] = {}
+        self.scored_at, self.score = -1, None
 
     def bind(self, run: TrainingRun) -> None:
         """Takes from the run what is drawn and how it is read."""
@@ -56,7 +60,7 @@ class LiveScore(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trigger.start(trainer.global_step)
-        self._scored = -1
+        self.scored_at = -1
         self._best = read_best(self.folder.parent)
         if self._best.get("step", 0) > trainer.global_step:  # of updates that are lost and come again
             self._best = {}
@@ -66,8 +70,8 @@ class LiveScore(Callback):
     ) -> None:
         step = trainer.global_step
         due = self._trigger.fires(step)
-        if due or (step != self._scored and 0 < trainer.max_steps <= step):
-            self._scored = step
+        if due or (step != self.scored_at and 0 < trainer.max_steps <= step):
+            self.scored_at, self.score = step, None
             self._score(trainer, pl_module)
 
     def _score(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +85,8 @@ class LiveScore(Callback):
                     self._best = {"step": step, "score": score, "numbers": metrics}
                 best = {"live/best": self._best["score"]} if "score" in self._best else {}
                 log_metrics(trainer, {**metrics, **best})
-                self._best["last"] = {"step": step, "score": score if math.isfinite(score) else None}
+                self.score = score if math.isfinite(score) else None
+                self._best["last"] = {"step": step, "score": self.score}
         if trainer.strategy.broadcast(better):
             self._keep(trainer, step)
         if trainer.is_global_zero and "score" in self._best:

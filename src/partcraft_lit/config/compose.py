@@ -5,17 +5,25 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -154,12 +162,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
         UserError: for an unknown key, group or option, with the nearest known ones, a value that cannot be read, or one
             that the experiment leaves open, ``???``, and nobody gives.
     """
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=verb):
-        try:
-            cfg = hydra_compose(verb, [text for text in overrides if not is_null_group(text, verb)])
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:  # these of group=true, =[[x]]
-            raise explain(error, verb, overrides) from error
+    cfg = _composed(verb, overrides)
     for group, default in groups_of(verb).items():
         if default is not None and not isinstance(OmegaConf.select(cfg, group), DictConfig):
             raise _needed(group, verb)
@@ -168,6 +171,109 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
             if OmegaConf.select(cfg, key) in (None, "", []):
                 raise UserError(f"experiment={experiment} leaves {key} to you, and it has to be given: {key}=VALUE.")
     return cfg
+
+
+def _composed(verb: str, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    with _hydra(verb):
+        given = [text for text in overrides if not is_null_group(text, verb)]
+        try:
+            return hydra_compose(primary(verb), given, return_hydra_config=with_hydra)
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:  # these of group=true, =[[x]]
+            raise explain(error, verb, overrides) from error
+
+
+def hydra_values(verb: str, overrides: Sequence[str], key: str) -> Any:
+    """A value of Hydra's own configuration, plain and resolved.
+
+    Args:
+        verb: of the command.
+        overrides: of one job.
+        key: such as "sweep.dir".
+    """
+    node = OmegaConf.select(_composed(verb, overrides, with_hydra=True), f"hydra.{key}")
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def loader(verb: str) -> ConfigLoader:
+    """Knows the options of each group."""
+    with _hydra(verb) as hydra:
+        return hydra.config_loader
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Whose YAML is read beside ours, as Hydra's options on the command line say.
+
+    Attributes:
+        verb: of the command.
+        name: of the primary configuration instead of the verb's, --config-name.
+        folder: is looked into before ours, --config-path.
+        extra: is looked into after ours, --config-dir.
+    """
+
+    verb: str = ""
+    name: str | None = None
+    folder: Path | None = None
+    extra: Path | None = None
+
+
+_sources = Sources()
+
+
+def set_sources(sources: Sources) -> None:
+    """From now on configurations are composed from these.
+
+    Raises:
+        UserError: for a folder or a primary configuration that is not there.
+    """
+    global _sources
+    _sources = sources
+    for option, folder in (("--config-path", sources.folder), ("--config-dir", sources.extra)):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"{option} {folder}: there is no such folder.")
+    if sources.name is not None:
+        places = [place for place in (sources.folder, conf_dir(), sources.extra) if place is not None]
+        name = sources.name.removesuffix(".yaml")
+        if not any((place / f"{name}.yaml").is_file() for place in places):
+            known = [path.stem for place in places for path in place.glob("*.yaml")]
+            raise UserError(
+                f"--config-name {sources.name}: no such file in {', '.join(map(str, places))}. {did_you_mean(name, known)}"
+            )
+
+
+def primary(verb: str) -> str:
+    """Name of the primary configuration."""
+    return (_sources.name or verb).removesuffix(".yaml") if verb == _sources.verb else verb
+
+
+def first_folder() -> Path:
+    """Where Hydra looks first."""
+    return _sources.folder or conf_dir()
+
+
+class OwnConfigurations(SearchPathPlugin):
+    """Our YAML stays within reach where --config-path names another folder."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if _sources.folder is not None:
+            search_path.append("partcraft", str(conf_dir()))
+
+
+Plugins.instance().register(OwnConfigurations)
+
+
+@contextmanager
+def _hydra(verb: str) -> Iterator[Hydra]:
+    """Hydra as the command line starts it, to compose with; what was initialised before is forgotten."""
+    GlobalHydra.instance().clear()
+    version.setbase("1.3")
+    path = create_config_search_path(str(first_folder()))
+    if _sources.extra is not None:
+        path.prepend("command-line", f"file://{_sources.extra}", SearchPathQuery(provider="schema"))
+    try:
+        yield Hydra.create_main_hydra2(verb, path)
+    finally:
+        GlobalHydra.instance().clear()
 
 
 @functools.cache
@@ -306,12 +412,13 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
 
 
-def sweep_points(overrides: Sequence[str]) -> Iterator[list[str]]:
+def sweep_points(verb: str, overrides: Sequence[str]) -> Iterator[list[str]]:
     """Overrides of enough jobs of a sweep that each value of each swept key occurs once.
 
     Not every combination: the check of a sweep of 1,000 jobs must not take longer than its first job.
     """
-    parsed = [_parse(text) for text in overrides]
+    parser = OverridesParser.create(config_loader=loader(verb))
+    parsed = [parse(text, parser) for text in overrides]
     swept = [i for i, override in enumerate(parsed) if override.is_sweep_override()]
     choices = {i: _sweep_values(parsed[i]) for i in swept}
     first = [choices[i][0] if i in choices else text for i, text in enumerate(overrides)]
@@ -427,12 +534,11 @@ def _nearest_key(given: str, verb: str, overrides: Sequence[str]) -> str:
 
 def _known_keys(verb: str, choices: Sequence[str]) -> list[str]:
     """Keys of the configuration with these choices, or without them if they do not compose together."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=verb):
+    with _hydra(verb):
         try:
-            cfg = hydra_compose(verb, list(choices))
+            cfg = hydra_compose(primary(verb), list(choices))
         except (HydraException, OmegaConfBaseException):
-            cfg = hydra_compose(verb)
+            cfg = hydra_compose(primary(verb))
     return list(keys_of(OmegaConf.to_container(cfg, resolve=False)))
 
 
@@ -461,18 +567,24 @@ def _target(node: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], di
     return target, arguments
 
 
-def _parse(text: str) -> Override:
+def parse(text: str, parser: OverridesParser) -> Override:
+    """One override.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     try:
-        return OverridesParser.create().parse_overrides([text])[0]
+        return parser.parse_overrides([text])[0]
     except OverrideParseException as error:
         raise _explain_unreadable(error) from error
 
 
 def _sweep_values(override: Override) -> list[str]:
     key = override.get_key_element()
-    if override.is_discrete_sweep() or override.is_choice_sweep() or override.is_range_sweep():
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    return [f"{key}={override.get_value_element_as_str()}"]
+    values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if not values:
+        raise UserError(f"{override.input_line}: nothing of this name is there to choose from.")
+    return values
 
 
 def _items(value: str) -> list[str] | None:

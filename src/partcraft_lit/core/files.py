@@ -12,6 +12,11 @@ from pathlib import Path
 
 from partcraft_lit.core.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows has none: there, processes that share a file have to be kept apart by hand
+    fcntl = None  # type: ignore[assignment]
+
 _NEARLY_NOTHING = 1 << 20
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG})
@@ -69,6 +74,19 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
         if told is not None:
             raise told from error
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; the others wait. The lock dies with its process.
+
+    Args:
+        path: of a file that is only the lock, and stays.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def make_folder(path: Path) -> None:

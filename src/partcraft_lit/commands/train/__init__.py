@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,35 +68,79 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
             resume_from=runs.resume_from(values, folder),
             config=dict(values),
         )
+    from partcraft_lit.callbacks.pruning import pruned_at
+
+    objectives, stopped = _objectives(values), pruned_at(callbacks)
     if environment.is_first_process():
-        rundir.mark_finished(folder)
-    return _for_sweeper(scores, values["objective"], values["objective_if_nan"])
+        found = {name: _finite(scores.get(name)) for name in objectives}
+        # A search reads it here, whatever has run the job.
+        rundir.mark_finished(
+            folder,
+            **({"objective": found} if objectives else {}),
+            **({} if stopped is None else {"pruned_at": stopped}),
+        )
+    return None if stopped is not None else _for_sweeper(scores, values["objective"], values["objective_if_nan"])
 
 
 def _check_objective(values: Mapping[str, Any]) -> None:
-    objective = validate(values["objective"], str | None, "objective")
-    if objective is not None and values["eval"]["enabled"] is False:
-        raise UserError(f"objective={objective} is a score, and eval.enabled=false computes none.")
-    if objective is not None and objective.partition("/")[0] not in _SCORES:
-        raise UserError(
-            f"objective={objective}: no score has this name. Scores begin with {', '.join(_SCORES)}; those of a run "
-            "are the keys of its scores.json, for instance eval/emr@reconstruction."
-        )
-    validate(values["objective_if_nan"], float, "objective_if_nan")  # refuses what is not finite
+    for objective in _objectives(values):
+        if values["eval"]["enabled"] is False:
+            raise UserError(f"objective={objective} is a score, and eval.enabled=false computes none.")
+        if objective.partition("/")[0] not in _SCORES:
+            raise UserError(
+                f"objective={objective}: no score has this name. Scores begin with {', '.join(_SCORES)}; those of a run "
+                "are the keys of its scores.json, for instance eval/emr@reconstruction."
+            )
+        if objective.startswith("eval/"):
+            _check_eval_score(objective, values["eval"])
+    validate(values["objective_if_nan"], float | None, "objective_if_nan")  # refuses what is not finite
 
 
-def _for_sweeper(scores: Mapping[str, float], objective: str | None, if_nan: float) -> dict[str, float] | float:
-    """What a sweeper hears: the objective, always finite; without one, all scores that are finite.
+def _check_eval_score(objective: str, settings: Mapping[str, Any]) -> None:
+    """Those of the part metrics, whose protocols are known before anything runs."""
+    metric, _, protocol = objective.removeprefix("eval/").partition("@")
+    protocols = ["reconstruction"] if settings.get("reconstructions") else []
+    if settings.get("compositions") and isinstance(settings.get("species"), list):
+        protocols += [f"{species}_species" for species in settings["species"]]
+    known = [f"eval/{name}@{place}" for name in ("emr", "cosim") for place in protocols]
+    if metric.partition("_")[0] not in ("emr", "cosim") or protocol not in protocols:
+        raise UserError(f"objective={objective}: this run has no such score. {did_you_mean(objective, known)}")
+
+
+def _objectives(values: Mapping[str, Any]) -> tuple[str, ...]:
+    given = validate(values["objective"], str | tuple[str, ...] | None, "objective")
+    return () if given is None else (given,) if isinstance(given, str) else tuple(given)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _for_sweeper(
+    scores: Mapping[str, float], objective: str | Sequence[str] | None, if_nan: float | None
+) -> dict[str, float] | list[float] | float:
+    """What a sweeper hears: the objective, or a list of several; without one, all scores that are finite.
+
+    Args:
+        scores: of the run.
+        objective: names of scores.
+        if_nan: instead of a value that is not finite; None leaves it.
 
     Raises:
-        UserError: if no score has the name of the objective.
+        UserError: if no score has the name of an objective.
     """
     if objective is None:
         return {key: value for key, value in scores.items() if math.isfinite(value)}
+    if not isinstance(objective, str):
+        return [_value(scores, name, if_nan) for name in objective]
+    return _value(scores, objective, if_nan)
+
+
+def _value(scores: Mapping[str, float], objective: str, if_nan: float | None) -> float:
     if objective not in scores:
         raise UserError(f"objective={objective}: the run has no such score. {did_you_mean(objective, scores)}")
     value = float(scores[objective])
-    if math.isfinite(value):
+    if math.isfinite(value) or if_nan is None:
         return value
     _log.warning("objective=%s is %s; the sweep is told objective_if_nan=%s instead.", objective, value, if_nan)
     return float(if_nan)

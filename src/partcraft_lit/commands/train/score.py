@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from partcraft_lit.callbacks.metrics_log import FILE_NAME, read_metrics, replace_metrics
+from partcraft_lit.callbacks.pruning import pruned_at
 from partcraft_lit.commands.train.context import RunContext
 from partcraft_lit.commands.train.logs import log_results
 from partcraft_lit.core.environment import is_first_process
@@ -50,9 +51,14 @@ def score_bounds(run: RunContext) -> None:
 
 
 def score(run: RunContext) -> None:
-    """Scores the trained model; further processes of a run draw their share of the images and write nothing."""
+    """Scores the trained model; further processes of a run draw their share of the images and write nothing.
+
+    A model whose training a search has ended is not worth it.
+    """
+    stopped = pruned_at(run.training.callbacks)
+    enabled = run.settings.eval.enabled and stopped is None
     if not is_first_process():
-        if run.settings.eval.enabled:
+        if enabled:
             score_trained(run.scorer, run.module, run.scores, Stages())
         run.metrics = run.scores.flat()
         return
@@ -62,7 +68,10 @@ def score(run: RunContext) -> None:
             run.folder, run.module.method.bake(), dictionary.codes_per_part, dictionary.names
         )
     _log(run, {SILHOUETTE: silhouette})
-    if run.settings.eval.enabled:
+    if stopped is not None:
+        run.notes.append(f"A search ended the training after step {stopped}: other trials did better by then.")
+        run.stages.log(f"  {run.notes[-1]} It is not scored.")
+    if enabled:
         score_trained(run.scorer, run.module, run.scores, run.stages)
         log_scores(run.scores, run.stages)
     _write_costs(run)

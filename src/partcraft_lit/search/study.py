@@ -1,0 +1,303 @@
+"""The study of a search: proposes trials, hears what came of them, and may be shared by several processes.
+
+Every trial's proposal depends on the study's seed, the trial's number and what was told before it alone. So a search that
+is killed and started again proposes what an undisturbed one does, as long as one process works on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from partcraft_lit.core import rundir
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.files import locked, make_folder
+from partcraft_lit.search.settings import SearchSettings
+from partcraft_lit.search.space import Space, Value, grid_size, grid_values
+from partcraft_lit.search.storage import open_storage
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial, Trial
+
+#: Attributes of a trial: who works on it, why it has no value, whose settings it repeats.
+_WORKER, FAILURE, _RETRY_OF = "worker", "failure", "retry_of"
+#: Trials that all failed, without one that did not, after which a search ends.
+_HOPELESS = 3
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial that is to be run.
+
+    Attributes:
+        number: of the trial, from 0.
+        values: key -> value.
+    """
+
+    number: int
+    values: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A trial that ended with a value of each objective; one that is not finite counts as failed."""
+
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A trial that was stopped because others did better."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A trial that ended with an error, or not at all."""
+
+
+Outcome: TypeAlias = Scored | Pruned | Failed
+
+
+def read_outcome(folder: Path, objectives: Sequence[str]) -> Outcome | None:
+    """What a trial wrote into its folder when it ended; None if it has not ended well."""
+    try:
+        metadata = json.loads((folder / rundir.FINISHED).read_text(encoding="utf-8"))
+        if metadata.get("pruned_at") is not None:
+            return Pruned(int(metadata["pruned_at"]))
+        values = [metadata["objective"][name] for name in objectives]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Scored(tuple(math.nan if value is None else float(value) for value in values))
+
+
+class Search(AbstractContextManager["Search"]):
+    """One process at work on a study.
+
+    Args:
+        folder: of the search; the trials are below it.
+        settings: of the search.
+        space: what is chosen from.
+        objectives: what each value is called.
+
+    Raises:
+        UserError: if the study in ``folder`` has another space or other objectives.
+    """
+
+    def __init__(self, folder: Path, settings: SearchSettings, space: Space, objectives: Sequence[str]) -> None:
+        import optuna
+
+        make_folder(folder)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.folder, self.settings, self.space, self.objectives = folder, settings, dict(space), tuple(objectives)
+        self._trials_here: dict[int, Trial] = {}
+        self.storage = settings.storage or str(storage_file(folder))
+        self._stack = ExitStack()
+        self._worker = folder / ".workers" / f"{os.getpid()}-{secrets.token_hex(4)}"
+        with locked(folder / ".claims.lock"):
+            self.study = optuna.create_study(
+                storage=open_storage(self.storage),
+                study_name=settings.study_name,
+                directions=settings.directions(len(objectives)),
+                load_if_exists=True,
+                sampler=make_sampler(settings, space, "study"),
+            )
+            self._check_agreement()
+        self._failed_now = 0
+
+    def __enter__(self) -> Search:
+        self._stack.enter_context(rundir.held(self._worker))
+        with locked(self.folder / ".claims.lock"):
+            self._repeat_failed()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def claim(self) -> list[Proposal]:
+        """Trials for this process to run next; empty when none is left for it.
+
+        First those of processes that died. Proposals are made in blocks of ``n_jobs``, so that what is known when a
+        trial is proposed does not depend on when a search was killed.
+        """
+        with locked(self.folder / ".claims.lock"):
+            claimed = [self._complete(trial) for trial in self._trials() if self._is_orphan(trial)]
+            while self._wants_more(len(claimed)):
+                claimed.append(self._ask())
+            return claimed
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Ends a trial. A value that is not finite is a failure, so it is never the best."""
+        from optuna.trial import TrialState
+
+        if isinstance(outcome, Pruned):
+            self.study.tell(number, state=TrialState.PRUNED)
+        elif isinstance(outcome, Scored) and all(map(math.isfinite, outcome.values)):
+            self.study.tell(number, list(outcome.values))
+        else:
+            error = isinstance(outcome, Failed)
+            self._failed_now += error
+            reason = "error" if error else f"not finite: {', '.join(map(str, outcome.values))}"
+            self._trials_here[number].set_user_attr(FAILURE, reason)
+            self.study.tell(number, state=TrialState.FAIL)
+
+    def trial_folder(self, number: int) -> Path:
+        return self.folder / f"trial_{number:03d}"
+
+    def check_hope(self) -> None:
+        """Raises a UserError if nothing but failures came so far: the next trials would fail as well."""
+        if self._failed_now < max(_HOPELESS, self.settings.n_jobs):
+            return
+        if all(trial.state.name in ("FAIL", "RUNNING", "WAITING") for trial in self._trials()):
+            raise UserError(
+                f"All {self._failed_now} trials failed, so the search ends here. What happened is in the run.log of "
+                f"each, in {self.folder}. Mend it and start the same command again; it tries them again."
+            )
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _wants_more(self, claimed: int) -> bool:
+        trials = self._trials()
+        number, jobs = len(trials), self.settings.n_jobs
+        if claimed >= jobs or (claimed and number % jobs == 0):
+            return False
+        repeated = {trial.user_attrs[_RETRY_OF] for trial in trials if _RETRY_OF in trial.user_attrs}
+        counted = number - len(repeated)
+        waiting = any(trial.state.name == "WAITING" for trial in trials)
+        most = grid_size(self.space) if self.settings.sampler == "grid" else None
+        return waiting or counted < min(self.settings.n_trials, most or self.settings.n_trials)
+
+    def _ask(self) -> Proposal:
+        """A new trial, or one that waits. The lock is held, so its number is known beforehand."""
+        waiting = [trial.number for trial in self._trials() if trial.state.name == "WAITING"]
+        number = min(waiting, default=len(self._trials()))
+        self.study.sampler = make_sampler(self.settings, self.space, number)
+        return self._suggested(self.study.ask())
+
+    def _complete(self, frozen: FrozenTrial) -> Proposal:
+        """The trial of a dead process, which may have been killed before all its values were chosen."""
+        from optuna.trial import Trial
+
+        self.study.sampler = make_sampler(self.settings, self.space, frozen.number)
+        return self._suggested(Trial(self.study, frozen._trial_id))
+
+    def _suggested(self, trial: Trial) -> Proposal:
+        trial.set_user_attr(_WORKER, str(self._worker))
+        self._trials_here[trial.number] = trial
+        _ = trial.relative_params  # chosen together, and now
+        values = {}
+        for key, dimension in self.space.items():
+            # A sampler of its own: values that were chosen before a kill are not drawn again.
+            self.study.sampler = make_sampler(self.settings, self.space, f"{trial.number}/{key}")
+            values[key] = dimension.suggest(trial, key)
+        return Proposal(trial.number, values)
+
+    def _is_orphan(self, trial: FrozenTrial) -> bool:
+        """Whether nobody works on a trial that was begun: its process died, and left no job of it at work."""
+        if trial.state.name != "RUNNING":
+            return False
+        worker = trial.user_attrs.get(_WORKER)
+        dead = worker is None or (Path(worker).exists() and not rundir.in_use(Path(worker)))
+        return dead and not rundir.in_use(self.trial_folder(trial.number))
+
+    def _repeat_failed(self) -> None:
+        """Trials that ended with an error are tried once more at every start of the search."""
+        trials = self._trials()
+        repeated = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
+        for trial in trials:
+            failed = trial.state.name == "FAIL" and trial.user_attrs.get(FAILURE) == "error"
+            if failed and trial.number not in repeated and trial.params:
+                self.study.enqueue_trial(trial.params, user_attrs={_RETRY_OF: trial.number})
+
+    def _check_agreement(self) -> None:
+        """What the study was begun with, or is begun with now."""
+        now = {"objectives": list(self.objectives), "space": {key: repr(one) for key, one in self.space.items()}}
+        before = self.study.user_attrs.get("search")
+        if before is None:
+            self.study.set_user_attr("search", now)
+        elif before != now:
+            raise UserError(
+                f"The study '{self.settings.study_name}' in {self.storage} searches for {_described(before)}, and this "
+                f"command for {_described(now)}. Give it another folder, hydra.sweep.dir=FOLDER, or another "
+                "hydra.sweeper.study_name."
+            )
+
+
+def storage_file(folder: Path) -> Path:
+    """Where the study of a search lies unless it has another place."""
+    return folder / "search.journal"
+
+
+def make_sampler(settings: SearchSettings, space: Space, place: int | str) -> BaseSampler:
+    """A sampler whose random numbers depend on the seed and the place alone."""
+    from optuna import samplers
+
+    digest = hashlib.sha256(f"{settings.seed}/{place}".encode()).digest()
+    seed = int.from_bytes(digest[:4], "big")
+    if settings.sampler == "random":
+        return samplers.RandomSampler(seed=seed)
+    if settings.sampler == "grid":
+        # Its seed decides the order of the grid, which is one for all trials.
+        grid = {key: list(grid_values(dimension) or ()) for key, dimension in space.items()}
+        return samplers.GridSampler(grid, seed=settings.seed)
+    if settings.sampler == "nsgaii":
+        return samplers.NSGAIISampler(seed=seed)
+    return samplers.TPESampler(seed=seed)
+
+
+def make_pruner(kind: str | None, startup_trials: int = 0, warmup_steps: int = 0) -> BasePruner:
+    """The pruner of this name; the numbers are those of the median pruner."""
+    from optuna import pruners
+
+    if kind == "median":
+        return pruners.MedianPruner(startup_trials, warmup_steps)
+    return pruners.SuccessiveHalvingPruner() if kind == "halving" else pruners.NopPruner()
+
+
+def check(settings: SearchSettings, space: Space, objectives: Sequence[str]) -> None:
+    """Raises a UserError for a search that cannot be."""
+    if not objectives:
+        raise UserError(
+            "A search needs an objective, a key of scores.json: objective=eval/emr@4_species, or several, "
+            "objective=[eval/emr@4_species,eval/cosim@4_species]."
+        )
+    if not space:
+        raise UserError(
+            "A search needs something to search: 'loss.lambda_attn=tag(log,interval(1e-4,1))', 'lora.rank=4,8,16' or "
+            "'mapper.hidden=range(64,512,64)'. Without one, leave hydra/sweeper=optuna and -m out."
+        )
+    directions = settings.directions(len(objectives))
+    if len(directions) != len(objectives):
+        raise UserError(
+            f"hydra.sweeper.direction has {len(directions)} entries for {len(objectives)} objectives: give one for all, "
+            "or one for each."
+        )
+    if settings.pruner is not None and len(objectives) > 1:
+        raise UserError(
+            f"hydra.sweeper.pruner={settings.pruner}: with several objectives no trial is better than another at half "
+            "way. Leave the pruner out, or take one objective."
+        )
+    if settings.sampler == "grid" and grid_size(space) is None:
+        endless = [key for key, dimension in space.items() if grid_values(dimension) is None]
+        raise UserError(
+            f"hydra.sweeper.sampler=grid: {endless[0]} has an interval, of which no grid comes to an end. Give it "
+            "values or a range, or take hydra.sweeper.sampler=tpe."
+        )
+
+
+def _described(search: Mapping[str, Any]) -> str:
+    return json.dumps(search, ensure_ascii=False)
+
