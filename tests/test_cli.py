@@ -410,7 +410,9 @@ def test_a_sweeper_hears_finite_numbers_only(start, fake_run, caplog):
     assert train._for_sweeper(scores, None, -1e6) == {"eval/cosim@reconstruction": 0.5}
     fake_run.does = lambda folder: scores
     result = start("train", "objective=eval/emr")
-    assert result.code == 2 and "Did you mean 'eval/emr@reconstruction'" in result.err
+    assert result.code == 2 and "Did you mean 'eval/emr@4_species'" in result.err and not fake_run.calls
+    result = start("train", "objective=pictures/kid@reconstruction")
+    assert result.code == 2 and "the run has no such score" in result.err
 
 
 def test_a_sweep_of_jobs_with_several_processes_is_refused(start, fake_run):

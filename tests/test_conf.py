@@ -375,7 +375,7 @@ def test_quotes_brackets_and_paths(tmp_path, monkeypatch):
 
 def test_a_sweep_is_checked_value_by_value():
     points = list(
-        config.sweep_points(["seed=1", "lora.rank=2,4", "lora.scope=choice(cross,all)", "parts.K=range(1,3)"])
+        config.sweep_points("train", ["seed=1", "lora.rank=2,4", "lora.scope=choice(cross,all)", "parts.K=range(1,3)"])
     )
     assert points[0] == ["seed=1", "lora.rank=2", "lora.scope=cross", "parts.K=1"]
     assert len(points) == 4 and ["seed=1", "lora.rank=4", "lora.scope=cross", "parts.K=1"] in points

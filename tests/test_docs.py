@@ -12,6 +12,7 @@ import pytest
 
 from partcraft_lit.cli import VERBS
 from partcraft_lit.config import compose as config
+from partcraft_lit.config import search
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "partcraft_lit"
@@ -53,7 +54,7 @@ def test_commands_on_the_pages_compose(command):
     verb, *arguments = command
     sweep = "-m" in arguments
     overrides = [config.as_written(config.renamed(text, verb), sweep) for text in arguments if "=" in text]
-    for point in config.sweep_points(overrides) if sweep else [overrides]:
+    for point in search.sweep_points(verb, overrides) if sweep else [overrides]:
         config.compose(verb, point)
 
 

@@ -274,12 +274,12 @@ def _prepare(
 def _prepare_search(verb: str, plan: Any, values: Mapping[str, Any], overrides: list[str]) -> list[str]:
     """Checks a search; names the folder of one that was begun before, else a new one."""
     from partcraft_lit.config import compose as config
-    from partcraft_lit.config import search
+    from partcraft_lit.config import plugins, search
 
     if verb != "train":
         raise UserError(f"hydra/sweeper=optuna searches over training runs: partcraft train, not {verb}.")
     search.check_plan(plan, values)
-    search.register()
+    plugins.register(search.OptunaSweeper)
     folder, begun = search.choose_folder(plan, verb, overrides)
     print(f"{'Continuing the search in' if begun else 'Search folder:'} {folder}", flush=True)
     return [config.quoted("hydra.sweep.dir", str(folder))]

@@ -236,9 +236,8 @@ def set_sources(sources: Sources) -> None:
         name = sources.name.removesuffix(".yaml")
         if not any((place / f"{name}.yaml").is_file() for place in places):
             known = [path.stem for place in places for path in place.glob("*.yaml")]
-            raise UserError(
-                f"--config-name {sources.name}: no such file in {', '.join(map(str, places))}. {did_you_mean(name, known)}"
-            )
+            searched = ", ".join(map(str, places))
+            raise UserError(f"--config-name {sources.name}: no such file in {searched}. {did_you_mean(name, known)}")
 
 
 def primary(verb: str) -> str:

@@ -17,17 +17,17 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from partcraft_lit.config import compose as config
+from partcraft_lit.config import plugins
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.files import locked, make_folder
+from partcraft_lit.search.results import progress, summary, write_results
 from partcraft_lit.search.settings import SearchSettings
 from partcraft_lit.search.space import Choice, Dimension, Interval, Space, Steps, Value, representatives
 from partcraft_lit.search.storage import check_installed
 from partcraft_lit.search.study import Failed, Proposal, Search, check, read_outcome, storage_file
 
-#: Hydra takes plugins from this package alone; the class is registered under a name in it.
-_PLUGINS = "hydra_plugins.partcraft_lit"
 #: What does not decide what a search finds, but how fast or how long it goes on.
 _NOT_OF_THE_SEARCH = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra/launcher", "hydra.launcher.")
 
@@ -71,6 +71,12 @@ def plan_of(verb: str, overrides: Sequence[str]) -> Plan | None:
             raise UserError(f"{text}: a search names the folders of its trials itself; hydra.sweep.dir is free.")
     points = tuple([*fixed, *as_overrides(point)] for point in representatives(space))
     return Plan(settings, space, tuple(fixed), points)
+
+
+def sweep_points(verb: str, overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Overrides of a few jobs in which everything that a sweep or a search varies occurs."""
+    plan = plan_of(verb, overrides)
+    yield from config.sweep_points(verb, overrides) if plan is None else plan.points
 
 
 def check_plan(plan: Plan, values: Mapping[str, Any]) -> None:
@@ -123,7 +129,9 @@ def _dimension(key: str, override: Override) -> Dimension:
     value = override.value()
     tags = getattr(value, "tags", set())
     if unknown := sorted(tags - {"log"}):
-        raise UserError(f"{override.input_line}: the tag '{unknown[0]}' means nothing here. {did_you_mean('', ['log'])}")
+        raise UserError(
+            f"{override.input_line}: the tag '{unknown[0]}' means nothing here. {did_you_mean('', ['log'])}"
+        )
     if isinstance(value, IntervalSweep):
         return _interval(key, value.start, value.end, "log" in tags)
     if isinstance(value, RangeSweep):
@@ -168,8 +176,8 @@ def _check_finite(parsed: Sequence[Override]) -> None:
     for override in parsed:
         if override.is_interval_sweep():
             raise UserError(
-                f"{override.input_line}: an interval has no end of values. A search over it is hydra/sweeper=optuna with "
-                f"objective=NAME; a sweep takes {override.key_or_group}=A,B,C or range(START,STOP,STEP)."
+                f"{override.input_line}: an interval has no end of values. A search over it is hydra/sweeper=optuna "
+                f"with objective=NAME; a sweep takes {override.key_or_group}=A,B,C or range(START,STOP,STEP)."
             )
 
 
@@ -180,6 +188,8 @@ class OptunaSweeper(Sweeper):
         settings: the keys of ``hydra.sweeper``: those of :class:`SearchSettings`, and ``params``, further overrides to
             choose from, key -> text.
     """
+
+    __module__ = plugins.PACKAGE
 
     def __init__(self, **settings: Any) -> None:
         params = settings.pop("params", None) or {}
@@ -194,8 +204,6 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from partcraft_lit.search.results import summary, write_results
-
         assert self.config is not None and self.hydra_context is not None
         loader = self.hydra_context.config_loader
         parsed = OverridesParser.create(config_loader=loader).parse_overrides([*self.params, *arguments])
@@ -224,14 +232,19 @@ class OptunaSweeper(Sweeper):
 
     def _run(self, search: Search, batch: Sequence[Proposal]) -> None:
         """Runs those of a batch whose results are not there yet, and tells the search of all, in their order."""
-        todo = [one for one in batch if read_outcome(search.trial_folder(one.number), self.objectives) is None]
+        assert self.launcher is not None
+        places = {one.number: [search.trial_folder(one.number)] for one in batch}
+        todo = [one for one in batch if read_outcome(places[one.number][0], self.objectives) is None]
         for block in _consecutive(todo):
-            assert self.launcher is not None
             jobs = [[*self.fixed, *as_overrides(one.values), *self._own(search, one)] for one in block]
-            self.launcher.launch(jobs, initial_job_idx=block[0].number)
+            returned = self.launcher.launch(jobs, initial_job_idx=block[0].number)
+            for one, job in zip(block, returned, strict=True):
+                places[one.number].append(Path(str(job.working_dir)))  # where a launcher has an equal job's result
         for one in batch:
-            outcome = read_outcome(search.trial_folder(one.number), self.objectives)
-            search.tell(one.number, Failed() if outcome is None else outcome)
+            found = ((read_outcome(place, self.objectives), place) for place in places[one.number])
+            outcome, folder = next((pair for pair in found if pair[0] is not None), (Failed(), None))
+            search.tell(one.number, outcome, folder)
+            print(progress(search, one.number), flush=True)  # noqa: T201
 
     def _own(self, search: Search, proposal: Proposal) -> Iterator[str]:
         """What a job of a search has beside the choices of its user."""
@@ -262,9 +275,3 @@ def _plain(node: Any) -> Any:
     if isinstance(node, Mapping) and not isinstance(node, DictConfig):
         return {key: _plain(value) for key, value in node.items()}
     return OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-
-
-def register() -> None:
-    """Makes the sweeper known to Hydra."""
-    OptunaSweeper.__module__ = _PLUGINS
-    Plugins.instance().register(OptunaSweeper)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from partcraft_lit.core import plotting
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.search.space import Interval
-from partcraft_lit.search.study import FAILURE, Search
+from partcraft_lit.search.study import FAILURE, FOLDER, Search
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +35,7 @@ class Trial:
         values: one per objective; empty unless complete.
         params: key -> value.
         note: why it failed, or where it was stopped.
+        folder: of its result, relative to that of the search.
         best: whether no other is better in every objective.
     """
 
@@ -43,26 +44,28 @@ class Trial:
     values: tuple[float, ...]
     params: Mapping[str, Any]
     note: str
+    folder: str
     best: bool
 
 
 def trials_of(search: Search) -> list[Trial]:
-    """All trials of a search, the best first; of several objectives, those on the Pareto front in order of the first."""
+    """All trials of a search, the best first; of several objectives, the Pareto front in order of the first."""
     study = search.study
     complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     best = {trial.number for trial in study.best_trials} if complete else set()
-    found = []
+    found, repeated = [], search.repeated()
     for trial in study.get_trials(deepcopy=False):
         state = _STATES[trial.state.name]
         note = str(trial.user_attrs.get(FAILURE, ""))
+        if trial.number in repeated:
+            note = f"{note}; again as trial {repeated[trial.number]}"
         if state == "pruned" and trial.last_step is not None:
             note = f"stopped after step {trial.last_step}"
         values = tuple(trial.values or ()) if state == "complete" else ()
-        found.append(Trial(trial.number, state, values, dict(trial.params), note, trial.number in best))
+        folder = os.path.relpath(trial.user_attrs.get(FOLDER, search.trial_folder(trial.number)), search.folder)
+        found.append(Trial(trial.number, state, values, dict(trial.params), note, folder, trial.number in best))
     sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
-    return sorted(
-        found, key=lambda one: (not one.best, sign * one.values[0] if one.values else math.inf, one.number)
-    )
+    return sorted(found, key=lambda one: (not one.best, sign * one.values[0] if one.values else math.inf, one.number))
 
 
 def write_results(search: Search) -> list[Trial]:
@@ -74,6 +77,17 @@ def write_results(search: Search) -> list[Trial]:
         with plotting.style():
             plotting.save_figure(search.folder / "search.png", _figure(search, trials), "Search")
     return trials
+
+
+def progress(search: Search, number: int) -> str:
+    """A line for the end of a trial."""
+    trials = trials_of(search)
+    trial = next(trial for trial in trials if trial.number == number)
+    done = sum(one.state in ("complete", "pruned", "failed") for one in trials) - len(search.repeated())
+    values = ", ".join(f"{name}={value:.6g}" for name, value in zip(search.objectives, trial.values)) or trial.state
+    best = next((one for one in trials if one.best), None)
+    so_far = "" if best is None else f"; best so far: trial {best.number}, {search.objectives[0]}={best.values[0]:.6g}"
+    return f"Trial {number} ({done} of {search.settings.n_trials}): {values}{so_far}"
 
 
 def summary(search: Search, trials: Sequence[Trial]) -> str:
@@ -92,7 +106,7 @@ def summary(search: Search, trials: Sequence[Trial]) -> str:
         lines.append("No trial has a score.")
     failed = [trial for trial in trials if trial.state == "failed" and trial.note == "error"]
     if failed:
-        folders = ", ".join(search.trial_folder(trial.number).name for trial in failed)
+        folders = ", ".join(trial.folder for trial in failed)
         lines.append(f"With an error: {folders}; see run.log there. The same command tries them again.")
     if counts["running"]:
         lines.append("Trials that are running belong to other processes of this search.")
@@ -105,8 +119,7 @@ def _rows(search: Search, trials: Sequence[Trial]) -> tuple[list[str], list[list
     for trial in trials:
         values = [f"{value:.6g}" for value in trial.values] or [""] * len(search.objectives)
         params = [_text(trial.params[key]) if key in trial.params else "" for key in search.space]
-        folder = search.trial_folder(trial.number).name
-        rows.append([str(trial.number), trial.state, *values, *params, folder, trial.note])
+        rows.append([str(trial.number), trial.state, *values, *params, trial.folder, trial.note])
     return heads, rows
 
 
@@ -155,7 +168,12 @@ def _draw_history(axes: Axes, search: Search, trials: Sequence[Trial]) -> None:
     pruned = [trial.number for trial in trials if trial.state == "pruned"]
     if pruned:
         axes.plot(
-            pruned, [0.0] * len(pruned), "x", color="0.5", transform=axes.get_xaxis_transform(), clip_on=False,
+            pruned,
+            [0.0] * len(pruned),
+            "x",
+            color="0.5",
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
             label="pruned",
         )
     axes.set_xlabel("trial")

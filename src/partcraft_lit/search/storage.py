@@ -50,7 +50,7 @@ def open_storage(place: str) -> BaseStorage:
 
 
 class _JournalLock:
-    """Optuna's lock of a journal as one that dies with its process; its own waits 30 s for a process that was killed."""
+    """Optuna's lock of a journal as one that dies with its process; its own waits 30 s for one that was killed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

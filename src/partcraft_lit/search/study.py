@@ -1,7 +1,7 @@
 """The study of a search: proposes trials, hears what came of them, and may be shared by several processes.
 
-Every trial's proposal depends on the study's seed, the trial's number and what was told before it alone. So a search that
-is killed and started again proposes what an undisturbed one does, as long as one process works on it.
+Every trial's proposal depends on the study's seed, the trial's number and what was told before it alone. So a search
+that is killed and started again proposes what an undisturbed one does, as long as one process works on it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from partcraft_lit.search.storage import open_storage
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
-    from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
-#: Attributes of a trial: who works on it, why it has no value, whose settings it repeats.
-_WORKER, FAILURE, _RETRY_OF = "worker", "failure", "retry_of"
+#: Attributes of a trial: who works on it, why it has no value, whose settings it repeats, whose result
+#: it has.
+_WORKER, FAILURE, _RETRY_OF, FOLDER = "worker", "failure", "retry_of", "folder"
 #: Trials that all failed, without one that did not, after which a search ends.
 _HOPELESS = 3
 
@@ -138,9 +138,20 @@ class Search(AbstractContextManager["Search"]):
                 claimed.append(self._ask())
             return claimed
 
-    def tell(self, number: int, outcome: Outcome) -> None:
-        """Ends a trial. A value that is not finite is a failure, so it is never the best."""
+    def tell(self, number: int, outcome: Outcome, folder: Path | None = None) -> None:
+        """Ends a trial. A value that is not finite is a failure, so it is never the best.
+
+        Args:
+            number: of a trial that was claimed here.
+            outcome: what came of it.
+            folder: of its result, if that is not the trial's own.
+        """
+        from optuna.samplers import RandomSampler
         from optuna.trial import TrialState
+
+        self.study.sampler = RandomSampler()  # that of a grid would stop an optimisation of which there is none
+        if folder is not None and folder != self.trial_folder(number):
+            self._trials_here[number].set_user_attr(FOLDER, str(folder))
 
         if isinstance(outcome, Pruned):
             self.study.tell(number, state=TrialState.PRUNED)
@@ -155,6 +166,11 @@ class Search(AbstractContextManager["Search"]):
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / f"trial_{number:03d}"
+
+    def repeated(self) -> dict[int, int]:
+        """Trials that failed -> the trial with the same values that counts instead."""
+        attributes = {trial.number: trial.user_attrs for trial in self._trials()}
+        return {own[_RETRY_OF]: number for number, own in attributes.items() if _RETRY_OF in own}
 
     def check_hope(self) -> None:
         """Raises a UserError if nothing but failures came so far: the next trials would fail as well."""
@@ -174,8 +190,7 @@ class Search(AbstractContextManager["Search"]):
         number, jobs = len(trials), self.settings.n_jobs
         if claimed >= jobs or (claimed and number % jobs == 0):
             return False
-        repeated = {trial.user_attrs[_RETRY_OF] for trial in trials if _RETRY_OF in trial.user_attrs}
-        counted = number - len(repeated)
+        counted = number - len(self.repeated())
         waiting = any(trial.state.name == "WAITING" for trial in trials)
         most = grid_size(self.space) if self.settings.sampler == "grid" else None
         return waiting or counted < min(self.settings.n_trials, most or self.settings.n_trials)
@@ -215,9 +230,8 @@ class Search(AbstractContextManager["Search"]):
 
     def _repeat_failed(self) -> None:
         """Trials that ended with an error are tried once more at every start of the search."""
-        trials = self._trials()
-        repeated = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
-        for trial in trials:
+        repeated = self.repeated()
+        for trial in self._trials():
             failed = trial.state.name == "FAIL" and trial.user_attrs.get(FAILURE) == "error"
             if failed and trial.number not in repeated and trial.params:
                 self.study.enqueue_trial(trial.params, user_attrs={_RETRY_OF: trial.number})
@@ -282,8 +296,8 @@ def check(settings: SearchSettings, space: Space, objectives: Sequence[str]) -> 
     directions = settings.directions(len(objectives))
     if len(directions) != len(objectives):
         raise UserError(
-            f"hydra.sweeper.direction has {len(directions)} entries for {len(objectives)} objectives: give one for all, "
-            "or one for each."
+            f"hydra.sweeper.direction has {len(directions)} entries for {len(objectives)} objectives: give one for "
+            "all, or one for each."
         )
     if settings.pruner is not None and len(objectives) > 1:
         raise UserError(
@@ -300,4 +314,3 @@ def check(settings: SearchSettings, space: Space, objectives: Sequence[str]) -> 
 
 def _described(search: Mapping[str, Any]) -> str:
     return json.dumps(search, ensure_ascii=False)
-

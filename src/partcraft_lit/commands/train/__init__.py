@@ -88,8 +88,8 @@ def _check_objective(values: Mapping[str, Any]) -> None:
             raise UserError(f"objective={objective} is a score, and eval.enabled=false computes none.")
         if objective.partition("/")[0] not in _SCORES:
             raise UserError(
-                f"objective={objective}: no score has this name. Scores begin with {', '.join(_SCORES)}; those of a run "
-                "are the keys of its scores.json, for instance eval/emr@reconstruction."
+                f"objective={objective}: no score has this name. Scores begin with {', '.join(_SCORES)}; those of a "
+                "run are the keys of its scores.json, for instance eval/emr@reconstruction."
             )
         if objective.startswith("eval/"):
             _check_eval_score(objective, values["eval"])
