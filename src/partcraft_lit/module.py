@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, cast
@@ -31,6 +32,8 @@ from partcraft_lit.losses.region import combine_regions, prompted_region
 from partcraft_lit.losses.settings import RegionMean, SnrForm
 from partcraft_lit.methods.method import Method
 from partcraft_lit.methods.optim import OptimSettings
+from partcraft_lit.parts.corrections import untrained_codes
+from partcraft_lit.tokens.growth import grow
 from partcraft_lit.tokens.weights import apply_part_weights
 
 
@@ -79,6 +82,10 @@ class PersonalizationModule(LightningModule):
         self._terms: dict[str, LossTerm] = {}
         self._capture: AttentionCapture | None = None
         self._requests = 0
+        #: Codes of each part of a corrected dictionary, and of the one underneath; see ``use_corrected``.
+        self._num_codes: tuple[int, ...] | None = None
+        self._trained_codes: tuple[int, ...] = tuple(method.vocabulary.num_codes)
+        self._codes_before: tuple[int, ...] = ()
         # Of learning rates: what the checkpoint was trained with, and what came to it in this process.
         self._scale_before, self._scale_here = 1.0, 1.0
 
@@ -318,6 +325,20 @@ class PersonalizationModule(LightningModule):
             maps = capture.maps()
         return maps.cpu(), tokens.to("cpu")
 
+    def use_corrected(self, base_codes: Sequence[int]) -> None:
+        """Parts are corrected: checkpoints of fewer parts or codes may be loaded, and record what they have trained.
+
+        Args:
+            base_codes: codes of each part before correction, which a checkpoint without such a record has trained.
+        """
+        self._num_codes = tuple(self.method.vocabulary.num_codes)
+        self._trained_codes = tuple(base_codes)
+
+    @property
+    def untrained_codes(self) -> dict[int, list[int]]:
+        """Part -> codes that the weights of the loaded checkpoint were never trained for."""
+        return untrained_codes(self._trained_codes, self.method.vocabulary.num_codes)
+
     # What a checkpoint holds.
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -341,6 +362,10 @@ class PersonalizationModule(LightningModule):
         checkpoint["frozen"] = {"backbone": self.backbone.name, "hash": self.backbone.hash}
         if self._rate_scale != 1.0:
             checkpoint["rate_scale"] = self._rate_scale
+        if self._num_codes is not None:
+            checkpoint["num_codes"] = [
+                max(pair) for pair in itertools.zip_longest(self._num_codes, self._codes_before, fillvalue=0)
+            ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._scale_before = float(checkpoint.get("rate_scale", 1.0))
@@ -351,6 +376,9 @@ class PersonalizationModule(LightningModule):
                 f"but the backbone here is {self.backbone.name!r} with weights {self.backbone.hash[:12]}. Load the "
                 "same backbone, or start a new run with ckpt_path=null."
             )
+        if self._num_codes is not None:
+            self._trained_codes = self._codes_before = tuple(checkpoint.get("num_codes", self._trained_codes))
+            grow(checkpoint, self._trainable_names(), list(itertools.chain(*self.trainable_groups().values())))
 
     def _trainable_names(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

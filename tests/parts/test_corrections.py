@@ -85,7 +85,6 @@ def test_names_may_be_the_old_or_the_new_ones():
         ("merge: [[2, 5]", "line 1, column 15|line 2, column 1"),
         ("merge: !!python/object/apply:os.system [ls]", "line 1, column 8: tags such as"),
         ("drop: &a [1]\nbackground: *a", r"aliases \(\*name\) are not read"),
-        ("refit: 3", "refit is 3"),
     ],
 )
 def test_wrong_entries(text: str, message: str):

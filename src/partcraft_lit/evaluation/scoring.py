@@ -135,7 +135,7 @@ class Scorer:
     @property
     def species(self) -> tuple[int, ...]:
         """Those of ``settings.species`` that the images and their parts allow."""
-        most = most_species(self.codes, self.labels)
+        most = most_species(self.codes, self.labels, self.predictor.retired)
         return tuple(species for species in self.settings.species if species <= most)
 
     def log_left_out(self, stages: Stages) -> None:
@@ -145,8 +145,8 @@ class Scorer:
             classes = "" if self.labels is None else f", {len(self.labels.unique())} classes"
             stages.log(
                 f"  eval.species: {', '.join(left_out)} left out; {len(self.codes)} images{classes} and "
-                f"{self.codes.shape[1]} parts (the background is one) give hybrids of "
-                f"{most_species(self.codes, self.labels)} at most"
+                f"{self.codes.shape[1] - len(self.predictor.retired)} parts (the background is one) give hybrids of "
+                f"{most_species(self.codes, self.labels, self.predictor.retired)} at most"
             )
 
     def protocols(self) -> dict[str, Targets]:
@@ -157,7 +157,12 @@ class Scorer:
             targets["reconstruction"] = reconstruction_targets(self.codes, chosen.reconstructions, chosen.seed)
         for species in self.species if chosen.compositions else ():
             targets[f"{species} species"] = composition_targets(
-                self.codes, species, chosen.compositions, chosen.seed, labels=self.labels
+                self.codes,
+                species,
+                chosen.compositions,
+                chosen.seed,
+                labels=self.labels,
+                retired=self.predictor.retired,
             )
         return targets
 
@@ -234,10 +239,10 @@ def _per_part(
     )
     scores: dict[str, float] = {}
     for key, metric in metrics.items():
-        of_parts = metric.image_scores(one, asked[row : row + 1])[0]  # (M + 1,)
+        of_parts = metric.image_scores(one, asked[row : row + 1])[0, metric.live]  # (M + 1,) without retired ones
         scores[f"{key}/all"] = float(of_parts.mean())
         scores[f"{key}/without_background"] = float(of_parts[BACKGROUND + 1 :].mean())
-        scores.update({f"{key}/{name}": float(value) for name, value in zip(names, of_parts, strict=True)})
+        scores.update({f"{key}/{names[part]}": float(value) for part, value in zip(metric.live, of_parts, strict=True)})
     return scores
 
 

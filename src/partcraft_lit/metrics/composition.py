@@ -63,6 +63,7 @@ def composition_targets(
     seed: int = 0,
     labels: Tensor | None = None,
     present_only: bool = False,
+    retired: Sequence[int] = (),
 ) -> Targets:
     """Hybrids of ``species`` images each.
 
@@ -78,14 +79,15 @@ def composition_targets(
         labels: (N,) classes; if given, the images of a hybrid are of different classes.
         present_only: draw only among entries that the donor image shows, so that every donor gives something. As
             published, an entry may be copied although it is absent.
+        retired: parts that corrections took away; no entry of theirs is drawn.
 
     Raises:
         UserError: if there are too few images, classes or parts for that many species.
 
     Source: PartCraft (arXiv 2407.04604), supplementary, algorithm 1.
     """
-    _check_species(codes, species, labels)
-    hybrids = [_compose(codes, species, seed, i, labels, present_only) for i in range(iterations)]
+    _check_species(codes, species, labels, retired)
+    hybrids = [_compose(codes, species, seed, i, labels, present_only, retired) for i in range(iterations)]
     empty = torch.empty(0, codes.shape[1], dtype=torch.long)
     return Targets(
         codes=torch.stack([hybrid[0] for hybrid in hybrids]) if hybrids else empty,
@@ -196,11 +198,18 @@ class _Scorer:
 
 
 def _compose(
-    codes: Tensor, species: int, seed: int, iteration: int, labels: Tensor | None, present_only: bool
+    codes: Tensor,
+    species: int,
+    seed: int,
+    iteration: int,
+    labels: Tensor | None,
+    present_only: bool,
+    retired: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     generator = torch_generator(seed, "composition", iteration)
     images = _draw_images(len(codes), species, labels, generator)
-    order = torch.randperm(codes.shape[1], generator=generator).tolist()  # in which entries are replaced
+    drawn = torch.randperm(codes.shape[1], generator=generator).tolist()
+    order = [part for part in drawn if part not in retired]  # in which entries are replaced
     hybrid = codes[images[0]].long().clone()
     sources = torch.full_like(hybrid, images[0])
     for donor in images[1:]:
@@ -224,19 +233,20 @@ def _draw_images(count: int, species: int, labels: Tensor | None, generator: tor
     return list(first.values())
 
 
-def most_species(codes: Tensor, labels: Tensor | None = None) -> int:
+def most_species(codes: Tensor, labels: Tensor | None = None, retired: Sequence[int] = ()) -> int:
     """Of how many images a hybrid can be at most: one gives it all, each other one an entry; no two of one class.
 
     Args:
         codes: (N, M + 1).
         labels: (N,) classes, or None.
+        retired: parts that corrections took away.
     """
     classes = len(codes) if labels is None else len(labels.unique())
-    return min(codes.shape[1] + 1, len(codes), classes)
+    return min(codes.shape[1] - len(retired) + 1, len(codes), classes)
 
 
-def _check_species(codes: Tensor, species: int, labels: Tensor | None) -> None:
-    parts, images = codes.shape[1], len(codes)
+def _check_species(codes: Tensor, species: int, labels: Tensor | None, retired: Sequence[int]) -> None:
+    parts, images = codes.shape[1] - len(retired), len(codes)
     if not 1 <= species <= parts + 1:
         raise UserError(
             f"eval.species={species}: with {parts} parts (the background is one) a hybrid has 1...{parts + 1} species."

@@ -25,7 +25,8 @@ class PartMetric(Metric, ABC):
         ValueError: if there is not one name per part.
 
     Absent parts: absent in both target and prediction scores 1, in one of them 0. A part never drops
-    out of the mean, so two methods are always averaged over the same entries.
+    out of the mean, so two methods are always averaged over the same entries. Only parts that corrections took away
+    (``retired`` of the predictor) count nowhere.
     """
 
     is_differentiable = False
@@ -49,6 +50,12 @@ class PartMetric(Metric, ABC):
     @property
     def predictor(self) -> PartPredictor:
         return self._predictor.value
+
+    @property
+    def live(self) -> list[int]:
+        """Parts that count, the background first."""
+        retired = getattr(self.predictor, "retired", ())
+        return [part for part in range(len(self.part_names)) if part not in retired]
 
     def update(self, images: Sequence[Tensor] | Tensor | PartPrediction, target_codes: Tensor) -> None:
         """Reads the parts off ``images`` and scores them.
@@ -91,7 +98,8 @@ class PartMetric(Metric, ABC):
             "all" (over the M + 1 parts, as published), "without_background", and "part/<name>" of each part; NaN before
             the first image.
         """
-        per_part = self.part_sums / self.num_images
+        per_part = (self.part_sums / self.num_images)[self.live]
         foreground = torch.arange(len(per_part), device=per_part.device) != BACKGROUND
         result = {"all": per_part.mean(), "without_background": per_part[foreground].mean()}
-        return result | {f"part/{name}": value for name, value in zip(self.part_names, per_part, strict=True)}
+        names = [self.part_names[part] for part in self.live]
+        return result | {f"part/{name}": value for name, value in zip(names, per_part, strict=True)}

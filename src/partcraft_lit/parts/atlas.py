@@ -79,6 +79,8 @@ class Atlas:
         """
         sections = [self._header()]
         for part in [*range(1, self._dictionary.num_parts + 1), 0]:  # the background last: it interests least
+            if part in self._dictionary.retired:
+                continue
             sections.append(self._part_section(part, codes))
         return _save(path, "Part atlas", stack(sections, pad=22, border=20))
 
@@ -109,13 +111,15 @@ class Atlas:
 
     def _header(self) -> Tensor:
         report, dictionary = self._discovery.report, self._dictionary
+        live = [part for part in range(dictionary.num_parts + 1) if part not in dictionary.retired]
         text = (
-            f"{dictionary.num_parts} parts and the background in {report.num_images} images   "
+            f"{len(live) - 1} parts and the background in {report.num_images} images   "
             f"features {dictionary.features_id}   {confidence_in_words(report.foreground['confidence'])}"
         )
         blank = torch.full((3, 1, _WIDTH), 255, dtype=torch.uint8)
         lines = [label(blank, "Part atlas", size=26), label(blank, text, size=15, color=_MUTED)]
-        return stack([*lines, legend(dictionary.names, self._colors, _WIDTH, size=15)], pad=6)
+        names = [dictionary.names[part] for part in live]
+        return stack([*lines, legend(names, self._colors[live], _WIDTH, size=15)], pad=6)
 
     def _part_section(self, part: int, codes: int) -> Tensor:
         about = self._discovery.report.parts[part]

@@ -18,7 +18,7 @@ from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import ABSENT, BACKGROUND, ImageSource, PatchFeatures
 from partcraft_lit.parts.corrected import CorrectedSegmenter, Move
-from partcraft_lit.parts.corrections import Corrections, MovedRegion, Plan, resolve, untrained_codes
+from partcraft_lit.parts.corrections import Corrections, MovedRegion, Plan, name_codes, resolve, untrained_codes
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import (
     Discovery,
@@ -127,6 +127,7 @@ class _Correcting:
         moved = {move.image for move in self.corrections.move}
         self._check_images(moved)
         first = resolve(self.corrections, self.base.names)
+        free = max([self.base.num_parts, *(one.num_parts for one in self.applied)]) + 1
         with FeatureCache(0) as cache:
             segmented = segment_images(
                 self.source,
@@ -138,14 +139,13 @@ class _Correcting:
                 progress=self.progress,
                 cache=cache,
             )
-        if first.only_names:
+        if first.only_names and free == len(first.names):
             return self._discovery(replace(self.base, names=first.names), segmented, first)
         cells = CellDirections(
             self.source, self.features, self.base.base_segmenter, segmented.label_maps, self.batch_size, self.store
         )
         tables = {label: self._pieces(label, number, segmented, cells) for label, number in first.splits.items()}
         piece_ids = self._piece_ids(tables)
-        free = max([self.base.num_parts, *(one.num_parts for one in self.applied)]) + 1
         plan = resolve(self.corrections, self.base.names, piece_ids, free)
         segmenter = CorrectedSegmenter(
             base=self.base.base_segmenter,
@@ -171,6 +171,7 @@ class _Correcting:
             metadata={
                 **self.base.metadata,
                 "base": self.base.hash,
+                "base_codes": list(self.base.codes_per_part),
                 "retired": {str(part): reason for part, reason in plan.retired.items()},
                 "pieces": self._numbered(plan),
             },
@@ -364,9 +365,30 @@ class Effect:
     parts: list[dict[str, Any]]
     untrained: dict[str, list[int]]
 
+    def lines(self) -> list[str]:
+        """In sentences, for a log."""
+        said = []
+        for row in self.parts:
+            names = f"part {row['part']} ({row['after'] or row['before']})"
+            if row["after"] is None and row["before"] is not None:
+                said.append(f"{names}: {row['retired'] or 'gone'}")
+            elif row["before"] is None and row["after"] is not None:
+                said.append(f"{names}: new, in {row['images_after']} images")
+            elif row["after"] is not None:
+                renamed = f", was {row['before']}" if row["before"] != row["after"] else ""
+                same = f"{row['same_code']} of {row['images_before']} images keep their code"
+                said.append(f"{names}{renamed}: in {row['images_after']} images, {same}")
+        said += [f"untrained: {name_codes(name, codes)}" for name, codes in self.untrained.items()]
+        return said
 
-def effect_of(before: Discovery, after: Discovery) -> Effect:
-    """Compares two discoveries of the same images."""
+
+def effect_of(before: Discovery, after: Discovery, trained: Sequence[int] | None = None) -> Effect:
+    """Compares two discoveries of the same images.
+
+    Args:
+        before, after: without and with corrections.
+        trained: number of codes of each part that tokens were trained for; None for those of ``before``.
+    """
     reasons = after.dictionary.metadata.get("retired", {})
     parts = []
     for part in range(max(before.codes.shape[1], after.codes.shape[1])):
@@ -390,5 +412,5 @@ def effect_of(before: Discovery, after: Discovery) -> Effect:
                 "retired": reasons.get(str(part)),
             }
         )
-    missing = untrained_codes(before.dictionary.codes_per_part, after.dictionary.codes_per_part)
+    missing = untrained_codes(trained or before.dictionary.codes_per_part, after.dictionary.codes_per_part)
     return Effect(parts, {after.dictionary.names[part]: codes for part, codes in missing.items()})

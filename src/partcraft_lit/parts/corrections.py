@@ -15,10 +15,9 @@ away, dropped or turned into background are *retired*: they have a number, and n
 **Codes stay.** A part whose regions are the same has the same table of centroids. A merged or split part that keeps
 its number keeps its codes too: the centroid of code k becomes the mean of the images that had code k. Split-off pieces
 get codes of their own by k-means, which are untrained until a run trains them. What was applied before is applied in
-the same way again, so undo gives back the very same codes. With ``refit``, parts and codes are fitted again on the
-images as they are now, and numbered by the old ones: those that are most alike (Hungarian method on the cosine of
-centroids) keep their number, others are appended. Parts under ``lock`` keep centroids, codes and cells then, and no
-entry may touch them.
+the same way again, so undo gives back the very same codes. Pieces of another split of the same part keep the numbers
+of the former pieces that they are most like (Hungarian method on the cosine of centroids). No entry may change parts
+under ``lock``.
 
 **A trained run** meets a changed dictionary by number: token (m, k) is trained if a checkpoint of it has seen code k
 of part m. ``untrained_codes`` lists the others.
@@ -70,9 +69,8 @@ class Corrections:
         split: part -> number of pieces, by k-means inside the part.
         drop: parts whose regions go to the parts around them.
         background: parts that are background.
-        lock: parts that no other entry may touch and no refit moves, or "all".
+        lock: parts that no other entry may change, or "all".
         move: regions of single images.
-        refit: fit again on the images that are there now.
     """
 
     rename: Mapping[Ref, str] = field(default_factory=dict)
@@ -82,7 +80,6 @@ class Corrections:
     background: tuple[Ref, ...] = ()
     lock: tuple[Ref, ...] | Literal["all"] = ()
     move: tuple[MovedRegion, ...] = ()
-    refit: bool = False
 
     # One step each, for an interface in which a person clicks. Nothing is checked before ``resolve``.
 
@@ -129,7 +126,6 @@ class Corrections:
             "background": list(self.background),
             "lock": self.lock if self.lock == "all" else list(self.lock),
             "move": moves,
-            "refit": self.refit,
         }
         return {key: value for key, value in values.items() if value}
 
@@ -143,9 +139,7 @@ class Plan:
         splits: label -> number of pieces, in the order in which the pieces are numbered.
         owners: part of each region of a ``CorrectedSegmenter``, or ``DROPPED``.
         retired: part -> what became of it, for messages.
-        locked: parts that keep everything.
         moves: with numbers of parts.
-        refit: as in ``Corrections``.
         piece_ids: (label, piece) -> number of each piece that is split off, also if it was merged away.
     """
 
@@ -153,9 +147,7 @@ class Plan:
     splits: Mapping[int, int]
     owners: tuple[int, ...]
     retired: Mapping[int, str]
-    locked: frozenset[int]
     moves: tuple[MovedRegion, ...]
-    refit: bool
     piece_ids: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     @property
@@ -226,13 +218,8 @@ class _Resolver:
         if not any(part > 0 for part in owners):
             raise UserError("parts.yaml: no part would be left besides the background. Keep one.")
         names = self._part_names(new_names, retired)
-        locked = frozenset(
-            range(len(names))
-            if self.given.lock == "all"
-            else (self.ids[r] for r in self._regions(self.given.lock, "lock"))
-        )
         moves = tuple(self._move(move, owners) for move in self.given.move)
-        return Plan(names, self.splits, tuple(owners), retired, locked, moves, self.given.refit, self.piece_ids)
+        return Plan(names, self.splits, tuple(owners), retired, moves, self.piece_ids)
 
     # Names.
 
@@ -394,3 +381,10 @@ def untrained_codes(trained: Sequence[int], now: Sequence[int]) -> dict[int, lis
         part: list(range(trained[part] if part < len(trained) else 0, number)) for part, number in enumerate(now)
     }
     return {part: codes for part, codes in missing.items() if codes}
+
+
+def name_codes(name: str, codes: Sequence[int]) -> str:
+    """Codes of a part as prompts write them: ``<head:0> to <head:19>``."""
+    if len(codes) > 2 and list(codes) == list(range(codes[0], codes[-1] + 1)):
+        return f"<{name}:{codes[0]}> to <{name}:{codes[-1]}>"
+    return ", ".join(f"<{name}:{code}>" for code in codes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,6 +79,12 @@ class CorrectionsFile:
     @property
     def can_undo(self) -> bool:
         return bool(self._history())
+
+    @property
+    def digest(self) -> str:
+        """Hash of what the file says; without a file, of the parts of the run beside it."""
+        path = self.path if self.path.is_file() else self.path.parent / "parts" / JSON_NAME
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def base(self) -> PartDictionary | None:
         """The dictionary that is corrected: the one that is kept, else that of the run which the file lies beside."""
@@ -171,7 +178,7 @@ def _checked(values: Mapping[str, Any], where: str) -> Corrections:
     """Values of the right types."""
     given = {key: value for key, value in values.items() if value is not None}
     for key, value in given.items():
-        if key != "refit" and _has_truth_value(value):
+        if _has_truth_value(value):
             raise UserError(
                 f"{where}: under {key} stands a word that YAML takes for true or false (yes, no, on, off); put names "
                 "like these in quotes."
@@ -212,7 +219,6 @@ _EXAMPLES = {
     "background": "'background: [3]'",
     "lock": "'lock: [1, 2]' or 'lock: all'",
     "move": "'move: [{image: a.png, from: 2, to: 4, at: [60, 25]}]'",
-    "refit": "'refit: true'",
 }
 _MOVE_KEYS = {"image": "image", "from": "source", "to": "target", "at": "at"}
 

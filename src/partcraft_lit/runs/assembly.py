@@ -19,7 +19,12 @@ from partcraft_lit.tokens.grammar import PartVocabulary
 
 def vocabulary_of(dictionary: PartDictionary) -> PartVocabulary:
     """Names and numbers of codes that a prompt may hold."""
-    return PartVocabulary(dictionary.names, dictionary.codes_per_part)
+    base_codes = dictionary.metadata.get("base_codes")
+    if base_codes is None:
+        return PartVocabulary(dictionary.names, dictionary.codes_per_part)
+    retired = {int(part): str(reason) for part, reason in dictionary.metadata["retired"].items()}
+    most = max(*base_codes, int(dictionary.settings.get("K", 0)))
+    return PartVocabulary(dictionary.names, dictionary.codes_per_part, retired, most)
 
 
 def build_module(
@@ -33,7 +38,10 @@ def build_module(
         backbone: changed here: an adapter is added, weights are told to train.
         class_noun: the data set's own noun, used where the settings ask for "auto".
     """
-    return assemble(settings, vocabulary_of(dictionary), backbone, class_noun)
+    module = assemble(settings, vocabulary_of(dictionary), backbone, class_noun)
+    if (base_codes := dictionary.metadata.get("base_codes")) is not None:
+        module.use_corrected(base_codes)
+    return module
 
 
 def assemble(
@@ -75,6 +83,16 @@ def load_trained(
     module = build_module(settings, dictionary, backbone, class_noun)
     load_weights(module, checkpoint)
     return module, dictionary
+
+
+def trained_codes(run_folder: Path) -> tuple[int, ...]:
+    """How many codes of each part the newest checkpoint of a run has trained; of a run without one, none."""
+    checkpoint = newest_good(run_folder / "checkpoints")
+    dictionary = PartDictionary.load(run_folder / "parts")
+    if checkpoint is None:
+        return (0,) * len(dictionary.names)
+    recorded = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("num_codes")
+    return tuple(recorded or dictionary.metadata.get("base_codes") or dictionary.codes_per_part)
 
 
 def trained_checkpoint(run_folder: Path) -> Path:

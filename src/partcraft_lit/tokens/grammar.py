@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -39,6 +39,8 @@ class PartVocabulary:
     Attributes:
         names: M + 1 names, the background first; see :func:`~partcraft_lit.core.part_names.check_part_names`.
         num_codes: M + 1 counts; codes of part m are 0...num_codes[m] - 1.
+        retired: part -> what became of it, of parts that corrections took away.
+        table_codes: columns that a table of codes has at least, also where no part has so many any more.
 
     Raises:
         UserError: for a name that prompts cannot contain.
@@ -47,6 +49,8 @@ class PartVocabulary:
 
     names: Sequence[str]
     num_codes: Sequence[int]
+    retired: Mapping[int, str] = field(default_factory=dict)
+    table_codes: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -71,7 +75,7 @@ class PartVocabulary:
     @property
     def max_codes(self) -> int:
         """Largest number of codes of a part (K)."""
-        return max(self.num_codes)
+        return max(*self.num_codes, self.table_codes)
 
     @cached_property
     def _index_of(self) -> dict[str, int]:
@@ -103,6 +107,8 @@ class PartVocabulary:
         """Raises ``UserError`` if the token's part or code does not exist."""
         part = self._checked_index(token.part)
         name, count = self.names[part], self.num_codes[part]
+        if part in self.retired:
+            raise UserError(f"Part {name!r} is gone: {self.retired[part]}. Leave it out of the prompt.")
         if count == 0:
             raise UserError(f"Part {name!r} has no codes, because no image shows it; leave it out of the prompt.")
         if not 0 <= token.code < count:
@@ -118,7 +124,7 @@ class PartVocabulary:
         return index
 
     def _listing(self) -> str:
-        return ", ".join(f"{index} {name}" for index, name in enumerate(self.names))
+        return ", ".join(f"{index} {name}" for index, name in enumerate(self.names) if index not in self.retired)
 
 
 def _folded(name: str) -> str:

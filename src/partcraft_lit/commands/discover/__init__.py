@@ -9,6 +9,9 @@ from typing import Any
 from partcraft_lit.commands.discover.settings import DiscoverSettings
 from partcraft_lit.config import factories
 from partcraft_lit.core import environment, rundir
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.runs.corrections import corrections_of, with_corrections
+from partcraft_lit.runs.stored import values_of_run
 
 
 def check(values: Mapping[str, Any]) -> DiscoverSettings:
@@ -17,19 +20,61 @@ def check(values: Mapping[str, Any]) -> DiscoverSettings:
 
 
 def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
+    if values["run"] is not None:
+        return rundir.new_folder(_run_of(values) / "corrected"), ""
     root = Path(values["paths"]["logs"]).expanduser() / "discover" / "runs"
-    folder = rundir.new_folder(root, rundir.settings_hash(values))
+    folder = rundir.new_folder(root, rundir.settings_hash(with_corrections(_without_run(values))))
     return folder, f"Run folder: {folder}"
 
 
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
+    if values["run"] is not None:
+        return _correct(values)
     environment.write(folder)
+    corrections = corrections_of(values, folder, None)
 
     from partcraft_lit.commands.discover.discover import discover
 
     result = discover(
-        settings, folder, source=factories.make_source(values), load_features=factories.features_loader(values)
+        settings,
+        folder,
+        source=factories.make_source(values),
+        load_features=factories.features_loader(values),
+        corrections=corrections,
     )
     rundir.mark_finished(folder)
     return result
+
+
+def _correct(values: Mapping[str, Any]) -> Any:
+    """Applies the ``parts.yaml`` of a run to it; images and features are those of the run."""
+    run_folder = _run_of(values)
+    own = values_of_run(run_folder, trust=values["trust"])
+
+    from partcraft_lit.commands.discover.correct import correct
+
+    with rundir.held(run_folder):
+        return correct(
+            factories.settings_of(DiscoverSettings, {key: own[key] for key in ("seed", "parts", "paths")}),
+            run_folder,
+            source=factories.make_source(own),
+            load_features=factories.features_loader({**own, "trainer": values["trainer"]}),
+        )
+
+
+def _run_of(values: Mapping[str, Any]) -> Path:
+    """A trained run, or one of ``partcraft discover``."""
+    logs = Path(values["paths"]["logs"]).expanduser()
+    discovered = logs / "discover" / "runs" / str(values["run"])
+    if (discovered / ".hydra" / "config.yaml").is_file():
+        return discovered.resolve()
+    folder = rundir.find_run(str(values["run"]), logs / "train" / "runs")
+    if not (folder / "parts" / "dictionary.json").is_file():
+        raise UserError(f"run={values['run']}: this run has no parts yet; discover or train first.")
+    return folder
+
+
+def _without_run(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without keys that say nothing of a new discovery."""
+    return {key: value for key, value in values.items() if key not in ("run", "trust")}

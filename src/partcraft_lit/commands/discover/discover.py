@@ -26,6 +26,9 @@ from partcraft_lit.core.types import ABSENT, AnnotatedSource, GroundTruthSource,
 from partcraft_lit.core.visualization import part_colors, resize_labels
 from partcraft_lit.data.mask_files import NAMES_FILE
 from partcraft_lit.parts.atlas import Atlas
+from partcraft_lit.parts.corrected_discovery import CorrectionSources, discover_corrected
+from partcraft_lit.parts.corrections import Corrections
+from partcraft_lit.parts.corrections_file import FILE_NAME, CorrectionsFile
 from partcraft_lit.parts.dataset_parts import dataset_parts
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import CODES_FILE, Discovery
@@ -40,7 +43,12 @@ _VERSION = 2
 
 
 def discover(
-    settings: DiscoverSettings, folder: Path, *, source: ImageSource, load_features: Callable[[], PatchFeatures]
+    settings: DiscoverSettings,
+    folder: Path,
+    *,
+    source: ImageSource,
+    load_features: Callable[[], PatchFeatures],
+    corrections: CorrectionSources | None = None,
 ) -> dict[str, Any]:
     """``partcraft discover``: writes ``parts/`` into the run folder.
 
@@ -49,6 +57,7 @@ def discover(
         folder: run folder.
         source: the images.
         load_features: loads the network that describes patches.
+        corrections: of the parts.
 
     Returns:
         The discovery's report, as plain values.
@@ -57,28 +66,76 @@ def discover(
     write_rejected(source, folder, stages)
     features = load_features()
     store = Store(settings.paths.store)
-    discovery = discover_parts(settings.parts, settings.seed, source, features, store, stages)
+    discovery = discover_parts(
+        settings.parts, settings.seed, source, features, store, stages, corrections=corrections, folder=folder
+    )
     metadata = write_discovery(source, discovery, folder / "parts", store, stages, settings.parts.save_masks)
     stages.log(f"Parts: {folder / 'parts' / 'atlas.png'}")
     return metadata
 
 
 def discover_parts(
-    settings: PartsSettings, seed: int, source: ImageSource, features: PatchFeatures, store: Store, stages: Stages
+    settings: PartsSettings,
+    seed: int,
+    source: ImageSource,
+    features: PatchFeatures,
+    store: Store,
+    stages: Stages,
+    *,
+    corrections: CorrectionSources | None = None,
+    folder: Path | None = None,
 ) -> Discovery:
-    """Discovers the parts, or takes them from the store or the data set; logs what differs from the settings."""
+    """Discovers the parts, or takes them from the store or the data set; logs what differs from the settings.
+
+    Args:
+        settings, seed, source, features, store: as in ``discovery.discover``.
+        stages: logs progress.
+        corrections: of the parts.
+        folder: of the run, which keeps what was corrected and by what.
+    """
     if settings.source != "discover":
         with stages.stage("read parts") as counter:
             discovery = dataset_parts(source, features, settings, seed=seed, progress=counter.part)
         _log_codes(discovery, settings, stages)
         return discovery
     with stages.stage("discover parts") as counter:
-        discovery = find_parts(source, features, settings, seed=seed, store=store, progress=counter.part)
+        if corrections is None or not corrections.given:
+            discovery = find_parts(source, features, settings, seed=seed, store=store, progress=counter.part)
+        else:
+            discovery, base = discover_corrected(
+                source, features, settings, corrections, seed=seed, store=store, progress=counter.part
+            )
+            if folder is not None and corrections.file is not None:
+                stages.log(f"  corrections: {corrections.file.path}")
+                _keep(corrections.file, corrections.corrections, base, discovery.dictionary, folder, stages)
     report = discovery.report
-    shown = ", ".join(f"{part['name']} {part['images']}" for part in report.parts[1:])
+    live = [part for part in report.parts[1:] if part["codes"]]
+    shown = ", ".join(f"{part['name']} {part['images']}" for part in live)
     stages.log(f"  {confidence_in_words(report.foreground['confidence'])}; images per part: {shown}")
     _log_codes(discovery, settings, stages)
     return discovery
+
+
+def _keep(
+    file: CorrectionsFile,
+    corrections: Corrections,
+    base: PartDictionary,
+    dictionary: PartDictionary,
+    folder: Path,
+    stages: Stages,
+) -> None:
+    """Beside the file and in the run's folder, so that either goes on with these numbers of parts and codes."""
+    if not is_first_process():
+        return
+    own = CorrectionsFile(folder / FILE_NAME)
+    if (file.path.is_file() and not own.path.is_file()) or (own.path.is_file() and own.load() != corrections):
+        own.save(corrections)
+    own.keep(base, dictionary)
+    if file != own:
+        try:
+            file.keep(base, dictionary)
+        except UserError as error:
+            stages.log(f"  The parts are kept in the run's folder only: {error}")
 
 
 def _log_codes(discovery: Discovery, settings: PartsSettings, stages: Stages) -> None:

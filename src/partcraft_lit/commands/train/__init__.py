@@ -15,6 +15,7 @@ from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.loggers.identity import write_identity
+from partcraft_lit.runs.corrections import corrections_of
 from partcraft_lit.runs.settings import TrainSettings
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     source = factories.make_source(values)
     factories.check_words(values, settings, source.class_noun)
     loggers = factories.make_loggers(values, folder)
+    resume_from = runs.resume_from(values, folder)
+    corrections = corrections_of(values, folder, resume_from)
     with finished(loggers):
         scores = train(
             settings,
@@ -65,8 +68,9 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
                 factories.image_features_loader(values),
             ),
             training=Training(make_trainer, callbacks, loggers),
-            resume_from=runs.resume_from(values, folder),
+            resume_from=resume_from,
             config=dict(values),
+            corrections=corrections,
         )
     from partcraft_lit.callbacks.pruning import pruned_at
 

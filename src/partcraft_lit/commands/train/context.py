@@ -25,6 +25,7 @@ from partcraft_lit.evaluation.scoring import Scorer, Scores
 from partcraft_lit.metrics.composition import Targets, composition_targets, reconstruction_targets
 from partcraft_lit.metrics.features import ImageFeatures
 from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.parts.corrected_discovery import CorrectionSources
 from partcraft_lit.parts.discovery import Discovery
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.runs.settings import TrainSettings
@@ -87,6 +88,7 @@ class RunContext:
         training: its trainer, callbacks and loggers.
         resume_from: checkpoint to continue from.
         config: the resolved configuration, for the report.
+        corrections: of the parts, and the run whose parts are kept.
         stages: progress and seconds of each stage.
         store: what is computed once for all runs.
         backbone, features, image_features: filled in by ``load_models``.
@@ -106,6 +108,7 @@ class RunContext:
     training: Training
     resume_from: Path | None
     config: Mapping[str, Any]
+    corrections: CorrectionSources = field(default_factory=CorrectionSources)
     stages: Stages = field(default_factory=Stages)
     store: Store = field(init=False)
     backbone: Backbone = field(init=False)
@@ -134,7 +137,9 @@ class RunContext:
     @cached_property
     def probe_prompts(self) -> ProbePrompts:
         """Reconstructions, then hybrids of as many images as can be had, at most four."""
-        targets = probe_targets(self.scorer.codes, self.scorer.labels, self.settings.eval.seed)
+        targets = probe_targets(
+            self.scorer.codes, self.scorer.labels, self.settings.eval.seed, self.discovery.dictionary.retired
+        )
         prompts = [self.module.method.plain_caption(row) for row in targets.codes]
         return ProbePrompts(prompts, targets.seeds, targets.codes)
 
@@ -146,11 +151,19 @@ class RunContext:
         return cached_image(self.store, "grids", [*model, *key], draw)
 
 
-def probe_targets(codes: Tensor, labels: Tensor | None, seed: int) -> Targets:
+def probe_targets(codes: Tensor, labels: Tensor | None, seed: int, retired: Sequence[int] = ()) -> Targets:
     half = _PROBE_PROMPTS // 2
     sources = len(codes) if labels is None else len(labels.unique())
     again = reconstruction_targets(codes, half, seed)
-    hybrids = composition_targets(codes, min(4, codes.shape[1] + 1, sources), half, seed, labels, present_only=True)
+    hybrids = composition_targets(
+        codes,
+        min(4, codes.shape[1] - len(retired) + 1, sources),
+        half,
+        seed,
+        labels,
+        present_only=True,
+        retired=retired,
+    )
     return Targets(
         torch.cat([again.codes, hybrids.codes]),
         torch.cat([again.sources, hybrids.sources]),

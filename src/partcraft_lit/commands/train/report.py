@@ -110,7 +110,15 @@ def compose(run: RunContext) -> list[Composition]:
     labels = labels_of(source)
     most = len(source) if labels is None else len(labels.unique())
     species = min(4, discovery.codes.shape[1] + 1, most)
-    targets = composition_targets(discovery.codes, species, settings.hybrids, settings.seed, labels, present_only=True)
+    targets = composition_targets(
+        discovery.codes,
+        species,
+        settings.hybrids,
+        settings.seed,
+        labels,
+        present_only=True,
+        retired=discovery.dictionary.retired,
+    )
     prompts = [run.module.method.plain_caption(row) for row in targets.codes]
     images = run.module.generate(prompts, targets.seeds)
     codes = run.predictor.predict(list(images)).codes
@@ -147,8 +155,9 @@ def _sources(source: ImageSource, discovery: Discovery, targets: Targets, row: i
 
 
 def _summary(source: ImageSource, discovery: Discovery) -> str:
+    number = discovery.dictionary.num_parts - len(discovery.dictionary.retired)
     return (
-        f"{discovery.dictionary.num_parts} parts were discovered in {len(source):,} images without labels. Every code "
+        f"{number} parts were discovered in {len(source):,} images without labels. Every code "
         "of a part has its own token; a prompt with tokens of several images composes an object that none shows."
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
+from partcraft_lit.runs.corrections import with_corrections
 
 
 def choose_run_folder(verb: str, values: Mapping[str, Any]) -> tuple[Path, str]:
@@ -18,7 +19,7 @@ def choose_run_folder(verb: str, values: Mapping[str, Any]) -> tuple[Path, str]:
     """
     given = values["ckpt_path"]
     root = Path(values["paths"]["logs"]).expanduser() / verb / "runs"
-    digest = rundir.settings_hash(values)
+    digest = rundir.settings_hash(with_corrections(values))
     if given == "auto":
         if (folder := rundir.unfinished(root, digest)) is not None:
             return folder, f"Continuing the unfinished run {folder} (ckpt_path=null starts a new one)."

@@ -15,6 +15,7 @@ from partcraft_lit.commands.train.report import report
 from partcraft_lit.commands.train.score import score, score_bounds
 from partcraft_lit.core.types import ImageSource
 from partcraft_lit.data.prior import prior_prompt
+from partcraft_lit.parts.corrected_discovery import CorrectionSources
 from partcraft_lit.parts.dataset_parts import check_dataset_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.runs.assembly import build_module
@@ -30,16 +31,17 @@ def train(
     training: Training,
     resume_from: Path | None,
     config: Mapping[str, Any],
+    corrections: CorrectionSources | None = None,
 ) -> dict[str, float]:
     """Runs everything from a folder of images to scores and a report.
 
     Args:
-        settings, folder, source, load, training, resume_from, config: see :class:`RunContext`.
+        settings, folder, source, load, training, resume_from, config, corrections: see :class:`RunContext`.
 
     Returns:
         One number per key, as in ``scores.json``; empty if scoring is switched off.
     """
-    run = RunContext(settings, folder, source, load, training, resume_from, config)
+    run = RunContext(settings, folder, source, load, training, resume_from, config, corrections or CorrectionSources())
     for stage in STAGES:
         stage(run)
     return run.metrics
@@ -70,7 +72,16 @@ def load_models(run: RunContext) -> None:
 def discover(run: RunContext) -> None:
     """Finds the parts, or takes them from the store."""
     settings = run.settings
-    run.discovery = discover_parts(settings.parts, settings.seed, run.source, run.features, run.store, run.stages)
+    run.discovery = discover_parts(
+        settings.parts,
+        settings.seed,
+        run.source,
+        run.features,
+        run.store,
+        run.stages,
+        corrections=run.corrections,
+        folder=run.folder,
+    )
     run.metadata = write_discovery(
         run.source, run.discovery, run.folder / "parts", run.store, run.stages, settings.parts.save_masks
     )
