@@ -30,11 +30,12 @@ def corrected_place(new_workshop: Callable, pictures: Path, tmp_path_factory: py
     """A workshop with a data set of its own, which tests may add to."""
     place, folder = new_workshop(), tmp_path_factory.mktemp("data") / "pictures"
     shutil.copytree(pictures, folder)
-    place.arguments = tuple(a for a in place.arguments if not a.startswith("dataset.dir=")) + (f"dataset.dir={folder}",)
-    place.arguments += ("parts.M=3",)
+    others = [argument for argument in place.arguments if not argument.startswith("dataset.dir=")]
+    place.arguments = (*others, f"dataset.dir={folder}", "parts.M=3")
     return place, folder
 
 
+@pytest.mark.slow
 def test_corrections_and_new_images_leave_other_parts_of_a_trained_run(corrected_place, plain):
     """Merge, rename and 30 new images: the others keep codes, tokens and EMR."""
     place, data = corrected_place
@@ -79,6 +80,7 @@ def test_corrections_and_new_images_leave_other_parts_of_a_trained_run(corrected
     assert place("evaluate", f"run={run}").code == 0
 
 
+@pytest.mark.slow
 def test_split_parts_are_untrained_until_the_run_goes_on(corrected_place, plain):
     place, _ = corrected_place
     run = place.train(*plain, "seed=3")
@@ -110,6 +112,7 @@ def test_split_parts_are_untrained_until_the_run_goes_on(corrected_place, plain)
     assert place("generate", f"run={run}", "prompt=a <part1:0>", "num_images=1").code == 0
 
 
+@pytest.mark.slow
 def test_a_file_beside_the_data_set_is_applied_and_is_part_of_the_run(corrected_place, plain):
     place, data = corrected_place
     uncorrected = place.train(*plain, "seed=4")
@@ -125,7 +128,9 @@ def test_a_file_beside_the_data_set_is_applied_and_is_part_of_the_run(corrected_
     without = place.train(*plain, "seed=4", "parts.corrections=null")
     assert PartDictionary.load(without / "parts").hash == PartDictionary.load(uncorrected / "parts").hash
 
-    to_pil(Creatures(species=1, images_per_species=1, image_size=48, seed=11).image(0)).save(data / "species 0" / "x.png")
+    to_pil(Creatures(species=1, images_per_species=1, image_size=48, seed=11).image(0)).save(
+        data / "species 0" / "x.png"
+    )
     again = place.train(*plain, "seed=4")
     assert PartDictionary.load(again / "parts").hash == dictionary.hash
     old = codes_of(run)

@@ -30,7 +30,7 @@ from partcraft_lit.core.types import ImageSource
 from partcraft_lit.methods.method import EACH
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.runs.assembly import load_trained, vocabulary_of
+from partcraft_lit.runs.assembly import load_trained, untrained_of_run, vocabulary_of
 from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.runs.stored import values_of_run
 from partcraft_lit.tokens.settings import CaptionSettings
@@ -122,8 +122,17 @@ class Run(Composer):
         counts = self.stored.counts
         shown = [table.any(dim=1).tolist() for table in self.dictionary.code_centroids]
         trained = shown if counts is None else [[number > 0 for number in column] for column in counts]
+        for name, codes in self.untrained_codes.items():
+            column = trained[self.dictionary.names.index(name)]
+            column[:] = [seen and code not in codes for code, seen in enumerate(column)]
         there = [index for index in range(len(self.dictionary.names)) if index not in self.dictionary.retired]
         return tuple(Part(self.stored, index, dict(enumerate(trained[index]))) for index in there)
+
+    @cached_property
+    def untrained_codes(self) -> dict[str, list[int]]:
+        """Name -> codes that came with corrections and that no weights of this run were trained for."""
+        missing = untrained_of_run(self.folder, self.dictionary)
+        return {self.dictionary.names[part]: codes for part, codes in missing.items()}
 
     @property
     def class_names(self) -> tuple[str, ...]:

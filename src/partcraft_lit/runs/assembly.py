@@ -11,10 +11,16 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Backbone
 from partcraft_lit.methods.method import Method, MethodContext, Recipe
 from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.parts.corrections import untrained_codes
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.runs.memory import apply_memory_options
 from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.tokens.grammar import PartVocabulary
+
+#: What a code is that came with a correction of the parts, and what to do.
+UNTRAINED = (
+    "it came with a correction of the parts, and its token is random until the run is trained further (ckpt_path=RUN)"
+)
 
 
 def vocabulary_of(dictionary: PartDictionary) -> PartVocabulary:
@@ -93,6 +99,13 @@ def trained_codes(run_folder: Path) -> tuple[int, ...]:
         return (0,) * len(dictionary.names)
     recorded = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("num_codes")
     return tuple(recorded or dictionary.metadata.get("base_codes") or dictionary.codes_per_part)
+
+
+def untrained_of_run(run_folder: Path, dictionary: PartDictionary) -> dict[int, list[int]]:
+    """Part -> codes that came with corrections and that no checkpoint of the run has trained."""
+    if "base_codes" not in dictionary.metadata:
+        return {}
+    return untrained_codes(trained_codes(run_folder), dictionary.codes_per_part)
 
 
 def trained_checkpoint(run_folder: Path) -> Path:

@@ -35,6 +35,7 @@ from partcraft_lit.evaluation.scoring import (
 )
 from partcraft_lit.evaluation.truth import truth_of
 from partcraft_lit.metrics.features import ImageFeatures
+from partcraft_lit.parts.corrections import name_codes
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import read_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
@@ -62,6 +63,8 @@ def evaluate(
     networks = load_image_features()  # before anything is drawn: one that is missing is told at once
     backbone = load_backbone()
     module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
+    for part, codes in module.untrained_codes.items():
+        stages.log(f"  untrained, and scored all the same: {name_codes(dictionary.names[part], codes)}")
     scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages, networks)
     scores = _scores_of_data(scorer, source, backbone, settings, run_folder, stages)
     scorer.log_left_out(stages)

@@ -29,8 +29,9 @@ from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.types import Backbone, PartToken
 from partcraft_lit.core.visualization import save_png
 from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.parts.corrections import name_codes
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.runs.assembly import load_trained, vocabulary_of
+from partcraft_lit.runs.assembly import UNTRAINED, load_trained, untrained_of_run, vocabulary_of
 from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.tokens.embedding_files import ExportedPart, Tool, chosen_tokens, exported_part
 from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
@@ -60,7 +61,13 @@ def export(
     stages = Stages()
     dictionary = PartDictionary.load(run_folder / "parts")
     vocabulary = vocabulary_of(dictionary)
-    tokens = chosen_tokens(settings.chosen, vocabulary, _shown_codes(dictionary))
+    missing = untrained_of_run(run_folder, dictionary)
+    tokens = chosen_tokens(settings.chosen, vocabulary, _shown_codes(dictionary, missing))
+    for token in tokens:
+        if token.code in missing.get(token.part, ()):
+            raise UserError(f"parts: {render([token], vocabulary)} is untrained: {UNTRAINED}.")
+    for part, codes in missing.items():
+        stages.log(f"  untrained, and left out: {name_codes(dictionary.names[part], codes)}")
     _check_negative_prompt(settings.sample.negative_prompt, tokens, vocabulary)
     with stages.stage("load"):
         backbone = load_backbone()
@@ -141,9 +148,13 @@ def _bundle(
     )
 
 
-def _shown_codes(dictionary: PartDictionary) -> list[list[bool]]:
-    """Per part and code, whether an image shows it; a class that never shows a part has a centroid of zeros."""
-    return [table.any(dim=1).tolist() for table in dictionary.code_centroids]
+def _shown_codes(dictionary: PartDictionary, untrained: Mapping[int, Sequence[int]]) -> list[list[bool]]:
+    """Per part and code, whether it is trained; a class that never shows a part has a centroid of zeros."""
+    shown = [table.any(dim=1).tolist() for table in dictionary.code_centroids]
+    return [
+        [seen and code not in untrained.get(part, ()) for code, seen in enumerate(column)]
+        for part, column in enumerate(shown)
+    ]
 
 
 def _changed_projections(unet: Any, untrained: Mapping[str, Tensor]) -> dict[str, LoraLayer]:

@@ -9,6 +9,7 @@ from partcraft_lit.composer.run import Run
 from partcraft_lit.core.files import read_lines
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.visualization import grid, save_png, upscale
+from partcraft_lit.runs.assembly import UNTRAINED
 
 _SHOWN_SIDE = 192
 
@@ -30,6 +31,10 @@ def generate(settings: GenerateSettings, folder: Path, run: Run) -> list[Path]:
     ]
     with stages.stage("load"):
         run.load()
+    for composition in compositions:
+        for choice in composition.choices:
+            if choice.code in run.untrained_codes.get(choice.part, ()):
+                stages.log(f"  <{choice.part}:{choice.code}> is untrained: {UNTRAINED}.")
     seeds = [settings.seed + index for index in range(settings.num_images)]
     with stages.stage("draw"):
         results = run.draw(compositions, seeds, sample=run.settings.hardware.capped(settings.sample))
