@@ -11,9 +11,10 @@ import copy
 import itertools
 import json
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from partcraft_lit.core.stopping import SIGNALS
 from partcraft_lit.core.types import PartToken, TokenizedPrompts
 from workshop import new_workshop, pictures, plain, small, tiny_run, workshop  # noqa: F401 - fixtures
 
@@ -37,6 +39,16 @@ if TYPE_CHECKING:
     from partcraft_lit.backbones.latent_diffusion import LatentDiffusion
     from partcraft_lit.backbones.stable_diffusion import StableDiffusion
     from partcraft_lit.backbones.stable_diffusion_xl import StableDiffusionXL
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """A command that was stopped leaves its process deaf; the next test is not to be."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
 
 TwoProcesses = Callable[[Callable[[int], Any]], list[Any]]
 

@@ -105,7 +105,7 @@ def test_train_gets_typed_settings_and_a_folder(start, fake_run):
 def test_an_interrupted_run_is_continued_and_a_finished_one_is_not(start, fake_run):
     fake_run.does = interrupt
     result = start("train")
-    assert result.code == 130 and "interrupted. No checkpoint was written yet" in result.err
+    assert result.code == 130 and "stopped by SIGINT; no checkpoint was written yet" in result.err
     fake_run.does = lambda folder: {}
     result = start("train", "trainer.max_steps=9")
     assert result.code == 0 and "Continuing the unfinished run" in result.out

@@ -1,6 +1,7 @@
 """``partcraft VERB [overrides]``. Everything heavy is imported after the configuration has been checked.
 
-Exit codes: 0 done; 2 a mistake that the user can mend, with a message; 130 interrupted; 1 a bug, with its traceback.
+Exit codes: 0 done, or at the end of ``trainer.max_time``; 2 a mistake that the user can mend, with a message; 130, 143
+and 138 stopped by SIGINT, SIGTERM or SIGUSR1 (see ``core.stopping``); 1 a bug, with its traceback.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import logging
 import os
 import select
+import signal
 import sys
 import traceback
 import warnings
@@ -21,6 +23,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from partcraft_lit import __version__
+from partcraft_lit.core import stopping
 from partcraft_lit.core.errors import UserError, did_you_mean, nearest_names
 
 #: Verb -> what it does. Each has a package in ``commands`` and a primary configuration of its name in ``conf``.
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None, verb: str | None = None) -> NoR
     """Runs a verb and ends the process with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     code = _READER_GONE
-    with suppress(BrokenPipeError):
+    with suppress(BrokenPipeError), stopping.caught():
         code = _dispatch(given, verb)
         sys.stdout.flush()
     if code in (0, _READER_GONE) and _reader_gone():  # else Python would say so at exit
@@ -88,16 +91,16 @@ def _dispatch(given: list[str], verb: str | None) -> int:
     if verb == "store" and given and given[0].isalpha():
         given[0] = f"action={given[0]}"  # partcraft store stats
     full = any(text.lower() == "debug=true" for text in given) or os.environ.get("HYDRA_FULL_ERROR") == "1"
-    progress = _Progress()
+    progress = _Progress(verb)
     try:
         if verb not in VERBS:
             raise UserError(f"Unknown verb '{verb}'. {did_you_mean(verb, VERBS)}\n\n{_usage()}")
         return _run_verb(verb, given, progress, full)
-    except KeyboardInterrupt:
-        return _interrupted(progress)
+    except KeyboardInterrupt as stop:
+        return _stopped(stop, progress)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns an interrupt into an exit of its own
-            return _interrupted(progress)
+            return _stopped(error.__context__, progress)
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
         return _report(error, full)
@@ -121,9 +124,10 @@ def _reader_gone() -> bool:
 
 
 class _Progress:
-    """What has been reached, for the message of an interrupt."""
+    """What has been reached, for the message of a stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
         self.folder: Path | None = None
         self.made: Path | None = None
         self.errors: list[Exception] = []
@@ -335,6 +339,12 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
         # Further processes of a run work in the folder that its first holds.
         with rundir.held(folder) if environment.is_first_process() else nullcontext():
             return module.main(config.plain(cfg), folder)
+    except stopping.TimeLimitReached as end:
+        _end_further_process(0)
+        stopping.end_followers(by_themselves=True)
+        scores = f"partcraft evaluate run={folder} scores what there is"
+        _say_end(f"stopped by trainer.max_time {end.reached}", _left(progress), scores)
+        return None
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"partcraft: the job in {folder} stopped: {error}", file=sys.stderr, flush=True)
@@ -374,12 +384,43 @@ def _hydra_errors_shown(*, shown: bool) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def _interrupted(progress: _Progress) -> int:
+def _stopped(error: KeyboardInterrupt, progress: _Progress) -> int:
+    """Ends what this process has started, says in one sentence what was reached; returns the exit code."""
+    from partcraft_lit.core import slurm
+
+    stopping.ending()
+    stop = error if isinstance(error, stopping.Stopped) else stopping.Stopped(signal.SIGINT)
+    # Where all have stopped alike, what starts them would take anything else for a failure, and kill the first.
+    _end_further_process(0 if stop.agreed else stop.code)
+    stopping.end_followers(by_themselves=stop.agreed)
+    reached = f"stopped by {stop.name}" + (f" {stop.reached}" if stop.reached else "")
+    requeued = slurm.requeue() if stop.name == "SIGUSR1" else None
+    _say_end(reached, requeued, _left(progress))
+    return stop.code
+
+
+def _end_further_process(code: int) -> None:
+    """Ends a process of a run that is not its first, in silence and at once: the interpreter would wait for the
+    connections to the others."""
+    from partcraft_lit.core import environment
+
+    if not environment.is_first_process():
+        os._exit(code)
+
+
+def _say_end(*parts: str | None) -> None:
+    print(f"\npartcraft: {'; '.join(filter(None, parts))}.", file=sys.stderr, flush=True)
+
+
+def _left(progress: _Progress) -> str:
+    """Half a sentence on what a command that did not come to its end leaves, and how it goes on."""
     from partcraft_lit.core import rundir
 
-    saved = rundir.saved_so_far(progress.folder) if progress.folder else "Nothing had been started yet."
-    print(f"\npartcraft: interrupted. {saved}", file=sys.stderr, flush=True)
-    return 130
+    if progress.folder is None:
+        return "nothing had been started yet"
+    if progress.verb in ("train", "pretrain"):
+        return rundir.saved_so_far(progress.folder)
+    return f"what was made so far is in {progress.folder} and in the store"
 
 
 def _report(error: Exception, full: bool) -> int:

@@ -196,6 +196,10 @@ class PersonalizationModule(LightningModule):
             if schedules is not None:
                 cast(Any, schedules).base_lrs = rates
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """-1, by which Lightning passes over the batch, where a callback has ended training before it."""
+        return -1 if self.trainer.should_stop else None
+
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Groups that rest keep their state: AdamW passes by what has no gradient, and clipping does not see it."""
         for group in optimizer.param_groups:

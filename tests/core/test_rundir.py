@@ -127,7 +127,7 @@ def test_find_run(tmp_path):
 
 
 def test_what_was_saved(tmp_path):
-    assert "No checkpoint was written yet" in rundir.saved_so_far(tmp_path)
+    assert "no checkpoint was written yet" in rundir.saved_so_far(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step=000002.ckpt").touch()
     assert "step=000002.ckpt" in rundir.saved_so_far(tmp_path)

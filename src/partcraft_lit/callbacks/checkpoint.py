@@ -63,7 +63,7 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         due = self._trigger.fires(step)
         last = trainer.should_stop or 0 < trainer.max_steps <= step
-        if due or (step != self._saved and last):
+        if step != self._saved and (due or last):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path | None:

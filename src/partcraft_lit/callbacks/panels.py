@@ -64,7 +64,7 @@ class Panel(Callback, ABC):
             self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.path(trainer.global_step).exists():
+        if not (trainer.should_stop or self.path(trainer.global_step).exists()):  # stopped training goes on later
             self._show(trainer, pl_module)
 
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:

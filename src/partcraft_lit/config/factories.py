@@ -335,6 +335,13 @@ def trainer_maker(values: Mapping[str, Any], passes: int = 1) -> Callable[..., A
     return make
 
 
+def time_limit(values: Mapping[str, Any]) -> float | None:
+    """Seconds of ``trainer.max_time``, in any of Lightning's forms; None for no limit."""
+    from lightning.pytorch.callbacks import Timer
+
+    return Timer(values["trainer"]["max_time"]).time_remaining()
+
+
 def _on_device(load: Callable[..., Any], values: Mapping[str, Any]) -> Callable[[], Any]:
     if "device" not in inspect.signature(load).parameters:
         return load

@@ -179,12 +179,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def saved_so_far(folder: Path) -> str:
-    """One sentence on what an interrupted run left behind."""
+    """Half a sentence on what a stopped run left behind."""
     found = [path for pattern in ("step=*.ckpt", "**/*.pt") for path in (folder / "checkpoints").glob(pattern)]
     checkpoints = sorted(found, key=lambda path: path.stat().st_mtime)
     if not checkpoints:
-        return f"No checkpoint was written yet; what was computed so far is kept in the store. Folder: {folder}"
-    return f"Newest checkpoint: {checkpoints[-1]}. The same command continues from it."
+        return f"no checkpoint was written yet, and the same command continues in {folder} with what the store keeps"
+    return f"the same command continues from {checkpoints[-1]}"
 
 
 def with_younger(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from partcraft_lit.core import stopping
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import TokenizedPrompts, TrainingBatch, TrainingExample
 from partcraft_lit.data.crops import Encode, encode_crops
@@ -162,6 +163,7 @@ class PartDataModule(LightningDataModule):
             self._training_set,
             batch_sampler=batches,
             collate_fn=self._collate,
+            worker_init_fn=stopping.ignore,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=trainer.strategy.root_device.type == "cuda",

@@ -67,7 +67,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
                 factories.features_loader(values),
                 factories.image_features_loader(values),
             ),
-            training=Training(make_trainer, callbacks, loggers),
+            training=Training(make_trainer, callbacks, loggers, factories.time_limit(values)),
             resume_from=resume_from,
             config=dict(values),
             corrections=corrections,

@@ -59,11 +59,13 @@ class Training:
         make_trainer: makes the trainer; called with loggers, callbacks and what only the run knows.
         callbacks: those that implement ``callbacks.binding.NeedsRun`` are bound to the run before it fits.
         loggers: where metrics and images go beside the run folder.
+        max_seconds: after which training stops; None for no limit.
     """
 
     make_trainer: Callable[..., Trainer]
     callbacks: Sequence[Callback]
     loggers: Sequence[Logger]
+    max_seconds: float | None = None
 
 
 @dataclass(frozen=True)

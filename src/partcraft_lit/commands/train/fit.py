@@ -7,16 +7,19 @@ import warnings
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from partcraft_lit.callbacks.binding import NeedsRun
 from partcraft_lit.callbacks.checkpoint import newest_good
+from partcraft_lit.callbacks.graceful_stop import GracefulStop
 from partcraft_lit.callbacks.live_score import read_best
 from partcraft_lit.callbacks.loss_terms import AddLossTerm
 from partcraft_lit.callbacks.nonfinite import NonFiniteTraining, SkipNonFinite
 from partcraft_lit.commands.train.context import RunContext
 from partcraft_lit.commands.train.examples import prior_examples, probe_batch, training_set
+from partcraft_lit.core import stopping
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.finite import first_nonfinite
 from partcraft_lit.data.datamodule import PartDataModule
@@ -34,12 +37,15 @@ def fit(run: RunContext) -> None:
 
     Raises:
         UserError: if training is not finite again, or there is nothing to go back to.
+        Stopped: where a signal stopped it.
+        TimeLimitReached: where ``trainer.max_time`` did.
     """
     run.probe_batch = probe_batch(run)
-    callbacks = bound_callbacks(run)
+    stop = GracefulStop(run.training.max_seconds)
+    callbacks = [*bound_callbacks(run), stop]
     with offloaded(run.features, run.settings.hardware, run.store.root):
         try:
-            _fit(run, callbacks, run.resume_from)
+            _fit(run, callbacks, stop, run.resume_from)
         except NonFiniteTraining as error:
             checkpoint = newest_good(run.folder / "checkpoints")
             if checkpoint is None or torch.distributed.is_initialized():
@@ -47,7 +53,7 @@ def fit(run: RunContext) -> None:
             run.stages.log(f"{error} Training goes back to {checkpoint}, with half the learning rates.")
             run.module.scale_rates(0.5)
             try:
-                _fit(run, callbacks, checkpoint)
+                _fit(run, callbacks, stop, checkpoint)
             except NonFiniteTraining as again:
                 raise UserError(f"{again} {_DIVERGED}") from again
     run.module.to(next(run.backbone.unet.parameters()).device).eval()
@@ -55,14 +61,18 @@ def fit(run: RunContext) -> None:
         run.stages.log(f"  {best['why']}")
 
 
-def _fit(run: RunContext, callbacks: list[Callback], resume_from: Path | None) -> None:
+def _fit(run: RunContext, callbacks: list[Callback], stop: GracefulStop, resume_from: Path | None) -> None:
     trainer = run.training.make_trainer(
         logger=list(run.training.loggers),
         callbacks=callbacks,
         default_root_dir=run.folder,
         use_distributed_sampler=False,  # the data module deals samples out itself
+        max_time=None,  # GracefulStop has it
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),  # else Lightning would add its own
     )
+    _leave_signals_alone(trainer)
+    if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+        stopping.follow(lambda: launcher.procs)
     data = _data_module(run, trainer.accumulate_grad_batches)
     if resume_from is not None:
         run.stages.log(f"Continuing from {resume_from}")
@@ -74,8 +84,29 @@ def _fit(run: RunContext, callbacks: list[Callback], resume_from: Path | None) -
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
         trainer.fit(run.module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    _end_if_stopped(stop, trainer)
     if name := first_nonfinite(run.module.state_dict()):
         raise NonFiniteTraining(f"The weights are not finite after step {trainer.global_step} ({name}).")
+
+
+def _end_if_stopped(stop: GracefulStop, trainer: Trainer) -> None:
+    """Raises Stopped or TimeLimitReached where training ended so, in all processes alike."""
+    by_time = stop.by_time and not 0 < trainer.max_steps <= trainer.global_step
+    if stop.signal is None and not by_time:
+        return
+    reached = f"at step {trainer.global_step}" + (f" of {trainer.max_steps}" if trainer.max_steps > 0 else "")
+    if stop.signal is not None:
+        raise stopping.Stopped(stop.signal, reached, agreed=True)
+    raise stopping.TimeLimitReached(reached)
+
+
+def _leave_signals_alone(trainer: Trainer) -> None:
+    """Lightning's own handlers would save in the middle of a step where SLURM asks for it, and broadcast from whichever
+    process a signal reaches while the others are at something else."""
+
+    def register_nothing() -> None: ...
+
+    trainer._signal_connector.register_signal_handlers = register_nothing  # type: ignore[method-assign]
 
 
 def bound_callbacks(run: RunContext) -> list[Callback]:
