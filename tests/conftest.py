@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -356,6 +357,15 @@ def two_processes(tmp_path: Path) -> TwoProcesses:
         return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
     return run
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:

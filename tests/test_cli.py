@@ -421,11 +421,16 @@ def test_a_sweep_of_jobs_with_several_processes_is_refused(start, fake_run):
     assert result.code == 2 and "trainer.devices=1" in result.err and not fake_run.calls
 
 
+def test_several_machines_need_a_folder_that_they_share(start, fake_run):
+    result = start("train", "trainer.num_nodes=2", "trainer.strategy=ddp")
+    assert result.code == 2 and "on 2 machines" in result.err and "hydra.run.dir=FOLDER" in result.err
+
+
 def test_processes_started_outside_need_a_folder_that_they_share(start, fake_run, monkeypatch, tmp_path):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     result = start("train")
-    assert result.code == 2 and "one of 2 processes of a run" in result.err and "hydra.run.dir=FOLDER" in result.err
+    assert result.code == 2 and "one of the 2 processes of a run" in result.err and "hydra.run.dir=FOLDER" in result.err
     folder = tmp_path / "shared"
     with rundir.held(folder):  # by the first process
         result = start("train", f"hydra.run.dir={folder}")

@@ -46,6 +46,8 @@ _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, err
 _READER_GONE = 141
 _NO_SHARED_MEMORY = ("insufficient shared memory", "unable to write to file </torch_", "unable to mmap", "/dev/shm")
 _NO_MEMORY = ("CUDA out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
+#: Verbs whose work several processes share, in one folder.
+_SHARED_VERBS = ("discover", "train", "evaluate")
 #: Verbs that read only some keys of the trainer.
 _TRAINER_KEYS = {
     "discover": ("accelerator",),
@@ -238,7 +240,7 @@ def _prepare(
     """Checks the configuration of every job before the first starts; says in which folder a single job works."""
     from partcraft_lit.config import compose as config
     from partcraft_lit.config import machine, search
-    from partcraft_lit.core import environment, files
+    from partcraft_lit.core import files
 
     if args.multirun:
         plan = search.plan_of(verb, overrides)
@@ -261,12 +263,8 @@ def _prepare(
             if "${" not in place:
                 files.make_folder(Path(place.strip("'\"")))
             return []
-    _, processes = environment.position()
-    if processes > 1 and verb == "train":
-        raise UserError(
-            f"This is one of {processes} processes of a run, as RANK, LOCAL_RANK or SLURM_PROCID says, and each would "
-            "choose a folder of its own. Name one that they share: hydra.run.dir=FOLDER."
-        )
+    if verb in _SHARED_VERBS:
+        _check_shared(values)
     folder, message = module.choose_folder(values)
     files.make_folder(folder)
     progress.made = None if any(folder.iterdir()) else folder.absolute()
@@ -287,6 +285,20 @@ def _prepare_search(verb: str, plan: Any, values: Mapping[str, Any], overrides: 
     folder, begun = search.choose_folder(plan, verb, overrides)
     print(f"{'Continuing the search in' if begun else 'Search folder:'} {folder}", flush=True)
     return [config.quoted("hydra.sweep.dir", str(folder))]
+
+
+def _check_shared(values: Mapping[str, Any]) -> None:
+    """Processes that somebody else starts have to be told in which folder they work together."""
+    from partcraft_lit.core import environment
+
+    _, processes = environment.position()
+    machines = int(values["trainer"]["num_nodes"])
+    if processes > 1 or machines > 1:
+        which = f"processes of a run on {machines} machines" if machines > 1 else f"{processes} processes of a run"
+        raise UserError(
+            f"This is one of the {which}, as RANK, LOCAL_RANK, SLURM_PROCID or trainer.num_nodes says, and each would "
+            "choose a folder of its own. Name one that they share: hydra.run.dir=FOLDER."
+        )
 
 
 def _check_trainer_keys(verb: str, overrides: Sequence[str]) -> None:
@@ -335,6 +347,8 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
     folder = Path(HydraConfig.get().runtime.output_dir)
     progress.folder = folder
     keep_freed_memory()
+    if "trainer" in cfg:
+        environment.set_local_processes(config.plain(cfg.trainer))
     try:
         # Further processes of a run work in the folder that its first holds.
         with rundir.held(folder) if environment.is_first_process() else nullcontext():

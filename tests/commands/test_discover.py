@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -81,3 +84,29 @@ def test_a_run_writes_codes_pages_and_on_request_masks(tiny_run):
     names = {path.name for path in (tiny_run / "parts").iterdir()}
     assert {"codes.csv", "atlas.png", "atlas_part0.png", "atlas_part1.png", "atlas_part2.png", "masks.png"} <= names
     assert "masks" not in names
+
+
+@pytest.mark.slow
+def test_torchrun_finds_what_one_process_finds(new_workshop, tmp_path, free_port):
+    """Both passes are shared; the first process writes, into the folder that all are told."""
+    place = new_workshop()
+    asked = [text for text in place.arguments if text.startswith(("dataset", "parts", "features"))]
+    runs = {name: tmp_path / name / "run" for name in ("one", "two")}
+    own = {name: (f"paths.store={run.parent / 'store'}", f"hydra.run.dir={run}") for name, run in runs.items()}
+    ended = place("discover", *asked, *own["one"])
+    assert ended.code == 0, ended.out
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port}"]
+    shared = subprocess.run(
+        [*torchrun, "-m", "partcraft_lit", "discover", "trainer=cpu", *asked, *own["two"]],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert shared.returncode == 0, shared.stdout + shared.stderr
+    assert shared.stdout.count("Parts: ") == 1
+    parts = [{path.name: path.read_bytes() for path in (run / "parts").iterdir()} for run in runs.values()]
+    reports = [json.loads(files.pop("discovery.json")) for files in parts]
+    assert parts[0] == parts[1] and "codes.csv" in parts[0]
+    for report in reports:
+        del report["seconds"], report["from_store"]  # the other may have been done first
+    assert reports[0] == reports[1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -23,6 +24,18 @@ def test_a_continued_run_keeps_its_earlier_starts(tmp_path):
     assert len(third["earlier"]) == 2 and "earlier" not in third["earlier"][0]
 
 
+NAMES = (
+    "RANK",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "GROUP_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "SLURM_PROCID",
+    "SLURM_NTASKS",
+)
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
@@ -35,10 +48,14 @@ def test_a_continued_run_keeps_its_earlier_starts(tmp_path):
         ({"NODE_RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, (0, 4)),
         ({"NODE_RANK": "1", "WORLD_SIZE": "4"}, (1, 4)),  # the first process that a person starts on machine 1
         ({"NODE_RANK": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}, (2, 4)),
+        ({"NODE_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}, (2, 4)),
+        ({"GROUP_RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}, (3, 4)),  # torchrun's name
+        ({"RANK": "3", "GROUP_RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}, (3, 4)),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_NODEID": "1", "SLURM_LOCALID": "0"}, (2, 4)),
     ],
 )
 def test_position_among_the_processes_of_a_run(monkeypatch, variables, expected):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "NODE_RANK", "LOCAL_WORLD_SIZE"):
+    for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -62,3 +79,20 @@ def test_processes_of_a_trainer(monkeypatch, trainer, expected):
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert environment.trainer_processes(trainer) == expected
+
+
+def test_processes_that_lightning_starts_on_several_machines_are_numbered_through(monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    environment.set_local_processes({"devices": 2, "num_nodes": 1})
+    assert "LOCAL_WORLD_SIZE" not in os.environ
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "")  # so that it is taken back
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    environment.set_local_processes({"devices": 2, "num_nodes": 2})
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    found = []
+    for node, local in (("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")):
+        monkeypatch.setenv("NODE_RANK", node)
+        monkeypatch.setenv("LOCAL_RANK", local)
+        found.append(environment.position())
+    assert found == [(0, 4), (1, 4), (2, 4), (3, 4)]

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,25 @@ def test_processes_share_the_work(tmp_path: Path) -> None:
     assert check(tmp_path, KEYS) == len(KEYS)
     written = sum(1 for path in packs(tmp_path / "kind") for _ in records(path))
     assert written < 2 * len(KEYS), "a batch may be computed twice where two meet"
+
+
+def test_a_process_waits_for_the_others_a_while_and_takes_over_what_they_leave(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    blocks: list[list[int]] = []
+
+    def compute(positions: list[int]):
+        blocks.append(positions)
+        return map(value, positions)
+
+    (late,) = start((tmp_path, KEYS[20:30], 1, 0.02))  # half of the other's share, then it is gone
+    began = time.monotonic()
+    computed = Store(tmp_path).fill("kind", KEYS, compute, batch_size=2, patience_s=1.5)
+    late.join()
+    assert blocks[:10] == [[position, position + 1] for position in range(0, 20, 2)]
+    assert sorted(chain.from_iterable(blocks[10:])) == list(range(30, 40)) and computed == 30
+    assert 1.5 < time.monotonic() - began < 10
+    assert len(Store(tmp_path).entries("kind")) == len(KEYS)
 
 
 @pytest.mark.parametrize("cut", (1, 500, 1400, 3000))

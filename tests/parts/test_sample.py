@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import time
@@ -21,7 +22,7 @@ SIZES = ((64, 64), (64, 96), (128, 64))
 
 
 def drawn(source: Any, features: Any, max_patches: int, **others: Any) -> Sample:
-    settings = {"seed": 0, "batch_size": 5, "progress": lambda *told: None} | others
+    settings = {"seed": 0, "batch_size": 5, "store": None, "progress": lambda *told: None} | others
     with FeatureCache(1 << 20) as cache:
         return sample_patches(source, features, max_patches=max_patches, cache=cache, **settings)
 
@@ -65,26 +66,77 @@ def test_the_size_of_batches_does_not_matter(creatures, meaningful):
     assert not equal(drawn(source, features, 100, seed=1), alone)
 
 
-def test_processes_that_discover_together_find_the_very_same_parts(creatures, meaningful, tmp_path: Path):
-    """Also with a network whose answer depends on the other images of its batch: else the ranks of a run part ways."""
+@pytest.fixture(scope="module")
+def together(creatures, meaningful, tmp_path_factory):
+    """Discovers the parts of images as several processes of a run; what each found, and how many images each read.
+
+    The network's answer depends on the other images of its batch, as a real one's does in the last bit.
+    """
     context = multiprocessing.get_context("fork")
-    found_by, together = context.Queue(), context.Barrier(2)
 
     class Uneven(meaningful):
         def __call__(self, images):
-            time.sleep(0.002 * len(images))
+            time.sleep(0.004 * len(images))
             return [grid + 1e-4 * place for place, grid in enumerate(super().__call__(images))]
 
-    def work(rank: int) -> None:
-        os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        together.wait(timeout=60)
-        found = discover(creatures(25), Uneven(), M=2, K=3, batch_size=4, store=Store(tmp_path))
-        found_by.put([found.dictionary.hash, found.codes.tolist()])
+    def work(rank: int, world: int, number: int, store: Path, dies_at: int | None, start: Any, found_by: Any) -> None:
+        os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        images, features = creatures(number, sizes=SIZES), Uneven()
 
-    workers = [context.Process(target=work, args=(rank,)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    one, other = (found_by.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join()
-    assert one == other
+        def progress(stage: str, done: int, total: int) -> None:
+            if dies_at is not None and features.calls >= dies_at:
+                os._exit(9)
+
+        settings = {"M": 2, "K": 3, "batch_size": 4, "max_patches": 200, "nredo": 1}
+        start.wait(timeout=60)
+        found = discover(images, features, store=Store(store), progress=progress, **settings)
+        maps = [label_map.tolist() for label_map in found.label_maps]
+        same = [found.dictionary.hash, maps, found.codes.tolist(), found.part_features.tolist()]
+        found_by.put((rank, same, features.calls))
+
+    @functools.cache
+    def run(world: int, number: int = 25, ranks: tuple[int, ...] = (), dies: int | None = None, dies_at: int = 0):
+        ranks = ranks or tuple(range(world))
+        found_by, start, store = context.Queue(), context.Barrier(len(ranks)), tmp_path_factory.mktemp("store")
+        started = [
+            context.Process(
+                target=work, args=(rank, world, number, store, dies_at if rank == dies else None, start, found_by)
+            )
+            for rank in ranks
+        ]
+        for process in started:
+            process.start()
+        found = [found_by.get(timeout=60) for rank in ranks if rank != dies]
+        for process in started:
+            process.join(timeout=60)
+        return {rank: same for rank, same, _ in found}, {rank: calls for rank, _, calls in found}
+
+    return run
+
+
+def test_processes_share_both_passes_and_find_what_one_finds(together):
+    alone, calls = together(1)
+    assert calls == {0: 25}
+    two, calls = together(2)
+    assert two == {0: alone[0], 1: alone[0]}
+    assert 25 <= sum(calls.values()) <= 25 + 2 * 4, "each pass looks at an image once, but where the two meet"
+    assert max(calls.values()) < 25
+    three, calls = together(3)
+    assert three == dict.fromkeys(range(3), alone[0])
+    assert sum(calls.values()) < 2 * 25
+
+
+@pytest.mark.parametrize("dies_at", (4, 12))  # images that it has read
+def test_the_others_do_the_share_of_a_process_that_dies(together, dies_at):
+    alone, _ = together(1)
+    assert together(3, dies=1, dies_at=dies_at)[0] == {0: alone[0], 2: alone[0]}
+
+
+def test_one_of_two_alone_does_all(together):
+    assert together(2, ranks=(1,))[0][1] == together(1)[0][0]
+
+
+def test_processes_share_more_images_than_the_sample_looks_at(together):
+    alone, calls = together(1, number=210)
+    assert calls == {0: 200 + 210}
+    assert together(2, number=210)[0] == {0: alone[0], 1: alone[0]}

@@ -36,18 +36,31 @@ PACKAGES = (
 def position() -> tuple[int, int]:
     """Number of this process among those of one run, and how many there are, as whoever started it says.
 
-    torchrun sets RANK, srun sets SLURM_PROCID; Lightning sets LOCAL_RANK for the further processes that it starts, and
-    reads NODE_RANK, which people set on each of several machines: only the first process of machine 0 is number 0.
+    torchrun sets RANK; srun sets SLURM_PROCID; Lightning sets LOCAL_RANK for the further processes that it starts, as
+    people do for processes of their own. NODE_RANK (for torchrun's machines GROUP_RANK) is set on each of several
+    machines: only the first process of machine 0 is number 0.
     """
-    names = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE"), ("NODE_RANK", "WORLD_SIZE"))
-    for number, count in (*names, ("SLURM_PROCID", "SLURM_NTASKS")):
-        rank, world = _number(number), _number(count) or 1
-        if rank is None:
-            continue
-        if number == "LOCAL_RANK":
-            rank += (_number("NODE_RANK") or 0) * (_number("LOCAL_WORLD_SIZE") or 1)
-        return rank, max(world, rank + 1)
-    return 0, 1
+    rank, world = _number("RANK"), _number("WORLD_SIZE")
+    if rank is None:
+        node, local = _first_number("NODE_RANK", "GROUP_RANK"), _number("LOCAL_RANK")
+        if node is not None or local is not None:
+            rank = (node or 0) * (_number("LOCAL_WORLD_SIZE") or 1) + (local or 0)
+    if rank is None:
+        rank, world = _number("SLURM_PROCID"), _number("SLURM_NTASKS")
+    return (0, 1) if rank is None else (rank, max(world or 1, rank + 1))
+
+
+def set_local_processes(trainer: Mapping[str, Any]) -> None:
+    """Says in LOCAL_WORLD_SIZE, for this process and those that it starts, how many a trainer uses on each machine.
+
+    Lightning, which is not started by torchrun or srun, names a process by LOCAL_RANK and NODE_RANK alone.
+    """
+    if int(trainer.get("num_nodes", 1)) > 1:
+        os.environ.setdefault("LOCAL_WORLD_SIZE", str(trainer_processes(trainer)))
+
+
+def _first_number(*variables: str) -> int | None:
+    return next((number for name in variables if (number := _number(name)) is not None), None)
 
 
 def _number(variable: str) -> int | None:

@@ -39,6 +39,9 @@ CODES_FILE = "codes.csv"
 FOREGROUND_TRIALS = (2, 4, 8, 16, 32)
 #: Patches that these trials are fitted on at most.
 FOREGROUND_PATCHES = 50_000
+#: A process waits for the others' label maps as long as it took to look at the images, which making them would cost it;
+#: but not longer than this.
+MOST_PATIENCE_S = 60.0
 #: A larger number has to raise the separation by this factor, since finer clusters fit any rule better.
 FOREGROUND_GAIN = 1.02
 
@@ -115,9 +118,10 @@ def discover(
         features: describes their patches.
         settings: M, K and all else that decides the result; its ``features`` and ``source`` are not used here.
         seed: of every random choice.
-        batch_size: images given to ``features`` at once.
+        batch_size: images given to ``features`` at once: fixed blocks of the list.
         cache_bytes: features of the first pass kept in a temporary file for the second; the others are computed twice.
-        store: keeps dictionaries and label maps, so that an equal discovery is read from it.
+        store: keeps dictionaries and label maps, so that an equal discovery is read from it. Processes of a run share
+            both passes over it (``Store.fill``).
         progress: called with stage, done and total.
 
     Returns:
@@ -147,17 +151,16 @@ def read_parts(
     Returns:
         label maps, codes (N, M + 1) by nearest centroid, part features (N, M + 1, D); as in :class:`Discovery`.
     """
-    with FeatureCache(0) as cache:
-        segmented = segment_images(
-            source,
-            features,
-            dictionary.segmenter,
-            batch_size=batch_size,
-            dtype=storage_dtype(len(source), int(dictionary.settings.get("max_patches", len(source)))),
-            store=store,
-            progress=progress or _silent,
-            cache=cache,
-        )
+    segmented = segment_images(
+        source,
+        features,
+        dictionary.segmenter,
+        batch_size=batch_size,
+        dtype=storage_dtype(len(source), int(dictionary.settings.get("max_patches", len(source)))),
+        store=store,
+        progress=progress or _silent,
+        cache=None,
+    )
     return segmented.label_maps, segmented.read_codes(dictionary), segmented.part_features
 
 
@@ -303,6 +306,7 @@ class _Run:
             max_patches=self.settings.max_patches,
             batch_size=self.batch_size,
             cache=cache,
+            store=self.store,
             progress=self.progress,
         )
         if not all_finite(sample.features):
@@ -411,6 +415,7 @@ class _Run:
             store=self.store,
             progress=self.progress,
             cache=cache,
+            patience_s=min(max(self.seconds.get("sample patches", 0.0), 1.0), MOST_PATIENCE_S),
         )
 
     # --- tier 3 -------------------------------------------------------------------------------------------------

@@ -37,6 +37,9 @@ class FeatureCache:
     ) -> None:
         self._file.close()
 
+    def __contains__(self, index: int) -> bool:
+        return index in self._places
+
     def put(self, index: int, features: Tensor) -> None:
         """Keeps features as they are: those in half precision take half the room."""
         data = _bytes_of(features)

@@ -92,9 +92,18 @@ def segment_images(
     dtype: torch.dtype,
     store: Store | None,
     progress: Progress,
-    cache: FeatureCache,
+    cache: FeatureCache | None,
+    patience_s: float = 0.0,
 ) -> SegmentedImages:
-    """Segments all images of ``source``; stored and cached results are not computed again."""
+    """Segments all images of ``source``; stored and cached results are not computed again.
+
+    With a cache, the features of an image are those that the network gives for its whole block of ``batch_size``
+    images of the list: the same to the last bit whichever process segments it, and whatever is stored of the others.
+    Without one, nothing but what is missing is given to the network.
+
+    Processes of a run share the blocks: each does those that it has cached, and others only after ``patience_s``
+    seconds without news of them.
+    """
     if isinstance(segmenter, CorrectedSegmenter):
         base = segment_images(
             source,
@@ -105,19 +114,28 @@ def segment_images(
             store=store,
             progress=progress,
             cache=cache,
+            patience_s=patience_s,
         )
         cells = CellDirections(source, features, segmenter.base, base.label_maps, batch_size, store)
         return correct_images(source, segmenter, base, cells, progress)
+    number = len(source)
+
+    def describe(indices: list[int]) -> list[Tensor]:
+        """Features of images of one block."""
+        if cache is None:
+            return [grid for _, _, grid in with_features(source, features, indices, batch_size)]
+        cached = [grid for index in indices if (grid := cache.get(index)) is not None]
+        if len(cached) == len(indices):
+            return cached
+        start = indices[0] // batch_size * batch_size
+        block = range(start, min(start + batch_size, number))
+        computed = {index: grid for index, _, grid in with_features(source, features, block, batch_size)}
+        return [computed[index] for index in indices]
 
     def compute(indices: list[int]) -> Iterable[dict[str, Tensor]]:
-        cached = {index: grid for index in indices if (grid := cache.get(index)) is not None}
-        others = [index for index in indices if index not in cached]
-        computed = {index: grid for index, _, grid in with_features(source, features, others, batch_size)}
-        grids = [cached[index] if index in cached else computed[index] for index in indices]
-        for label_map, part_features in segmenter.read_all(grids):
+        for label_map, part_features in segmenter.read_all(describe(indices)):
             yield {"label_map": label_map, "part_features": part_features}
 
-    number = len(source)
     segmented = SegmentedImages(number, segmenter.num_parts + 1, segmenter.dim, dtype)
     if store is None:
         for start in range(0, number, batch_size):
@@ -127,8 +145,17 @@ def segment_images(
             progress("label images", batch[-1] + 1, number)
     else:
         keys = [stable_hash(source.content_hash(index), features.hash, segmenter.hash) for index in range(number)]
+        starts = range(0, number, batch_size)
+        cached = [block for block, start in enumerate(starts) if cache is not None and start in cache]
         store.fill(
-            "parts", keys, compute, batch_size, lambda done, total: progress("label images", done, total), segmented.put
+            "parts",
+            keys,
+            compute,
+            batch_size,
+            lambda done, total: progress("label images", done, total),
+            segmented.put,
+            share=cached or None,
+            patience_s=patience_s if cached else 0.0,
         )
     return segmented
 

@@ -31,7 +31,8 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     if values["run"] is not None:
         return _correct(values)
-    environment.write(folder)
+    if environment.is_first_process():
+        environment.write(folder)
     corrections = corrections_of(values, folder, None)
 
     from partcraft_lit.commands.discover.discover import discover
@@ -43,7 +44,8 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         load_features=factories.features_loader(values),
         corrections=corrections,
     )
-    rundir.mark_finished(folder)
+    if environment.is_first_process():
+        rundir.mark_finished(folder)
     return result
 
 

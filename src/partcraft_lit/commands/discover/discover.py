@@ -52,6 +52,8 @@ def discover(
 ) -> dict[str, Any]:
     """``partcraft discover``: writes ``parts/`` into the run folder.
 
+    Several processes share the work over the store, and the first of them writes.
+
     Args:
         settings: of the discovery.
         folder: run folder.
@@ -63,7 +65,8 @@ def discover(
         The discovery's report, as plain values.
     """
     stages = Stages()
-    write_rejected(source, folder, stages)
+    if is_first_process():
+        write_rejected(source, folder, stages)
     features = load_features()
     store = Store(settings.paths.store)
     discovery = discover_parts(

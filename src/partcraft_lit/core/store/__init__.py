@@ -11,7 +11,9 @@ import hashlib
 import json
 import logging
 import os
+import random
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ _KIND = re.compile(r"[a-z0-9_]+")
 _KEY = re.compile(r"[0-9a-f]{16,128}")
 
 Entry = dict[str, Tensor]
+
+#: Seconds between two looks at what other processes have written.
+_LOOK_EVERY_S = 0.25
 
 
 def default_root() -> Path:
@@ -161,24 +166,34 @@ class Store:
         batch_size: int,
         progress: Callable[[int, int], None] | None = None,
         on_entry: Callable[[int, Entry], None] | None = None,
+        share: Sequence[int] | None = None,
+        patience_s: float = 0.0,
     ) -> int:
         """Computes missing or damaged entries, each key once; holds one batch in memory.
 
-        Entries are written as they arrive, so an interruption loses at most one batch.
+        Entries are written as they arrive, so an interruption loses at most one batch. Batches are fixed blocks of
+        ``keys``, less what is there, since a network's output differs in its last bit with the other items of a batch.
+        Processes of a run share the blocks (``turns``), and each skips what others have written. Nobody waits for
+        another without end: what one has left, because it is slow or dead, the others compute.
 
         Args:
             kind: what the entries are, for instance "latents".
             keys: one key per item; equal keys mean equal values.
             compute: positions in ``keys`` -> one entry for each, in that order; lazily if it can.
-            batch_size: most positions given to ``compute`` at once.
+            batch_size: positions in a block: most that are given to ``compute`` at once.
             progress: called with (number ready, number of keys).
             on_entry: called once for each position with its entry, in no particular order.
+            share: blocks that this process takes first, because they cost it less; by default its part of all.
+            patience_s: seconds without news from the others, after which it takes over theirs.
 
         Returns:
             How many entries were computed.
         """
         positions: dict[str, list[int]] = {}
+        blocks: list[list[str]] = [[] for _ in range(0, len(keys), batch_size)]
         for position, key in enumerate(keys):
+            if key not in positions:
+                blocks[position // batch_size].append(key)
             positions.setdefault(key, []).append(position)
         done = 0
 
@@ -191,29 +206,36 @@ class Store:
             if progress is not None:
                 progress(done, len(keys))
 
-        missing: list[str] = []
+        missing: set[str] = set()
         self._index(kind).refresh()
         for key in positions:
             _check_names(kind, key)
             entry = self._read(kind, key)
             if entry is None:
-                missing.append(key)
+                missing.add(key)
             else:
                 ready(key, entry)
-        first = round(_turn() * len(missing))  # processes that start together begin in different places
-        missing = missing[first:] + missing[:first]
-        computed = 0
-        while missing:
-            batch, missing = missing[:batch_size], missing[batch_size:]
-            others = self._written_meanwhile(kind, batch)
-            for key, entry in others.items():
+
+        def look(wanted: list[str]) -> list[str]:
+            """Takes what others have written meanwhile; returns what is still missing."""
+            found = self._written_meanwhile(kind, wanted) if wanted else {}
+            for key, entry in found.items():
                 ready(key, entry)
-            batch = [key for key in batch if key not in others]
+            missing.difference_update(found)
+            return [key for key in wanted if key not in found]
+
+        computed = 0
+        own, others = turns(len(blocks), share)
+        for place, number in enumerate([*own, *others]):
+            if place == len(own) and patience_s:
+                _wait_for_news(lambda: len(look(list(missing))), patience_s)
+            batch = look([key for key in blocks[number] if key in missing])
             computed += len(batch)
             if batch:
                 for key, entry in zip(batch, compute([positions[key][0] for key in batch]), strict=True):
                     self.put(kind, key, entry)
                     ready(key, entry)
+                missing.difference_update(batch)
         return computed
 
 
@@ -224,10 +246,26 @@ def _check_names(kind: str, key: str) -> None:
         raise ValueError(f"key must be hexadecimal digits, 16 to 128 of them, got {key!r}; make it by stable_hash.")
 
 
-def _turn() -> float:
-    """Fraction of the work at which this process starts: rank / world size."""
+def turns(number: int, share: Sequence[int] | None = None) -> tuple[Sequence[int], Sequence[int]]:
+    """Which of ``number`` blocks of work this process of a run takes first, and in which order those of the others.
+
+    The latter is an order of its own, so that those that are done do not all help out with the same block.
+    """
     rank, world = environment.position()
-    return rank / world
+    own = range(rank * number // world, (rank + 1) * number // world) if share is None else share
+    others = sorted(set(range(number)).difference(own))
+    random.Random(rank).shuffle(others)
+    return own, others
+
+
+def _wait_for_news(missing: Callable[[], int], patience_s: float) -> None:
+    """Waits until nothing is missing, or as much has been missing for some seconds."""
+    left, since = missing(), time.monotonic()
+    while left and time.monotonic() - since < patience_s:
+        time.sleep(min(_LOOK_EVERY_S, patience_s))
+        now = missing()
+        if now < left:
+            left, since = now, time.monotonic()
 
 
 class Damaged(Exception):
