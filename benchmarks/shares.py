@@ -1,8 +1,8 @@
 """Discovery in shares: ``python benchmarks/shares.py --images 300 --processes 2``.
 
 Images of the zoo, features by EfficientNet-Lite0, an empty store: discovery by one process, then by several that share
-it, each with one thread. For each stage the seconds of the slowest process by the clock, and the ratio; then whether the
-parts are the same to the last bit. Only as many processes as there are idle cores can gain anything.
+it, each with one thread. For each stage the seconds of the slowest process by the clock, and the ratio; then whether
+the parts are the same to the last bit. Only as many processes as there are idle cores can gain anything.
 """
 
 from __future__ import annotations
@@ -70,9 +70,8 @@ def main() -> None:
     given, _ = parser.parse_known_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     (one, alone), (several, shared) = (measure(world, given.images) for world in (1, given.processes))
-    print(
-        f"{given.images} images\n\n| stage | one process, s | {given.processes} processes, s | ratio |\n|---|---|---|---|"
-    )
+    print(f"{given.images} images\n")
+    print(f"| stage | one process, s | {given.processes} processes, s | ratio |\n|---|---|---|---|")
     for stage, seconds in one.items():
         print(f"| {stage} | {seconds:.1f} | {several[stage]:.1f} | {seconds / max(several[stage], 1e-3):.2f} |")
     print("\nThe same parts, codes and label maps to the last bit:", "yes" if alone == shared else "NO")

@@ -126,7 +126,7 @@ def test_processes_share_both_passes_and_find_what_one_finds(together):
     assert sum(calls.values()) < 2 * 25
 
 
-@pytest.mark.parametrize("dies_at", (4, 12))  # images that it has read
+@pytest.mark.parametrize("dies_at", (4, 8))  # images that it has read
 def test_the_others_do_the_share_of_a_process_that_dies(together, dies_at):
     alone, _ = together(1)
     assert together(3, dies=1, dies_at=dies_at)[0] == {0: alone[0], 2: alone[0]}
