@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch import Tensor
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import TokenizedPrompts
-from partcraft_lit.module import PersonalizationModule
+
+if TYPE_CHECKING:  # Lightning takes seconds, and is needed to draw alone
+    from partcraft_lit.module import PersonalizationModule
 
 #: The preview: so many steps at most, by a sampler that starts from pure noise, which matters with few of them.
 _PREVIEW_STEPS, _PREVIEW_SCHEDULER = 4, "dpm++_trailing"

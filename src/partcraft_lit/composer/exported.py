@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -21,8 +21,6 @@ from torch import Tensor
 from partcraft_lit.backbones.loading import packaged_weights
 from partcraft_lit.backbones.lora_files import UNET, encoder_names, from_diffusers
 from partcraft_lit.backbones.settings import SampleSettings
-from partcraft_lit.backbones.stable_diffusion import load_sd15
-from partcraft_lit.backbones.stable_diffusion_xl import load_sdxl
 from partcraft_lit.composer.base import Composer
 from partcraft_lit.composer.catalog import Part
 from partcraft_lit.composer.composition import Composition, PartChoice
@@ -32,11 +30,10 @@ from partcraft_lit.composer.views import ImageView
 from partcraft_lit.config import factories
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Backbone
-from partcraft_lit.methods.part_tokens import PartTokens
-from partcraft_lit.module import PersonalizationModule
-from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
-from partcraft_lit.tokens.mapper import TokenMapper
+
+if TYPE_CHECKING:  # Lightning takes seconds, and is needed to draw alone
+    from partcraft_lit.module import PersonalizationModule
 
 MANIFEST = "export.json"
 _LORA = "pytorch_lora_weights.safetensors"
@@ -195,6 +192,11 @@ class ExportedParts(Composer):
     # The model.
 
     def _load_module(self) -> PersonalizationModule:
+        from partcraft_lit.methods.part_tokens import PartTokens
+        from partcraft_lit.module import PersonalizationModule
+        from partcraft_lit.tokens.captions import CaptionBuilder
+        from partcraft_lit.tokens.mapper import TokenMapper
+
         backbone = self._load_backbone()
         folder, tables = self.folder / "diffusers", []
         try:
@@ -225,6 +227,9 @@ class ExportedParts(Composer):
         return module.to(next(backbone.unet.parameters()).device).eval()
 
     def _load_backbone(self) -> Backbone:
+        from partcraft_lit.backbones.stable_diffusion import load_sd15
+        from partcraft_lit.backbones.stable_diffusion_xl import load_sdxl
+
         base = self._manifest.base
         source = self._base or base.model or packaged_weights("mini")
         if isinstance(source, str) and source == base.model and source.count("/") != 1:

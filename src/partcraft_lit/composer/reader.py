@@ -14,6 +14,9 @@ from partcraft_lit.core.types import ABSENT, PartPrediction, PatchFeatures
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 
+#: Held while an image is decoded: Pillow's warnings are silenced for the whole process meanwhile.
+decoding = threading.RLock()
+
 
 class PartReader:
     """Reads parts and codes off images.
@@ -40,6 +43,15 @@ class PartReader:
         """
         with self._lock:
             return self._predictor.predict(images)
+
+    def grid(self, image: Tensor) -> Tensor:
+        """(grid height, grid width, D) features of one image.
+
+        Raises:
+            UserError: as ``predict``.
+        """
+        with self._lock, torch.no_grad():
+            return self._predictor.features([image])[0]
 
     def cosine(self, part_feature: Tensor, part: int, code: int) -> float | None:
         """Cosine of (D,) part features to a code's centroid, -1...1; None for a part that is absent."""

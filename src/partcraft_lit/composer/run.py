@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from partcraft_lit.composer.catalog import Part
 from partcraft_lit.composer.composition import PartChoice
 from partcraft_lit.composer.drawer import Drawer
 from partcraft_lit.composer.exported import ExportedParts, is_export
-from partcraft_lit.composer.reader import PartReader
+from partcraft_lit.composer.reader import PartReader, decoding
 from partcraft_lit.composer.stored_parts import Images, StoredParts, select_images
 from partcraft_lit.composer.views import ImageView
 from partcraft_lit.config import factories
@@ -28,12 +28,14 @@ from partcraft_lit.core.images import pixels_of, read_image
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import ImageSource
 from partcraft_lit.methods.method import EACH
-from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.runs.assembly import load_trained, untrained_of_run, vocabulary_of
 from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.runs.stored import values_of_run
+from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.settings import CaptionSettings
+
+if TYPE_CHECKING:  # Lightning takes seconds, and is needed to draw alone
+    from partcraft_lit.module import PersonalizationModule
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 #: An image that is not of the run: in memory, or a file.
@@ -105,12 +107,15 @@ class Run(Composer):
         store = Store(self.settings.paths.store)
         self.stored = StoredParts(folder / "parts", self._reader, self._open_source, store, self.settings.parts.source)
         sample = self.settings.hardware.capped(self.settings.sample)
-        super().__init__(folder.name, vocabulary_of(self.dictionary), sample, Drawer(self._load_module))
+        vocabulary = PartVocabulary(self.dictionary.names, self.dictionary.codes_per_part)
+        super().__init__(folder.name, vocabulary, sample, Drawer(self._load_module))
 
     def _open_source(self) -> ImageSource:
         return factories.make_source(self._values)
 
     def _load_module(self) -> PersonalizationModule:
+        from partcraft_lit.runs.assembly import load_trained
+
         backbone = factories.backbone_loader(self._values)()
         return load_trained(self.settings, self.folder, backbone, class_noun="")[0]
 
@@ -131,6 +136,10 @@ class Run(Composer):
     @cached_property
     def untrained_codes(self) -> dict[str, list[int]]:
         """Name -> codes that came with corrections and that no weights of this run were trained for."""
+        if "base_codes" not in self.dictionary.metadata:  # nothing was corrected
+            return {}
+        from partcraft_lit.runs.assembly import untrained_of_run
+
         missing = untrained_of_run(self.folder, self.dictionary)
         return {self.dictionary.names[part]: codes for part, codes in missing.items()}
 
@@ -204,7 +213,9 @@ class Run(Composer):
         Raises:
             UserError: if it is no image, too small or too large, or the predictor's network is missing.
         """
-        return self._view_of(_pixels(image), name)
+        with decoding:
+            pixels = _pixels(image)
+        return self._view_of(pixels, name)
 
     def _view_of(self, pixels: Tensor, name: str = "") -> ImageView:
         predicted = self._reader.predict([pixels])

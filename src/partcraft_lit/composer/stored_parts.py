@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from partcraft_lit.composer.reader import PartReader, codes_by_name
+from partcraft_lit.composer.reader import PartReader, codes_by_name, decoding
 from partcraft_lit.composer.views import ImageView
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.types import ABSENT, ImageSource
 from partcraft_lit.core.visualization import to_pil
 from partcraft_lit.parts.atlas import read_code_tile
+from partcraft_lit.parts.corrected import CorrectedSegmenter, cells_of
 from partcraft_lit.parts.dataset_parts import label_map_of
 from partcraft_lit.parts.discovery import CODES_FILE
 
@@ -197,7 +198,7 @@ class StoredParts:
         Raises:
             UserError: if the image is gone.
         """
-        with self._lock:
+        with self._lock, decoding:
             return self.source.image(self._place(index))
 
     def view(self, index: int) -> ImageView:
@@ -221,13 +222,18 @@ class StoredParts:
         place = self._place(index)
         if self._kind != "discover":
             return label_map_of(self.source, self._kind, place), None
-        dictionary = self.dictionary
-        key = stable_hash(self.source.content_hash(place), dictionary.features_hash, dictionary.segmenter.hash)
+        segmenter, base = self.dictionary.segmenter, self.dictionary.base_segmenter
+        grid = functools.cache(lambda: self.reader.grid(image))
+        key = stable_hash(self.source.content_hash(place), self.dictionary.features_hash, base.hash)
         entry = self._store.get("parts", key)
-        if entry is not None:
-            return entry["label_map"], entry["part_features"]
-        predicted = self.reader.predict([image])
-        return predicted.label_maps[0], predicted.part_features[0]
+        if entry is None:
+            label_map, features = base.read_all([grid()])[0]
+        else:
+            label_map, features = entry["label_map"], entry["part_features"]
+        if not isinstance(segmenter, CorrectedSegmenter):
+            return label_map, features
+        moves = [move for move in segmenter.moves if move.image == self.names[index]]
+        return segmenter.correct(label_map, features, lambda label: cells_of(base, grid(), label_map)(label), moves)
 
     def thumbnail(self, index: int, side: int) -> Image.Image:
         """An image with a longer side of at most ``side`` pixels; the newest are kept."""
