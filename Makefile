@@ -1,9 +1,11 @@
 # make demo | test | env | lint | docs | wheel-smoke | bench. Each makes the environment first if it is missing or out of date.
+# make app | test-app   the composer in the browser, on the newest run; its tests in a real browser
 # make stats | clean
 #
 #   ACCELERATOR=cpu|gpu   which faiss to install (default cpu)
 #   TORCH_INDEX=ADDRESS   an index to take torch from, for instance the one of its CPU builds
 #   PYTHON=...            the interpreter that makes the environment (3.11, 3.12 or 3.13)
+#   APP=1                 env with what the app needs
 #   ARGS=...              more arguments: overrides for demo, options of pytest for test
 #   WORKERS=N             processes that tests run in (default 2; 0: this one)
 
@@ -30,12 +32,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 EXTRA = $(PY) tools/check_env.py $(ACCELERATOR) $(1) || \
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
 
-.PHONY: help env demo test lint format docs wheel-smoke stats bench clean
+.PHONY: help env demo app test test-app lint format docs wheel-smoke stats bench clean
 
 help:
-	@sed -n '1,9p' Makefile | sed 's/^# \{0,1\}//'
+	@sed -n '1,11p' Makefile | sed 's/^# \{0,1\}//'
 
 env: $(STAMP)
+	@if [ -n "$(APP)" ]; then $(call EXTRA,app); fi
 
 # The environment stands when the project imports at its pinned versions; then nothing is installed, and the stamp says so.
 $(STAMP): pyproject.toml constraints.txt
@@ -58,9 +61,24 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env
 	$(PY) -m partcraft_lit train experiment=demo $(ARGS)
 
+# The newest run; without any, the demo is trained first.
+app: env
+	@$(call EXTRA,app)
+	@compgen -G "logs/train/runs/*/finished.json" >/dev/null || $(MAKE) demo
+	$(PY) -m partcraft_lit app $(ARGS)
+
 test: env
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
-		$(PY) -m pytest -q -m "not gpu and not net" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+		$(PY) -m pytest -q -m "not gpu and not net and not app" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# A browser is installed where apt is there and may; without one, these tests are skipped.
+test-app: env
+	@$(call EXTRA,app)
+	@$(call EXTRA,app-test)
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || [ -n "$$CHROMIUM" ] || \
+		{ command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y chromium >/dev/null; } || \
+		echo "There is no Chromium, and it cannot be installed here: tests in a browser are skipped."
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -m app tests/app $(ARGS)
 
 lint: env
 	$(VENV)/bin/ruff check .

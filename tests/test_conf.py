@@ -127,6 +127,7 @@ def test_every_verb_has_a_configuration_and_a_module(verb, tmp_path):
         "fetch": ["dataset=cub"],
         "table": ["table=lambda_attn", "rows=['0']"],
         "merge": ["runs=[latest,latest]"],
+        "app": ["run=nowhere"],  # without any run it starts all the same: one can be trained in it
     }
     needed = given.get(verb, [])
     values = config.plain(config.compose(verb, [*needed, f"paths.logs={tmp_path}"]))
@@ -134,7 +135,7 @@ def test_every_verb_has_a_configuration_and_a_module(verb, tmp_path):
         config.later(node, where)
     module = __import__(f"partcraft_lit.commands.{verb}", fromlist=["check"])
     if {"run", "runs"} & values.keys():
-        with pytest.raises(UserError, match="Train one first"):
+        with pytest.raises(UserError, match=r"Train one first|no such run"):
             module.check(values)
     else:
         module.check(values)

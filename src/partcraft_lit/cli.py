@@ -35,6 +35,7 @@ VERBS = {
     "table": "several methods or settings under one protocol, with intervals and tests",
     "merge": "concepts that Custom Diffusion trained apart, in one run, without training",
     "export": "the parts and the adapter of a run as files for diffusers, A1111 and ComfyUI",
+    "app": "the composer in the browser: click parts, compose, correct, train, export",
     "fetch": "a published data set, downloaded or from a local archive",
     "doctor": "what is missing for a training run, and what it would cost; takes the overrides of train",
     "store": "stats, verify or prune: what is computed once and kept for all runs",
