@@ -46,15 +46,16 @@ def test_an_export_draws_what_the_run_draws(exported, run):
 
 def test_its_parts_are_those_that_were_exported(exported):
     assert [(part.name, [v.code for v in part.variants]) for part in exported.parts] == [
+        ("background", []),
         ("part1", [0, 1, 2]),
         ("part2", [0]),
     ]
     part = exported.part("part1")
     assert part.counts == (None,) * 3 and all(variant.trained for variant in part.variants) and part.color == "#e69f00"
     assert part[0].thumbnail.size == (32, 32) and part[1].thumbnail is None  # one thumbnail was asked for
-    with pytest.raises(UserError, match="nothing of part 'background'"):
-        exported.part("background")
-    with pytest.raises(UserError, match="no code 2; its codes are 0"):
+    with pytest.raises(UserError, match="no code 0; its codes here are none"):
+        exported.compose({"background": 0})
+    with pytest.raises(UserError, match="no code 2; its codes here are 0"):
         exported.compose({"part2": 2})
     with pytest.raises(UserError, match="export has 1 of 3"):
         exported.compose({"part2": (0, 1.5)})

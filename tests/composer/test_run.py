@@ -54,7 +54,7 @@ def test_parts_and_their_variants(run, rows):
         assert len(variant.images) == variant.count
         assert all(info.codes["part1"] == variant.code for info in variant.images)
     assert part[1].token == "<part1:1>" and part[1].choice(1.2) == pc.PartChoice("part1", 1, 1.2)
-    with pytest.raises(UserError, match="no code 3; its codes are 0, 1, 2"):
+    with pytest.raises(UserError, match="no code 3; its codes here are 0, 1, 2"):
         part[3]
     with pytest.raises(UserError, match=r"part7.*Did you mean"):
         run.part("part7")
@@ -138,6 +138,26 @@ def test_a_new_image_in_any_form(run, tmp_path):
 def test_what_is_no_image(run, wrong, message):
     with pytest.raises(UserError, match=message):
         run.read(wrong)
+
+
+@pytest.mark.slow
+def test_parts_and_codes_that_the_data_set_gives(new_workshop, plain, tmp_path):
+    """Masks as parts, with a noun behind each token; and classes as codes."""
+    words = ("method.captions.class_noun=each", "method.captions.separator= and ", "parts.names=[bird,dog]")
+    pair = ("dataset=creatures_pair", "dataset.image_size=32", "dataset.images=4", "parts.source=masks", "parts.K=1")
+    workshop = new_workshop()
+    workshop.arguments = tuple(text for text in workshop.arguments if not text.startswith("dataset"))
+    run = pc.open_run(workshop.train(*pair, *words, *plain, "trainer.max_steps=1"), device="cpu")
+    view = run.image(0)
+    assert view.label_map.shape == (32, 32)  # the mask itself
+    place = np.argwhere(view.label_map == 2)[0]
+    assert view.part_at(*place[::-1]).part == "dog" and view.part_at(*place[::-1]).cosine is None
+    composition = run.compose({"bird": 0, "dog": 0})
+    assert composition.prompt == "a photo of a <bird:0> bird and <dog:0> dog"
+    assert len(run.draw(composition, steps=1)[0].read()) == 2
+    workshop = new_workshop()
+    run = pc.open_run(workshop.train("parts.codes=class", *plain, "trainer.max_steps=1"), device="cpu")
+    assert run.part(1).variants[2].class_name == "species 2" and run.part(0).variants[0].class_name is None
 
 
 # Compositions.

@@ -53,7 +53,7 @@ class Composer(ABC):
     @property
     @abstractmethod
     def parts(self) -> tuple[Part, ...]:
-        """The parts, the background first."""
+        """All parts, at their numbers: the background first."""
 
     def part(self, name: str | int) -> Part:
         """A part by its name or number.
@@ -61,11 +61,7 @@ class Composer(ABC):
         Raises:
             UserError: if there is none.
         """
-        index = self._vocabulary.index(str(name))
-        found = next((part for part in self.parts if part.index == index), None)
-        if found is None:
-            raise UserError(f"There is nothing of part {self._vocabulary.names[index]!r} here.")
-        return found
+        return self.parts[self._vocabulary.index(str(name))]
 
     @abstractmethod
     def _captions(self, chosen: Sequence[PartChoice]) -> tuple[tuple[str, ...], str]:

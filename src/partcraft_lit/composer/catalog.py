@@ -98,7 +98,8 @@ class Part:
         name: as prompts name it.
         num_codes: its codes are below this number.
         color: ``#rrggbb``, the same in atlas, masks and overlays.
-        variants: one per code that is there, ascending; an export may have some of them.
+        variants: one per code that is there, ascending; an export may have some of them, and a part that corrections
+            took away has none.
     """
 
     def __init__(self, known: KnownParts, index: int, trained: Mapping[int, bool]) -> None:
@@ -121,9 +122,9 @@ class Part:
         """
         found = next((variant for variant in self.variants if variant.code == code), None)
         if found is None:
-            codes = ", ".join(str(variant.code) for variant in self.variants[:20])
+            codes = ", ".join(str(variant.code) for variant in self.variants[:20]) or "none"
             more = ", ..." if len(self.variants) > 20 else ""
-            raise UserError(f"Part {self.name!r} has no code {code}; its codes are {codes}{more}.")
+            raise UserError(f"Part {self.name!r} has no code {code}; its codes here are {codes}{more}.")
         return found
 
     def __repr__(self) -> str:

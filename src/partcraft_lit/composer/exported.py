@@ -141,11 +141,11 @@ class ExportedParts(Composer):
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """Parts of which the export has a variant."""
-        codes: dict[int, dict[int, bool]] = {}
+        """All parts, at their numbers, with those variants that were exported."""
+        codes: list[dict[int, bool]] = [{} for _ in self._vocabulary.names]
         for token in self._manifest.parts:
-            codes.setdefault(token.part, {})[token.code] = True
-        return tuple(Part(self, part, codes[part]) for part in sorted(codes))
+            codes[token.part][token.code] = True
+        return tuple(Part(self, part, there) for part, there in enumerate(codes))
 
     # What an export does not know.
 

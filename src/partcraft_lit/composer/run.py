@@ -123,15 +123,14 @@ class Run(Composer):
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """All parts, the background first; without those that corrections took away."""
+        """All parts, at their numbers; those that corrections took away have no variants."""
         counts = self.stored.counts
         shown = [table.any(dim=1).tolist() for table in self.dictionary.code_centroids]
         trained = shown if counts is None else [[number > 0 for number in column] for column in counts]
         for name, codes in self.untrained_codes.items():
             column = trained[self.dictionary.names.index(name)]
             column[:] = [seen and code not in codes for code, seen in enumerate(column)]
-        there = [index for index in range(len(self.dictionary.names)) if index not in self.dictionary.retired]
-        return tuple(Part(self.stored, index, dict(enumerate(trained[index]))) for index in there)
+        return tuple(Part(self.stored, index, dict(enumerate(column))) for index, column in enumerate(trained))
 
     @cached_property
     def untrained_codes(self) -> dict[str, list[int]]:
