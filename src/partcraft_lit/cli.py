@@ -175,11 +175,12 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     given = _options_first(parser, given, verb)
     args = _parsed(parser, given)
     config.set_sources(_sources(args, verb))
-    written = {
-        text: config.as_written(config.renamed(text, verb), args.multirun)
-        for text in args.overrides
-        if not config.is_null_group(text, verb)
-    }
+    written = {}
+    for text in args.overrides:
+        if config.is_null_group(text, verb):
+            continue
+        given_as = config.as_written(config.renamed(text, verb), args.multirun)
+        written[text] = config.with_empty_groups(given_as, verb) if args.multirun else given_as
     _print_notes(args.overrides)
     overrides = list(written.values())
     command = [written.get(text, text) for text in given if text in written or text not in args.overrides]

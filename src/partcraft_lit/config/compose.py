@@ -326,6 +326,13 @@ def is_null_group(override: str, verb: str) -> bool:
     return True
 
 
+def with_empty_groups(override: str, verb: str) -> str:
+    """A sweep over an optional group: Hydra reads "no option" as ``[]`` alone, where people write ``null``."""
+    group, equals, options = override.partition("=")
+    optional = group in groups_of(verb) and groups_of(verb)[group] is None
+    return f"{group}={re.sub(r'(?<![^,( ])null(?![^,) ])', '[]', options)}" if optional and equals else override
+
+
 def _needed(group: str, verb: str) -> UserError:
     options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
     return UserError(f"{group}: {verb} needs one, {group}=NAME. Options: {', '.join(options)}.")
