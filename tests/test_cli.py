@@ -324,7 +324,7 @@ def test_a_sweep_keeps_jobs_apart_and_goes_on_after_a_failure(start, fake_run):
         return {}
 
     fake_run.does = does
-    result = start("train", "-m", "loss.lambda_attn=0.1,0.01")
+    result = start("train", "-m", "hydra/launcher=basic", "loss.lambda_attn=0.1,0.01")
     assert result.code == 2 and "only the first" in result.err
     first, second = fake_run.calls
     assert (first.settings.loss.lambda_attn, second.settings.loss.lambda_attn) == (0.1, 0.01)
@@ -335,7 +335,7 @@ def test_a_sweep_keeps_jobs_apart_and_goes_on_after_a_failure(start, fake_run):
 
 
 def test_the_flag_of_a_sweep_may_stand_anywhere(start, fake_run):
-    result = start("train", "seed=1", "--multirun", "loss.lambda_attn=0.1,0.01", "seed=2")
+    result = start("train", "seed=1", "--multirun", "loss.lambda_attn=0.1,0.01", "seed=2", "hydra/launcher=basic")
     assert result.code == 0, result.err
     assert [call.settings.loss.lambda_attn for call in fake_run.calls] == [0.1, 0.01]
     assert fake_run.calls[0].argv == [
@@ -345,6 +345,7 @@ def test_the_flag_of_a_sweep_may_stand_anywhere(start, fake_run):
         "--multirun",
         "loss.lambda_attn=0.1,0.01",
         "seed=2",
+        "hydra/launcher=basic",
     ]
 
 
@@ -415,10 +416,11 @@ def test_a_sweeper_hears_finite_numbers_only(start, fake_run, caplog):
     assert result.code == 2 and "the run has no such score" in result.err
 
 
-def test_a_sweep_of_jobs_with_several_processes_is_refused(start, fake_run):
+def test_a_sweep_in_one_process_refuses_jobs_of_several_processes(start, fake_run):
     """Lightning would start each further process with the command line of the sweep."""
-    result = start("train", "-m", "loss.lambda_attn=0.1,0.01", "trainer.devices=2", "trainer.strategy=ddp")
-    assert result.code == 2 and "trainer.devices=1" in result.err and not fake_run.calls
+    given = ("loss.lambda_attn=0.1,0.01", "trainer.devices=2", "trainer.strategy=ddp", "hydra/launcher=basic")
+    result = start("train", "-m", *given)
+    assert result.code == 2 and "Leave hydra/launcher out" in result.err and not fake_run.calls
 
 
 def test_several_machines_need_a_folder_that_they_share(start, fake_run):

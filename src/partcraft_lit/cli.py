@@ -66,7 +66,6 @@ partcraft {version} - part-level personalisation of text-to-image models
 
     partcraft VERB --help       every group and key of a verb
     partcraft train -m KEY=A,B  a sweep
-    eval "$(partcraft -sc install=bash)"   completes verbs, groups and keys in this shell
     partcraft --version
 """
 
@@ -91,8 +90,6 @@ def _dispatch(given: list[str], verb: str | None) -> int:
         if given[0] in ("-V", "--version"):
             print(__version__)
             return 0
-        if given[0] in ("-sc", "--shell-completion"):
-            return _complete(given)
         verb, *given = given
     if verb == "store" and given and given[0].isalpha():
         given[0] = f"action={given[0]}"  # partcraft store stats
@@ -110,32 +107,6 @@ def _dispatch(given: list[str], verb: str | None) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
         return _report(error, full)
-
-
-def _complete(given: list[str]) -> int:
-    """``partcraft -sc install=bash`` and what the shell asks then: Hydra's completion, which knows nothing of verbs."""
-    parser = _hydra_parser()
-    line = os.environ.get("COMP_LINE", "")
-    words = line.split(" ")[1:]
-    verb = words[0] if words else "train"
-    if given[1:2] and given[1].startswith("query="):
-        if len(words) < 2:
-            print(" ".join(VERBS))
-            return 0
-        if verb not in VERBS:
-            return 0
-        if words[-1].startswith("-"):
-            print(" ".join(text for action in parser._actions for text in action.option_strings))
-            return 0
-        kept = [word for word in words[1:-1] if not word.startswith("-")]
-        os.environ["COMP_LINE"] = " ".join(["partcraft", *kept, words[-1]])
-    return _run_verb(verb, given, _Progress(verb), full=False)
-
-
-def _hydra_parser() -> argparse.ArgumentParser:
-    from hydra._internal.utils import get_args_parser
-
-    return get_args_parser()
 
 
 def _reader_gone() -> bool:
@@ -161,32 +132,32 @@ class _Progress:
     def __init__(self, verb: str) -> None:
         self.verb = verb
         self.folder: Path | None = None
+        self.sweep: Path | None = None
         self.made: Path | None = None
         self.errors: list[Exception] = []
 
 
 def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> int:
     import hydra
+    from hydra._internal.utils import get_args_parser
 
     from partcraft_lit.config import compose as config
+    from partcraft_lit.config.launchers import finish_sweep, take_sweep
+    from partcraft_lit.scheduling.tasks import JobFailed
 
     _silence_notices()
-    parser = _hydra_parser()
+    parser = get_args_parser()
     given = _options_first(parser, given, verb)
     args = _parsed(parser, given)
     config.set_sources(_sources(args, verb))
-    written = {}
-    for text in args.overrides:
-        if config.is_null_group(text, verb):
-            continue
-        given_as = config.as_written(config.renamed(text, verb), args.multirun)
-        written[text] = config.with_empty_groups(given_as, verb) if args.multirun else given_as
+    written = {
+        text: config.as_written(config.renamed(text, verb), args.multirun)
+        for text in args.overrides
+        if not config.is_null_group(text, verb)
+    }
     _print_notes(args.overrides)
     overrides = list(written.values())
     command = [written.get(text, text) for text in given if text in written or text not in args.overrides]
-    config.check_hydra_settings(overrides)
-    if args.package is not None:
-        config.check_package(verb, overrides, args.cfg, args.package)
     module = importlib.import_module(f"partcraft_lit.commands.{verb}")
     if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
         command += _prepare(verb, module, overrides, args, progress)
@@ -203,6 +174,11 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
             hydra.main(version_base="1.3", config_path=str(config.first_folder()), config_name=verb)(job)()
     except hydra.errors.HydraException as error:
         raise config.explain(error, verb) from error
+    except Exception as error:
+        if not isinstance(error, JobFailed) and error not in progress.errors:  # else it is reported below
+            raise
+    if args.multirun and (sweep := take_sweep()) is not None:
+        return finish_sweep(sweep)
     codes = [_report(error, full) for error in progress.errors]
     return max(codes, default=0) if 1 not in codes else 1
 
@@ -272,18 +248,11 @@ def _prepare(
 ) -> list[str]:
     """Checks the configuration of every job before the first starts; says in which folder a single job works."""
     from partcraft_lit.config import compose as config
-    from partcraft_lit.config import machine, search
+    from partcraft_lit.config import machine
     from partcraft_lit.core import files
 
     if args.multirun:
-        plan = search.plan_of(verb, overrides)
-        for point in config.sweep_points(verb, overrides) if plan is None else plan.points:
-            values = config.plain(config.compose(verb, point))
-            module.check(values)
-            if verb == "train":
-                machine.check_start(values, args.overrides)
-                _check_sweep(values)
-        return [] if plan is None else _prepare_search(verb, plan, values, overrides)
+        return _prepare_sweep(verb, module, overrides, args, progress)
     _check_trainer_keys(verb, overrides)
     values = config.plain(config.compose(verb, overrides))
     module.check(values)
@@ -334,6 +303,36 @@ def _check_shared(values: Mapping[str, Any]) -> None:
         )
 
 
+def _prepare_sweep(
+    verb: str, module: ModuleType, overrides: list[str], args: argparse.Namespace, progress: _Progress
+) -> list[str]:
+    """Checks jobs of a sweep; says in which folder it works: that of an earlier one which was asked for the same."""
+    from partcraft_lit.config import compose as config
+    from partcraft_lit.config import launchers, machine, plugins, search
+
+    plugins.register(launchers.PoolLauncher, launchers.SlurmLauncher)
+    plan = search.plan_of(verb, overrides)
+    values: dict[str, Any] = {}
+    own = False
+    for point in config.sweep_points(verb, overrides) if plan is None else plan.points:
+        values = config.plain(config.compose(verb, point))
+        module.check(values)
+        own = launchers.is_own(config.hydra_values(verb, point, "launcher"))
+        if verb == "train":
+            machine.check_start(values, args.overrides)
+            if not own:
+                _check_sweep(values)
+    if plan is not None:
+        return _prepare_search(verb, plan, values, overrides)
+    if not own or any(text.startswith("hydra.sweep.dir=") for text in overrides):
+        return []
+    anew = values.get("ckpt_path", "auto") is None
+    folder, known = launchers.sweep_folder(verb, overrides, Path(values["paths"]["logs"]).expanduser(), anew)
+    print(f"Continuing the sweep {folder}" if known else f"Sweep: {folder}", flush=True)
+    progress.sweep = folder
+    return [config.quoted("hydra.sweep.dir", str(folder))]
+
+
 def _check_trainer_keys(verb: str, overrides: Sequence[str]) -> None:
     """Raises a UserError for a key of the trainer that would be accepted and not read."""
     read = _TRAINER_KEYS.get(verb)
@@ -363,8 +362,8 @@ def _check_sweep(values: Mapping[str, Any]) -> None:
     processes = environment.trainer_processes(values["trainer"])
     if processes > 1:
         raise UserError(
-            f"A sweep (-m) trains one job after the other in one process, and here a job would take {processes}. Add "
-            "trainer.devices=1, or start the jobs as commands of their own, without -m."
+            f"This launcher trains the jobs of a sweep in processes of its own, and here a job would take {processes}. "
+            "Leave hydra/launcher out, so that every job is a command of its own, or add trainer.devices=1."
         )
 
 
@@ -376,6 +375,7 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
     from partcraft_lit.config import compose as config
     from partcraft_lit.core import environment, rundir
     from partcraft_lit.core.allocation import keep_freed_memory
+    from partcraft_lit.scheduling.results import write_result
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     progress.folder = folder
@@ -385,7 +385,11 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
     try:
         # Further processes of a run work in the folder that its first holds.
         with rundir.held(folder) if environment.is_first_process() else nullcontext():
-            return module.main(config.plain(cfg), folder)
+            values = config.plain(cfg)
+            returned = module.main(values, folder)
+            if environment.is_first_process():
+                write_result(folder, values.get("objective"), returned)
+            return returned
     except stopping.TimeLimitReached as end:
         _end_further_process(0)
         stopping.end_followers(by_themselves=True)
@@ -393,9 +397,10 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
         _say_end(f"stopped by trainer.max_time {end.reached}", _left(progress), scores)
         return None
     except Exception as error:
+        progress.errors.append(error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"partcraft: the job in {folder} stopped: {error}", file=sys.stderr, flush=True)
-        progress.errors.append(error)
+            raise  # whatever launched it has to know
         if progress.made == folder:
             rundir.discard_unused(folder)
         return None
@@ -463,6 +468,8 @@ def _left(progress: _Progress) -> str:
     """Half a sentence on what a command that did not come to its end leaves, and how it goes on."""
     from partcraft_lit.core import rundir
 
+    if progress.sweep is not None:
+        return f"the same command continues the sweep in {progress.sweep}"
     if progress.folder is None:
         return "nothing had been started yet"
     if progress.verb in ("train", "pretrain"):

@@ -17,6 +17,7 @@ from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import read_image
 from partcraft_lit.evaluation.image_scores import write_networks, write_rows
+from partcraft_lit.scheduling.tasks import Outcome
 
 TABLES = sorted(path.stem for path in (config.conf_dir() / "table").glob("*.yaml"))
 METHODS = {path.stem for path in (config.conf_dir() / "method").glob("*.yaml")}
@@ -107,7 +108,7 @@ class Trainer:
         self.trained = []
         self.failing = set()
 
-    def __call__(self, tasks, jobs, say, gpus=()):
+    def __call__(self, tasks, where=None, log=print, ledger=None):
         errors = {}
         for task in tasks:
             if task.is_done():
@@ -119,7 +120,7 @@ class Trainer:
             _, train, *overrides = task.steps[0].command[2:]
             assert train == "train"
             self._write(task.folder, overrides, row=task.name.split(",")[0])
-        return errors
+        return Outcome(errors)
 
     def _write(self, folder, overrides, row):
         from omegaconf import OmegaConf
@@ -207,7 +208,7 @@ def test_distances_of_whole_images_name_their_protocol_and_how_far_they_are_know
 
 def test_networks_that_have_not_seen_the_images_are_missing_work(settings, trainer):
     one = verb.table_run(settings("rows=['0']"), "0", 0)
-    trainer([one.task], 1, print)
+    trainer([one.task])
     given = "overrides=eval.pictures=[mini,clip_base32] metrics.clip_base32.source=/models/clip"
     two = verb.table_run(settings("rows=['0']", given), "0", 0)
     assert two.task.folder == one.task.folder and one.task.is_done() and not two.task.is_done()
@@ -271,7 +272,7 @@ def test_a_run_that_is_gone_is_trained_again(start, trainer, tmp_path):
 def test_scores_of_other_settings_stand_beside_those_of_the_run(settings, trainer):
     first, other = settings("rows=['0']"), settings("rows=['0']", "overrides=eval.species=[1,2]")
     one, two = (verb.table_run(s, "0", 0) for s in (first, other))
-    trainer([one.task], 1, print)
+    trainer([one.task])
     assert one.evaluation() == one.task.folder / "evaluation" and one.task.is_done()
     assert two.evaluation().parent == one.evaluation() and not two.task.is_done() and two.task.steps[0].is_done()
     command = two.task.steps[1].command

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
@@ -127,18 +127,6 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     """
     for key, hint in _TRAINER_NUMBERS.items():
         value_of({"trainer": trainer}, f"trainer.{key}", hint)
-
-
-def check_gpus(gpus: Sequence[int]) -> None:
-    """Raises a UserError for a CUDA device that torch does not see."""
-    if not gpus:
-        return
-    import torch
-
-    seen = torch.cuda.device_count()
-    for number in gpus:
-        if not 0 <= number < seen:
-            raise UserError(f"gpus={list(gpus)}: there is no device {number}; torch sees {seen} here, numbered from 0.")
 
 
 def check_model_sizes(values: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from partcraft_lit.core.rundir import NOT_HASHED
 from partcraft_lit.loggers.identity import GROUP_VARIABLE, RunIdentity
+from partcraft_lit.scheduling.results import SWEEP_VARIABLE
 
 #: Groups whose choice labels a run.
 _TAGS = ("dataset", "method", "backbone")
@@ -40,6 +41,9 @@ def run_identity(values: Mapping[str, Any], folder: Path) -> RunIdentity:
     overrides, sweep = list(hydra.overrides.task), None
     if hydra.mode == RunMode.MULTIRUN:
         sweep = Path(hydra.sweep.dir)
+    elif SWEEP_VARIABLE in os.environ:  # a job of a sweep, in a process of its own
+        sweep = Path(os.environ[SWEEP_VARIABLE])
+    if sweep is not None:
         group = group or f"sweep {sweep.name}"
     title = [experiment] if isinstance(experiment := choices.get("experiment"), str) else tags[:2]
     return RunIdentity(" ".join([*title, *_differences(overrides, sweep)]), group, hydra.job.name, tags)

@@ -15,9 +15,10 @@ PACKAGE = "hydra_plugins.partcraft_lit"
 
 def register(*plugins: type[Plugin]) -> None:
     """Makes plugins known to Hydra; their ``__module__`` is ``PACKAGE``."""
+    known = Plugins.instance()  # before the module is there: it scans a package of that name when it is made
     parent = sys.modules.setdefault(PACKAGE.partition(".")[0], ModuleType(PACKAGE.partition(".")[0]))
     module = sys.modules.setdefault(PACKAGE, ModuleType(PACKAGE))
     setattr(parent, PACKAGE.partition(".")[2], module)
     for plugin in plugins:
         setattr(module, plugin.__name__, plugin)
-        Plugins.instance().register(plugin)
+        known.register(plugin)

@@ -78,6 +78,14 @@ def local_number() -> int:
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
+def gpus_of_job(trainer: Mapping[str, Any]) -> int:
+    """How many of a machine's GPUs a job with this trainer is to get; 0 if it names them itself, or takes all."""
+    devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
+    if devices == "auto" or accelerator not in ("auto", "gpu", "cuda"):
+        return 1
+    return int(devices) if str(devices).isdigit() else 0
+
+
 def trainer_processes(trainer: Mapping[str, Any]) -> int:
     """How many processes a configured trainer uses on this machine."""
     devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")

@@ -19,6 +19,8 @@ from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.loggers.identity import grouped
 from partcraft_lit.runs import stored
 from partcraft_lit.runs.settings import TrainSettings as TrainSettings
+from partcraft_lit.scheduling.gpus import deal
+from partcraft_lit.scheduling.slurm import check_slurm
 
 if TYPE_CHECKING:
     from partcraft_lit.commands.table.table import TableRun
@@ -35,7 +37,9 @@ def check(values: Mapping[str, Any]) -> TableSettings:
         raise UserError(f"table=NAME has to be given. Tables: {', '.join(names)}.")
     settings = factories.settings_of(TableSettings, values)
     _check_names(settings)
-    factories.check_gpus(settings.gpus)
+    if settings.launcher == "slurm":
+        check_slurm()
+    deal(settings.gpus)
     for row in rows_of(settings):
         run_values(settings, row, settings.table.seeds[0])
     return settings
@@ -75,8 +79,8 @@ def run_values(settings: TableSettings, row: str, seed: int) -> dict[str, Any]:
 
 def table_run(settings: TableSettings, row: str, seed: int) -> TableRun:
     """One run with everything that it takes to train and score it."""
-    from partcraft_lit.commands.table.jobs import Step, Task, python_command
     from partcraft_lit.commands.table.table import TableRun
+    from partcraft_lit.scheduling.tasks import Step, Task, python_command
 
     values = run_values(settings, row, seed)
     digest = rundir.settings_hash({**values, "networks": _networks(values)}, NOT_HASHED)
@@ -95,7 +99,7 @@ def table_run(settings: TableSettings, row: str, seed: int) -> TableRun:
         digest=digest,
         scoring=evaluate.scoring_hash(values),
         budget=_budget(values),
-        task=Task(f"{row}, seed {seed}", folder, steps),
+        task=Task(f"{row}, seed {seed}", folder, steps, f"{digest}-{evaluate.scoring_hash(values)}"),
         evaluation=functools.partial(evaluate.evaluation_folder, folder, chosen),
         verify=functools.partial(_verify, values, folder, scored),
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from partcraft_lit.core.settings import PathSettings, Positive, UserPath
+from partcraft_lit.scheduling.settings import PoolSettings, SlurmSettings
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,11 @@ class TableSettings:
         scale: "small" runs on the embedded world, "paper" on the data and the backbone of the paper.
         rows: names of the rows that are wanted; None for all.
         overrides: of every run, beside those of the protocol, with blanks between them.
-        jobs: training processes at once; the cores are divided among them.
-        gpus: numbers of the CUDA devices that are dealt out to the processes; empty leaves that to each of them.
+        launcher: "pool" trains in processes on this machine, "slurm" in jobs of a cluster.
+        jobs: training processes at once; the cores are divided among them. None for one per GPU where there are
+            several, else one.
+        gpus: numbers of the CUDA devices that are dealt out to the processes; None for all.
+        slurm: what its jobs are given.
         verify: compute every number again from the stored images and compare, and train nothing.
         level: share of intervals that should hold the true mean.
         resamples: of the bootstrap.
@@ -122,10 +126,17 @@ class TableSettings:
     scale: Literal["small", "paper"]
     rows: tuple[str, ...] | None
     overrides: str
-    jobs: Positive
-    gpus: tuple[int, ...]
+    launcher: Literal["pool", "slurm"]
+    jobs: Positive | None
+    gpus: tuple[int, ...] | None
+    slurm: SlurmSettings
     verify: bool
     level: Annotated[float, Field(gt=0, le=1)]
     resamples: Annotated[int, Field(ge=100)]
     output_dir: UserPath | None
     paths: PathSettings
+
+    @property
+    def scheduler(self) -> PoolSettings | SlurmSettings:
+        """Where the runs are trained."""
+        return self.slurm if self.launcher == "slurm" else PoolSettings(self.jobs, self.gpus)

@@ -14,7 +14,6 @@ from lightning.pytorch.loggers import Logger
 
 from partcraft_lit.commands.table.columns import Column, columns_of, notes_on
 from partcraft_lit.commands.table.comparison import Cell, RunScores, compare, corrected, read_run
-from partcraft_lit.commands.table.jobs import Task, run_tasks
 from partcraft_lit.commands.table.log import CELL_COLUMNS, cell_rows, log_table
 from partcraft_lit.commands.table.panels import panels_of
 from partcraft_lit.commands.table.settings import TableSettings
@@ -29,6 +28,9 @@ from partcraft_lit.evaluation.image_scores import METADATA
 from partcraft_lit.report.table_figure import draw_figure
 from partcraft_lit.report.tables import Column as Head
 from partcraft_lit.report.tables import Entry, Table, csv_text, latex, markdown
+from partcraft_lit.scheduling.ledger import Ledger
+from partcraft_lit.scheduling.schedule import run_tasks
+from partcraft_lit.scheduling.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,19 @@ def compare_rows(
         make_loggers: where the table goes beside its folder; called when it stands, for training may take days.
 
     Returns:
-        column -> row -> cell.
+        column -> row -> cell; nothing while jobs are at a cluster and are not waited for.
 
     Raises:
         UserError: if a job failed; the table of all others has been written by then.
     """
     stages = Stages()
     tasks = list({table_run.task.folder: table_run.task for table_run in table_runs}.values())
-    errors = run_tasks(tasks, settings.jobs, stages.log, settings.gpus)
+    outcome = run_tasks(tasks, settings.scheduler, stages.log, Ledger(folder))
+    if outcome.pending:
+        return {}
     decided = protocol(settings, table_runs)
     atomic_write(folder / "protocol.json", json.dumps(decided, indent=1, ensure_ascii=False))
-    rows, missing = _read(settings, table_runs, errors)
+    rows, missing = _read(settings, table_runs, outcome.failed)
     if not any(rows.values()):
         raise UserError(_failures_in_words(missing, folder))
     cells = _write(settings, folder, table_runs, rows, missing)
