@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from partcraft_lit.composer.stored_parts import ImageInfo, Images
     from partcraft_lit.composer.views import ImageView
     from partcraft_lit.core.errors import UserError
+    from partcraft_lit.parts.corrections import Corrections
 
 __version__ = "0.1.0"
 __all__ = [
     "Composer",
     "Composition",
+    "Corrections",
     "ExportedParts",
     "ImageInfo",
     "ImageView",
@@ -53,6 +55,7 @@ _HOMES = {
     "open_run": "composer.run",
     "ImageView": "composer.views",
     "UserError": "core.errors",
+    "Corrections": "parts.corrections",
 }
 
 

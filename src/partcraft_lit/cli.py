@@ -66,6 +66,7 @@ partcraft {version} - part-level personalisation of text-to-image models
 
     partcraft VERB --help       every group and key of a verb
     partcraft train -m KEY=A,B  a sweep
+    eval "$(partcraft -sc install=bash)"   completes verbs, groups and keys in this shell
     partcraft --version
 """
 
@@ -90,6 +91,8 @@ def _dispatch(given: list[str], verb: str | None) -> int:
         if given[0] in ("-V", "--version"):
             print(__version__)
             return 0
+        if given[0] in ("-sc", "--shell-completion"):
+            return _complete(given)
         verb, *given = given
     if verb == "store" and given and given[0].isalpha():
         given[0] = f"action={given[0]}"  # partcraft store stats
@@ -107,6 +110,32 @@ def _dispatch(given: list[str], verb: str | None) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
         return _report(error, full)
+
+
+def _complete(given: list[str]) -> int:
+    """``partcraft -sc install=bash`` and what the shell asks then: Hydra's completion, which knows nothing of verbs."""
+    parser = _hydra_parser()
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split(" ")[1:]
+    verb = words[0] if words else "train"
+    if given[1:2] and given[1].startswith("query="):
+        if len(words) < 2:
+            print(" ".join(VERBS))
+            return 0
+        if verb not in VERBS:
+            return 0
+        if words[-1].startswith("-"):
+            print(" ".join(text for action in parser._actions for text in action.option_strings))
+            return 0
+        kept = [word for word in words[1:-1] if not word.startswith("-")]
+        os.environ["COMP_LINE"] = " ".join(["partcraft", *kept, words[-1]])
+    return _run_verb(verb, given, _Progress(verb), full=False)
+
+
+def _hydra_parser() -> argparse.ArgumentParser:
+    from hydra._internal.utils import get_args_parser
+
+    return get_args_parser()
 
 
 def _reader_gone() -> bool:
@@ -139,25 +168,28 @@ class _Progress:
 
 def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> int:
     import hydra
-    from hydra._internal.utils import get_args_parser
 
     from partcraft_lit.config import compose as config
     from partcraft_lit.config.launchers import finish_sweep, take_sweep
     from partcraft_lit.scheduling.tasks import JobFailed
 
     _silence_notices()
-    parser = get_args_parser()
+    parser = _hydra_parser()
     given = _options_first(parser, given, verb)
     args = _parsed(parser, given)
     config.set_sources(_sources(args, verb))
-    written = {
-        text: config.as_written(config.renamed(text, verb), args.multirun)
-        for text in args.overrides
-        if not config.is_null_group(text, verb)
-    }
+    written = {}
+    for text in args.overrides:
+        if config.is_null_group(text, verb):
+            continue
+        given_as = config.as_written(config.renamed(text, verb), args.multirun)
+        written[text] = config.with_empty_groups(given_as, verb) if args.multirun else given_as
     _print_notes(args.overrides)
     overrides = list(written.values())
     command = [written.get(text, text) for text in given if text in written or text not in args.overrides]
+    config.check_hydra_settings(overrides)
+    if args.package is not None:
+        config.check_package(verb, overrides, args.cfg, args.package)
     module = importlib.import_module(f"partcraft_lit.commands.{verb}")
     if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
         command += _prepare(verb, module, overrides, args, progress)

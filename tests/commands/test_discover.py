@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from discovery import dataset_parts
-from partcraft_lit.commands.discover.discover import write_codes, write_masks
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.visualization import to_pil
 from partcraft_lit.data.folder import ImageFolder
 from partcraft_lit.parts.color import ColorFeatures
+from partcraft_lit.runs.discovery import write_codes, write_masks
 
 SIZES = ((64, 96), (96, 64), (40, 640))  # the last is longer than what label maps cover
 

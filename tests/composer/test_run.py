@@ -293,6 +293,37 @@ def test_the_command_and_the_code_draw_the_same_image(run, workshop, tmp_path, m
     assert (read_image(tmp_path / "000007.png").int() - result.tensor.int()).abs().max() <= 1
 
 
+# Corrections.
+
+
+def test_parts_are_corrected_and_taken_back(tiny_run, tmp_path, run):
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation", "samples"))
+    before = pc.open_run(tmp_path / "run", device="cpu")
+    assert before.corrections == pc.Corrections() and not before.can_undo
+    wanted = before.corrections.renamed("part1", "head").divided("part2", 2)
+    effect = before.preview_corrections(wanted)
+    assert any("was part1" in line for line in effect.lines()) and not (tmp_path / "run" / "parts.yaml").exists()
+    with pytest.raises(UserError, match="part7"):
+        before.preview_corrections(pc.Corrections().dropped("part7"))
+    after = before.correct(wanted)
+    assert after.corrections == wanted and [part.name for part in after.parts[:3]] == ["background", "head", "part2"]
+    assert after.part("head").counts == run.part("part1").counts
+    split_off = after.parts[3]
+    assert split_off.variants and not any(variant.trained for variant in split_off.variants)
+    assert all(variant.trained == (variant.count > 0) for variant in after.part("head").variants)
+    for index in range(9):
+        view = after.image(index)
+        assert view.codes == after.images()[index].codes
+    assert len(after.draw(after.compose({"head": 0, split_off.name: 0}), steps=1)) == 1
+    back = after.undo()
+    assert back.corrections == pc.Corrections() and not back.can_undo
+    assert [info.codes for info in back.images()] == [info.codes for info in run.images()]
+    again = back.correct(pc.Corrections().as_background("part2"))
+    assert again.part(2).variants == () and again.parts[2].index == 2
+    with pytest.raises(UserError, match="is gone"):
+        again.compose({"part2": 0})
+
+
 # Runs that have moved, and those of strangers.
 
 

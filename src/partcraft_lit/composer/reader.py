@@ -44,6 +44,16 @@ class PartReader:
         with self._lock:
             return self._predictor.predict(images)
 
+    @property
+    def features(self) -> PatchFeatures:
+        """The network that describes patches.
+
+        Raises:
+            UserError: as ``predict``.
+        """
+        with self._lock:
+            return self._predictor.features
+
     def grid(self, image: Tensor) -> Tensor:
         """(grid height, grid width, D) features of one image.
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from partcraft_lit.composer.base import Composer
@@ -25,17 +26,22 @@ from partcraft_lit.config import factories
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.images import pixels_of, read_image
+from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import ImageSource
 from partcraft_lit.methods.method import EACH
+from partcraft_lit.parts.correcting import Effect
+from partcraft_lit.parts.corrections import Corrections
+from partcraft_lit.parts.corrections_file import FILE_NAME, CorrectionsFile
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.runs.settings import TrainSettings
+from partcraft_lit.runs.settings import DiscoverSettings, TrainSettings
 from partcraft_lit.runs.stored import values_of_run
-from partcraft_lit.tokens.grammar import PartVocabulary
+from partcraft_lit.runs.vocabulary import vocabulary_of
 from partcraft_lit.tokens.settings import CaptionSettings
 
 if TYPE_CHECKING:  # Lightning takes seconds, and is needed to draw alone
     from partcraft_lit.module import PersonalizationModule
+    from partcraft_lit.runs.correcting import RunCorrector
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 #: An image that is not of the run: in memory, or a file.
@@ -107,8 +113,7 @@ class Run(Composer):
         store = Store(self.settings.paths.store)
         self.stored = StoredParts(folder / "parts", self._reader, self._open_source, store, self.settings.parts.source)
         sample = self.settings.hardware.capped(self.settings.sample)
-        vocabulary = PartVocabulary(self.dictionary.names, self.dictionary.codes_per_part)
-        super().__init__(folder.name, vocabulary, sample, Drawer(self._load_module))
+        super().__init__(folder.name, vocabulary_of(self.dictionary), sample, Drawer(self._load_module))
 
     def _open_source(self) -> ImageSource:
         return factories.make_source(self._values)
@@ -222,6 +227,63 @@ class Run(Composer):
         cosines = [self._reader.cosine(features[part], part, int(code)) for part, code in enumerate(codes)]
         label_map = predicted.label_maps[0].numpy()
         return ImageView(pixels, label_map, codes, cosines, features, self.dictionary.names, name=name)
+
+    # Corrections.
+
+    @property
+    def corrections(self) -> Corrections:
+        """What the run's ``parts.yaml`` says; see ``docs/corrections.md``. Change it by ``merged``, ``renamed``...
+
+        Raises:
+            UserError: if the file says something wrong.
+        """
+        return CorrectionsFile(self.folder / FILE_NAME).load()
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there are earlier corrections to go back to."""
+        return CorrectionsFile(self.folder / FILE_NAME).can_undo
+
+    def preview_corrections(self, corrections: Corrections) -> Effect:
+        """What corrections would change, part by part; nothing is written.
+
+        Raises:
+            UserError: for a part that does not exist, entries in conflict, or images that are gone.
+        """
+        return self._corrector().preview(corrections)[1]
+
+    def correct(self, corrections: Corrections) -> Run:
+        """Writes ``parts.yaml``, and the run's dictionary, codes and atlas anew; no features are computed again.
+
+        Args:
+            corrections: in place of those that hold now.
+
+        Returns:
+            The run with its new parts, to be used from now on: this object is of the former ones.
+
+        Raises:
+            UserError: as ``preview_corrections``; then nothing is changed. Also while the run is being trained.
+        """
+        with rundir.held(self.folder):
+            self._corrector().apply(corrections)
+        return Run(self.folder, self._values)
+
+    def undo(self) -> Run:
+        """Goes back to the former corrections, and to the very same parts and codes; returns the run with them.
+
+        Raises:
+            UserError: if there is nothing to undo.
+        """
+        with rundir.held(self.folder):
+            self._corrector().undo()
+        return Run(self.folder, self._values)
+
+    def _corrector(self) -> RunCorrector:
+        from partcraft_lit.runs.correcting import RunCorrector
+
+        settings = DiscoverSettings(self.settings.seed, self.settings.parts, self.settings.paths)
+        quiet = Stages(Console(quiet=True))
+        return RunCorrector(self.folder, settings, self.stored.source, lambda: self._reader.features, quiet)
 
     def _captions(self, chosen: Sequence[PartChoice]) -> tuple[tuple[str, ...], str]:
         """Words between the parts and behind them, as the run's captions have them."""

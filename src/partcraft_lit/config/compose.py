@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,12 +174,35 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     return cfg
 
 
+def check_hydra_settings(overrides: Sequence[str]) -> None:
+    """Raises a UserError for settings of Hydra with which a run folder could not be read again."""
+    for text in overrides:
+        key, _, value = text.lstrip("+").partition("=")
+        if key == "hydra.job.chdir" and value.lower() == "true":
+            raise UserError(
+                f"{text}: relative paths are those of the folder in which a command is given. Leave it out."
+            )
+        if key == "hydra.output_subdir" and value != ".hydra":
+            raise UserError(f"{text}: the configuration of a run is read from .hydra in its folder. Leave it out.")
+
+
+def check_package(verb: str, overrides: Sequence[str], kind: str, package: str) -> None:
+    """Raises a UserError if ``--cfg KIND --package NAME`` would show nothing."""
+    cfg = _composed(verb, [*overrides], with_hydra=kind != "job")
+    if OmegaConf.select(cfg, package) is None:
+        known = list(keys_of(OmegaConf.to_container(cfg, resolve=False)))
+        raise UserError(f"--package {package}: the configuration has no such key. {did_you_mean(package, known)}")
+
+
 def _composed(verb: str, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
-    with _hydra(verb):
+    with _hydra(verb), warnings.catch_warnings():
+        # Of a folder in hydra.searchpath that is not there.
+        warnings.filterwarnings("error", message="provider=.* is not available")
         given = [text for text in overrides if not is_null_group(text, verb)]
         try:
             return hydra_compose(primary(verb), given, return_hydra_config=with_hydra)
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:  # these of group=true, =[[x]]
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, UserWarning) as error:
+            # ValueError and TypeError are those of group=true and group=[[x]].
             raise explain(error, verb, overrides) from error
 
 
@@ -300,6 +324,13 @@ def is_null_group(override: str, verb: str) -> bool:
     if groups_of(verb)[group] is not None:
         raise _needed(group, verb)
     return True
+
+
+def with_empty_groups(override: str, verb: str) -> str:
+    """A sweep over an optional group: Hydra reads "no option" as ``[]`` alone, where people write ``null``."""
+    group, equals, options = override.partition("=")
+    optional = group in groups_of(verb) and groups_of(verb)[group] is None
+    return f"{group}={re.sub(r'(?<![^,( ])null(?![^,) ])', '[]', options)}" if optional and equals else override
 
 
 def _needed(group: str, verb: str) -> UserError:
@@ -471,6 +502,16 @@ def explain(error: Exception, verb: str, overrides: Sequence[str] = ()) -> UserE
         return UserError(
             f"{group}={option}: no such option. {nearest_names(option, options)}Options: {', '.join(options)}."
         )
+    if isinstance(error, UserWarning) and (found := re.search(r"path=(.*) is not available", text)):
+        return UserError(f"hydra.searchpath: there is no folder {found[1]}.")
+    if found := re.search(r"Sweep parameters '(.+?)' requires --multirun", text, re.DOTALL):
+        return UserError(f"'{found[1]}' has several values. For a sweep add -m.")
+    if found := re.search(r"(\S+) appears more than once in the final defaults list", text):
+        return UserError(f"{found[1]} is chosen twice. A choice stands without +, {found[1]}=NAME, and once.")
+    if found := re.search(r"Could not override '([^'@]+)@([^']+)'", text):
+        return UserError(
+            f"{found[1]}@{found[2]}: nothing is there to override; a further one is +{found[1]}@{found[2]}=NAME."
+        )
     if found := re.search(r"(?:Could not override|config group|Could not delete from config\.) '([^']+)'", text):
         return UserError(f"Unknown key '{found[1]}'. {_nearest_key(found[1], verb, overrides)}")
     if found := re.search(r"You must specify '([^']+)'", text):
@@ -516,6 +557,9 @@ def _explain_unreadable(error: OverrideParseException) -> UserError:
 def _nearest_key(given: str, verb: str, overrides: Sequence[str]) -> str:
     """Sentences: which option of the group has the key, else where one of its name is, else the nearest spelling."""
     group, _, rest = given.partition(".")
+    if group == "hydra":
+        known = [f"hydra.{key}" for key in keys_of(_hydra_node(verb))]
+        return f"{nearest_names(given, known)}All keys: partcraft {verb} --cfg hydra."
     if having := _options_with(group, rest):
         options = " and ".join(f"{group}={option}" for option in having)
         return f"It is a key of {options}. All keys: partcraft {verb} --help."
@@ -529,6 +573,10 @@ def _nearest_key(given: str, verb: str, overrides: Sequence[str]) -> str:
     near = nearest_names(given, inner).rstrip() or nearest_names(given, known).rstrip()
     near = near or did_you_mean(given, inner or [key for key in known if "." not in key])
     return f"{near} All keys: partcraft {verb} --help."
+
+
+def _hydra_node(verb: str) -> Any:
+    return OmegaConf.to_container(_composed(verb, (), with_hydra=True).hydra, resolve=False)
 
 
 def _known_keys(verb: str, choices: Sequence[str]) -> list[str]:

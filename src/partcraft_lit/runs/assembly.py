@@ -15,22 +15,13 @@ from partcraft_lit.parts.corrections import untrained_codes
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.runs.memory import apply_memory_options
 from partcraft_lit.runs.settings import TrainSettings
+from partcraft_lit.runs.vocabulary import vocabulary_of
 from partcraft_lit.tokens.grammar import PartVocabulary
 
 #: What a code is that came with a correction of the parts, and what to do.
 UNTRAINED = (
     "it came with a correction of the parts, and its token is random until the run is trained further (ckpt_path=RUN)"
 )
-
-
-def vocabulary_of(dictionary: PartDictionary) -> PartVocabulary:
-    """Names and numbers of codes that a prompt may hold."""
-    base_codes = dictionary.metadata.get("base_codes")
-    if base_codes is None:
-        return PartVocabulary(dictionary.names, dictionary.codes_per_part)
-    retired = {int(part): str(reason) for part, reason in dictionary.metadata["retired"].items()}
-    most = max(*base_codes, int(dictionary.settings.get("K", 0)))
-    return PartVocabulary(dictionary.names, dictionary.codes_per_part, retired, most)
 
 
 def build_module(

@@ -1,4 +1,4 @@
-"""Settings of ``partcraft train``."""
+"""Settings of runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ from partcraft_lit.losses.settings import LossSettings
 from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.parts.settings import PartsSettings
 from partcraft_lit.tokens.settings import MapperSettings
+
+
+@dataclass(frozen=True)
+class DiscoverSettings:
+    """Of a discovery: those of ``partcraft discover``, and a part of every other run's."""
+
+    seed: Seed
+    parts: PartsSettings
+    paths: PathSettings
 
 
 @dataclass(frozen=True)

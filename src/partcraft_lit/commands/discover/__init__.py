@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from partcraft_lit.commands.discover.settings import DiscoverSettings
 from partcraft_lit.config import factories
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.runs.corrections import corrections_of, with_corrections
+from partcraft_lit.runs.settings import DiscoverSettings
 from partcraft_lit.runs.stored import values_of_run
 
 

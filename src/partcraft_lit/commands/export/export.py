@@ -31,8 +31,9 @@ from partcraft_lit.core.visualization import save_png
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.corrections import name_codes
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.runs.assembly import UNTRAINED, load_trained, untrained_of_run, vocabulary_of
+from partcraft_lit.runs.assembly import UNTRAINED, load_trained, untrained_of_run
 from partcraft_lit.runs.settings import TrainSettings
+from partcraft_lit.runs.vocabulary import vocabulary_of
 from partcraft_lit.tokens.embedding_files import ExportedPart, Tool, chosen_tokens, exported_part
 from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
 

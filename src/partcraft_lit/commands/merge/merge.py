@@ -22,9 +22,10 @@ from partcraft_lit.core.types import ABSENT, Backbone
 from partcraft_lit.methods.method import Method
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.merge import merge as merge_dictionaries
-from partcraft_lit.runs.assembly import build_method, build_module, vocabulary_of
+from partcraft_lit.runs.assembly import build_method, build_module
 from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.runs.stored import discovery_metadata
+from partcraft_lit.runs.vocabulary import vocabulary_of
 from partcraft_lit.tokens.captions import TEMPLATES
 
 #: With the 27 templates, about 1,000 regularization captions.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from partcraft_lit.commands.discover.discover import discover_parts, write_discovery, write_rejected
 from partcraft_lit.commands.train.cache import cache
 from partcraft_lit.commands.train.context import Loaders, RunContext, Training
 from partcraft_lit.commands.train.fit import fit
@@ -19,6 +18,7 @@ from partcraft_lit.parts.corrected_discovery import CorrectionSources
 from partcraft_lit.parts.dataset_parts import check_dataset_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.runs.assembly import build_module
+from partcraft_lit.runs.discovery import discover_parts, write_discovery, write_rejected
 from partcraft_lit.runs.settings import TrainSettings
 
 
