@@ -125,7 +125,7 @@ def test_null_starts_anew_and_a_path_is_taken(start, fake_run):
     start("train", f"ckpt_path={first}", "seed=5")
     assert fake_run.calls[-1].folder == first
     checkpoint = first / "checkpoints" / "step=000001.ckpt"
-    torch.save({"state_dict": {}, "global_step": 1}, checkpoint)
+    torch.save({"state_dict": {}, "global_step": 1, "optimizer_states": [{"state": {}}]}, checkpoint)
     start("train", f"ckpt_path={checkpoint}")
     assert fake_run.calls[-1].resume_from == checkpoint and fake_run.calls[-1].folder != first
 

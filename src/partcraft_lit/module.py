@@ -184,17 +184,19 @@ class PersonalizationModule(LightningModule):
         self._scale_here *= factor
 
     def on_train_start(self) -> None:
-        """Rates are those of the settings at this step; a checkpoint knows those of the run that wrote it.
+        """Rates and schedules are those of the settings at this step; a checkpoint has those of the run that wrote it.
 
-        The two differ where a run that had cooled down is extended.
+        The two differ where a run that had cooled down is extended, and where a branch has other settings.
         """
         schedules = self.lr_schedulers()
         for optimizer in self.trainer.optimizers:
             rates = [self._rate_scale * self._optim.rate(group["name"]) for group in optimizer.param_groups]
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * self._optim.factor(group["name"], self.global_step)
+                group.update(betas=self._optim.betas, eps=self._optim.eps, weight_decay=self._optim.weight_decay)
             if schedules is not None:
                 cast(Any, schedules).base_lrs = rates
+                cast(Any, schedules).last_epoch = self.global_step
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """-1, by which Lightning passes over the batch, where a callback has ended training before it."""

@@ -138,6 +138,11 @@ def damage(path: Path) -> str | None:
     return _loading_error(path)
 
 
+def holds_weights_alone(path: Path) -> bool:
+    """Whether a good checkpoint lacks the optimizer's state, so that it can be used but not trained further."""
+    return not torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("optimizer_states")
+
+
 def manifest_of(path: Path, step: int) -> dict[str, Any]:
     """What tells a whole checkpoint from a damaged one."""
     return {"step": step, "bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -155,10 +160,10 @@ def _candidates(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     visible = [path for path in folder.glob("*.ckpt") if not path.name.startswith(".")]
-    return sorted(visible, key=lambda p: (_step(p), bool(_NAME.fullmatch(p.name)), p.stat().st_mtime), reverse=True)
+    return sorted(visible, key=lambda p: (step_of(p), bool(_NAME.fullmatch(p.name)), p.stat().st_mtime), reverse=True)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
     """Steps of a checkpoint by its name, else by its manifest; -1 if neither says."""
     if match := _NAME.fullmatch(path.name):
         return int(match.group(1))

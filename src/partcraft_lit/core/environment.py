@@ -121,10 +121,14 @@ def packages() -> dict[str, str]:
     return {name: version for name in PACKAGES if (version := _version(name))}
 
 
-def write(folder: Path) -> dict[str, Any]:
+def write(folder: Path, parent: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Writes ``environment.json`` into a run folder and returns what it says.
 
     A run that is continued keeps the earlier starts, under "earlier".
+
+    Args:
+        folder: of the run.
+        parent: of a branch, where it begins; kept when it is continued.
     """
     path = folder / "environment.json"
     found = describe()
@@ -133,7 +137,10 @@ def write(folder: Path) -> dict[str, Any]:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             before = {}
+        parent = before.pop("parent", None) or parent
         found["earlier"] = [*before.pop("earlier", []), before] if before else []
+    if parent is not None:
+        found["parent"] = dict(parent)
     atomic_write(path, json.dumps(found, indent=2, default=str))
     return found
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from partcraft_lit.commands.train import runs
+from partcraft_lit.commands.train.branches import check_own_folder, describe_parent, named_checkpoint, parent_of
 from partcraft_lit.config import factories
 from partcraft_lit.config.identity import run_identity
 from partcraft_lit.config.validation import validate
@@ -40,8 +41,12 @@ def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
 
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
+    resume_from, parent = runs.resume_from(values, folder), None
+    if (checkpoint := named_checkpoint(values)) is not None:
+        check_own_folder(folder, checkpoint)
+        parent = parent_of(folder) or describe_parent(checkpoint)
     if environment.is_first_process():
-        environment.write(folder)
+        environment.write(folder, parent)
         write_identity(folder, run_identity(values, folder))
 
     from partcraft_lit.commands.train.context import Loaders, Training
@@ -55,7 +60,6 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     source = factories.make_source(values)
     factories.check_words(values, settings, source.class_noun)
     loggers = factories.make_loggers(values, folder)
-    resume_from = runs.resume_from(values, folder)
     corrections = corrections_of(values, folder, resume_from)
     with finished(loggers):
         scores = train(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from partcraft_lit.commands.train.branches import parent_of
 from partcraft_lit.commands.train.context import RunContext
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.environment import is_first_process
@@ -45,6 +46,7 @@ def describe(run: RunContext) -> None:
         "effective": effective(run),
         "settings_hash": rundir.settings_hash(run.config),
         "packages": environment.packages(),
+        **({} if (parent := parent_of(run.folder)) is None else {"parent": parent}),
     }
     atomic_write(run.folder / CONFIG_FILE, json.dumps(content, indent=1, default=str, ensure_ascii=False) + "\n")
     for logger in run.training.loggers:
