@@ -1,5 +1,6 @@
 # make demo | test | env | lint | docs | wheel-smoke | bench. Each makes the environment first if it is missing or out of date.
 # make app | test-app   the composer in the browser, on the newest run; its tests in a real browser
+# make test-slurm   tests on a SLURM node of its own; installs Debian's slurm-wlm and munge, as root
 # make stats | clean
 #
 #   ACCELERATOR=cpu|gpu   which faiss to install (default cpu)
@@ -32,10 +33,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 EXTRA = $(PY) tools/check_env.py $(ACCELERATOR) $(1) || \
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
 
-.PHONY: help env demo app test test-app lint format docs wheel-smoke stats bench clean
+.PHONY: help env demo app test test-app test-slurm lint format docs wheel-smoke stats bench clean
 
 help:
-	@sed -n '1,11p' Makefile | sed 's/^# \{0,1\}//'
+	@sed -n '1,12p' Makefile | sed 's/^# \{0,1\}//'
 
 env: $(STAMP)
 	@if [ -n "$(APP)" ]; then $(call EXTRA,app); fi
@@ -69,7 +70,7 @@ app: env
 
 test: env
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
-		$(PY) -m pytest -q -m "not gpu and not net and not app" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+		$(PY) -m pytest -q -m "not gpu and not net and not app and not slurm" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A browser is installed where apt is there and may; without one, these tests are skipped.
 test-app: env
@@ -79,6 +80,11 @@ test-app: env
 		{ command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y chromium >/dev/null; } || \
 		echo "There is no Chromium, and it cannot be installed here: tests in a browser are skipped."
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -m app tests/app $(ARGS)
+
+# Not part of "test": it needs root, and daemons that it starts and stops. Ends with an error where SLURM is not to be had.
+test-slurm: env
+	@$(PY) tools/slurm_node.py install
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -m slurm tests/slurm $(ARGS)
 
 lint: env
 	$(VENV)/bin/ruff check .

@@ -441,6 +441,7 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
 def _silence_notices() -> None:
     """What libraries say that a user cannot act on, and progress bars where the output is no terminal."""
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # that it builds its cache of fonts, once
     logging.raiseExceptions = False  # a log line that cannot be written is no reason for a traceback
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")

@@ -75,6 +75,9 @@ class DiscoveryReport:
         self.parts = parts
         if settings.codes == "kmeans":
             self.lowered_codes = {part["name"]: part["codes"] for part in parts[1:] if 0 < part["codes"] < settings.K}
+        if self.lowered_codes:
+            codes = ", ".join(f"{name} {number}" for name, number in self.lowered_codes.items())
+            self.notes.append(f"Fewer codes than parts.K={settings.K}, as too few images show these parts: {codes}.")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -225,11 +228,11 @@ class _Run:
         if self.settings.codes == "class":
             self._check_labels()
             return
-        if number < num_codes:
-            message = f"parts.K={num_codes} codes per part cannot be told apart in {number} images"
-            if self.settings.on_too_few == "stop":
-                raise UserError(f"{message}. Give parts.K={max(number // 4, 1)} or less, or parts.on_too_few=lower.")
-            self._note(f"{message}; K is lowered to the number of images that show a part, at most {number}.")
+        if number < num_codes and self.settings.on_too_few == "stop":
+            raise UserError(
+                f"parts.K={num_codes} codes per part cannot be told apart in {number} images. Give "
+                f"parts.K={max(number // 4, 1)} or less, or parts.on_too_few=lower."
+            )
 
     def _check_labels(self) -> None:
         unlabelled = [index for index in range(len(self.source)) if self.source.label(index) is None]
@@ -431,7 +434,7 @@ class _Run:
                 table = class_means(segmented.vectors(part, images), labels, len(self.source.class_names))
             else:
                 table, labels = self._cluster_codes(segmented, part, images)
-                self._note_codes(part, len(table), len(images))
+                self._check_codes(part, len(table), len(images))
             tables.append(table)
             codes[images, part] = labels
             self.progress("fit codes", part + 1, num_labels)
@@ -445,13 +448,12 @@ class _Run:
             table, labels = assign(segmented.vectors(part, images), table)
         return by_size(table, labels)
 
-    def _note_codes(self, part: int, num_codes: int, images: int) -> None:
-        if num_codes == self.settings.K:
-            return
-        message = f"Part {part} has {num_codes} codes instead of {self.settings.K}: {images} images show it"
-        if self.settings.on_too_few == "stop":
-            raise UserError(f"{message}. Give parts.K={num_codes} or less, or parts.on_too_few=lower.")
-        self._note(f"{message}.")
+    def _check_codes(self, part: int, num_codes: int, images: int) -> None:
+        if num_codes < self.settings.K and self.settings.on_too_few == "stop":
+            raise UserError(
+                f"Part {part} has {num_codes} codes instead of {self.settings.K}: {images} images show it. Give "
+                f"parts.K={num_codes} or less, or parts.on_too_few=lower."
+            )
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -460,7 +462,7 @@ class _Run:
             "num_images": report.num_images,
             "num_patches": report.num_patches,
             "foreground": report.foreground,
-            "notes": report.notes,
+            "notes": list(report.notes),  # of codes the report says more, by the names that parts then have
         }
         settings = asdict(self.settings)
         del settings["save_masks"], settings["corrections"]  # decide nothing here
@@ -491,7 +493,6 @@ class _Run:
 
     def _note(self, message: str) -> None:
         self.notes.append(message)
-        logger.warning(message)
 
     def _timed(self, stage: str, work: Callable[[], T]) -> T:
         start = time.perf_counter()

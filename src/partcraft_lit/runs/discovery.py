@@ -63,7 +63,7 @@ def discover_parts(
     if settings.source != "discover":
         with stages.stage("read parts") as counter:
             discovery = dataset_parts(source, features, settings, seed=seed, progress=counter.part)
-        _log_codes(discovery, settings, stages)
+        _log_notes(discovery, stages)
         return discovery
     with stages.stage("discover parts") as counter:
         if corrections is None or not corrections.given:
@@ -79,7 +79,7 @@ def discover_parts(
     live = [part for part in report.parts[1:] if part["codes"]]
     shown = ", ".join(f"{part['name']} {part['images']}" for part in live)
     stages.log(f"  {confidence_in_words(report.foreground['confidence'])}; images per part: {shown}")
-    _log_codes(discovery, settings, stages)
+    _log_notes(discovery, stages)
     return discovery
 
 
@@ -105,11 +105,7 @@ def _keep(
             stages.log(f"  The parts are kept in the run's folder only: {error}")
 
 
-def _log_codes(discovery: Discovery, settings: PartsSettings, stages: Stages) -> None:
-    """Logs the effective numbers of codes where K was lowered, and the notes."""
-    if discovery.report.lowered_codes:
-        codes = ", ".join(f"{name} {number}" for name, number in discovery.report.lowered_codes.items())
-        stages.log(f"  fewer codes than parts.K={settings.K}: {codes}")
+def _log_notes(discovery: Discovery, stages: Stages) -> None:
     for note in discovery.report.notes:
         stages.log(f"  {note}")
 
