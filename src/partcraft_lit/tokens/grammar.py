@@ -49,7 +49,7 @@ class PartVocabulary:
 
     names: Sequence[str]
     num_codes: Sequence[int]
-    retired: Mapping[int, str] = field(default_factory=dict)
+    retired: Mapping[int, str] = field(default_factory=dict, hash=False)
     table_codes: int = 0
 
     def __post_init__(self) -> None:
