@@ -32,6 +32,7 @@ from yaml import AliasToken, YAMLError, scan
 
 from partcraft_lit.config import machine
 from partcraft_lit.config.validation import bind, join
+from partcraft_lit.core import environment
 from partcraft_lit.core.errors import UserError, did_you_mean, nearest_names
 from partcraft_lit.core.rundir import settings_hash
 from partcraft_lit.core.settings import expand_user
@@ -182,7 +183,8 @@ def check_hydra_settings(overrides: Sequence[str]) -> None:
             raise UserError(
                 f"{text}: relative paths are those of the folder in which a command is given. Leave it out."
             )
-        if key == "hydra.output_subdir" and value != ".hydra":
+        # Lightning gives it to the further processes of a run that it starts: the first one writes for them.
+        if key == "hydra.output_subdir" and value != ".hydra" and environment.is_first_process():
             raise UserError(f"{text}: the configuration of a run is read from .hydra in its folder. Leave it out.")
 
 
