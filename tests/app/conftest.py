@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for helpers: pytest's importlib mode adds no folder by itself
 
 import partcraft_lit as pc
 
@@ -99,7 +102,9 @@ def open_page(browser):
         page.on(
             "request",
             lambda request: (
-                None if request.url.startswith((address, "data:", "blob:")) else problems.append(request.url)
+                None
+                if request.url.startswith((address.partition("#")[0], "data:", "blob:"))
+                else problems.append(request.url)
             ),
         )
         page.goto(address)

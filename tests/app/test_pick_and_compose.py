@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import eventually
 from PIL import Image
 
 import partcraft_lit as pc
@@ -61,14 +62,6 @@ def drop_file(page, path: Path, kind: str) -> None:
     )
     for event in ("dragenter", "dragover", "drop"):
         page.dispatch_event("body", event, {"dataTransfer": data})
-
-
-def eventually(page, expression: str, seconds: float = 60) -> None:
-    """Waits for a JavaScript expression; the page's security policy forbids playwright's own way."""
-    end = time.monotonic() + seconds
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, f"never true: {expression}"
-        page.wait_for_timeout(30)
 
 
 @pytest.fixture

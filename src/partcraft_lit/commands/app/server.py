@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from partcraft_lit.commands.app import browse
+from partcraft_lit.commands.app import browse, give
+from partcraft_lit.commands.app.correct import Corrector
 from partcraft_lit.commands.app.draw import Drawings, Wanted, for_queue, sentence_of
 from partcraft_lit.commands.app.guard import Guard
+from partcraft_lit.commands.app.jobs import Jobs, state_of
 from partcraft_lit.commands.app.settings import ServerSettings
 from partcraft_lit.commands.app.shelf import Newest, Runs, version
+from partcraft_lit.commands.app.train import Trainer
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.progress import Stages
 
@@ -62,6 +65,8 @@ def start(settings: ServerSettings, folder: Path, *, logs: Path, first: Path | N
     for work in (drawings.preview, drawings.draw, drawings.attention):
         server.api(for_queue(work), name=work.__name__, concurrency_limit=1, concurrency_id="model")
     Site(settings, runs, drawings).add_to(server)
+    if not settings.public:
+        Workplace(settings, runs, logs).add_to(server)
     server.add_middleware(
         Guard,
         host=settings.host,
@@ -106,7 +111,7 @@ class Site:
 
     def add_to(self, server: gradio.Server) -> None:
         """Registers all addresses."""
-        get, post = self._adder(server, "GET"), self._adder(server, "POST")
+        get, post = _adder(server, "GET"), _adder(server, "POST")
         server.add_route("/", _page_file("index.html"), methods=["GET", "HEAD"])
         server.add_route("/page/{name}", _page_files(), methods=["GET", "HEAD"])
         get("/api/app", self.app)
@@ -123,25 +128,6 @@ class Site:
         get("/api/photos/{id}/parts/{part:int}.jpg", self.photo_crop)
         get("/api/images/{id}.png", self.drawn)
         get("/api/results/{id}", self.recipe)
-
-    def _adder(self, server: gradio.Server, method: str) -> Callable[[str, Callable[[Any], Any]], None]:
-        """Adds a function that gives JSON, or a response; errors become one sentence."""
-        from starlette.concurrency import run_in_threadpool
-        from starlette.responses import JSONResponse, Response
-
-        def add(path: str, work: Callable[[Any], Any]) -> None:
-            async def answer(request: Request) -> Response:
-                if method == "POST":
-                    request.state.content = await request.body()
-                try:
-                    made = await run_in_threadpool(work, request)
-                except Exception as error:
-                    return JSONResponse({"error": sentence_of(error)}, status_code=400)
-                return made if isinstance(made, Response) else JSONResponse(made)
-
-            server.add_route(path, answer, methods=[method])
-
-        return add
 
     # The app and its runs.
 
@@ -168,6 +154,7 @@ class Site:
             "steps": sample.steps,
             "guidance": sample.guidance_scale,
             "most_images": self.settings.max_images,
+            "bundle": not (self.runs.folder(name) / ".hydra" / "config.yaml").is_file(),
         }
 
     # Pick.
@@ -334,6 +321,118 @@ class Site:
     def _view(self, request: Request) -> Any:
         run, index = self._run(request), request.path_params["index"]
         return run.image(index)
+
+
+def _adder(server: gradio.Server, method: str) -> Callable[[str, Callable[[Any], Any]], None]:
+    """Adds a function that gives JSON, or a response; errors become one sentence."""
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse, Response
+
+    def add(path: str, work: Callable[[Any], Any]) -> None:
+        async def answer(request: Request) -> Response:
+            if method == "POST":
+                request.state.content = await request.body()
+            try:
+                made = await run_in_threadpool(work, request)
+            except Exception as error:
+                return JSONResponse({"error": sentence_of(error)}, status_code=400)
+            return made if isinstance(made, Response) else JSONResponse(made)
+
+        server.add_route(path, answer, methods=[method])
+
+    return add
+
+
+class Workplace:
+    """What changes things on this computer: training, corrections, exports. Not there for the public."""
+
+    def __init__(self, settings: ServerSettings, runs: Runs, logs: Path) -> None:
+        self.runs = runs
+        self.logs = logs
+        self.jobs = Jobs(logs / "app" / "jobs")
+        self.trainer = Trainer(self.jobs, logs, settings.folders)
+        self.corrector = Corrector()
+
+    def add_to(self, server: gradio.Server) -> None:
+        """Registers all addresses."""
+        get, post = _adder(server, "GET"), _adder(server, "POST")
+        get("/api/jobs", lambda _: {"jobs": [state_of(self.jobs, job) for job in self.jobs.listed()]})
+        get("/api/folders", lambda _: {"folders": self.trainer.offered()})
+        post("/api/jobs/{verb:str}/start", self.start)
+        post("/api/jobs/{id}/stop", lambda request: state_of(self.jobs, self.jobs.stop(request.path_params["id"])))
+        post("/api/jobs/{id}/resume", lambda request: state_of(self.jobs, self.jobs.resume(request.path_params["id"])))
+        get("/api/jobs/{id}/sample.png", self.sample)
+        get("/api/jobs/{id}/atlas.jpg", self.atlas)
+        get("/api/jobs/{id}/files", lambda request: give.result(self.jobs.get(request.path_params["id"])))
+        get("/api/jobs/{id}/export.zip", self.archive)
+        get("/api/runs/{run}/corrections", self.corrections)
+        post("/api/runs/{run}/corrections", self.correct)
+        post("/api/runs/{run}/corrections/undo", self.undo)
+        post("/api/runs/{run}/export", self.export)
+
+    def start(self, request: Request) -> dict[str, Any]:
+        verb = request.path_params["verb"]
+        if verb not in ("discover", "train"):
+            raise UserError("There is no such job.")
+        return state_of(self.jobs, self.trainer.start(verb, json.loads(request.state.content)))
+
+    def sample(self, request: Request) -> Response:
+        """The newest sample sheet of a training."""
+        from starlette.responses import FileResponse
+
+        folder = Path(self.jobs.get(request.path_params["id"]).folder) / "samples"
+        names = sorted(path for path in folder.glob("*.png") if path.is_file())
+        if not names:
+            raise UserError("There is no sample yet.")
+        return FileResponse(names[-1], media_type="image/png", headers={"cache-control": "no-cache"})
+
+    def atlas(self, request: Request) -> Response:
+        from PIL import Image
+
+        path = Path(self.jobs.get(request.path_params["id"]).folder) / "parts" / "atlas.png"
+        if not path.is_file():
+            raise UserError("The parts are not there yet.")
+        with Image.open(path, formats=["PNG"]) as image:
+            image.thumbnail((1600, 4000))
+            return _cached(browse.jpeg(image), "image/jpeg")
+
+    def archive(self, request: Request) -> Response:
+        from starlette.responses import FileResponse
+
+        job = self.jobs.get(request.path_params["id"])
+        path = give.zipped(job, self.jobs.root / job.id)
+        return FileResponse(path, media_type="application/zip", filename=f"{Path(job.folder).parent.parent.name}.zip")
+
+    def corrections(self, request: Request) -> dict[str, Any]:
+        name = request.path_params["run"]
+        return self.corrector.state(self.runs.folder(name), self._names(name))
+
+    def correct(self, request: Request) -> dict[str, Any]:
+        name = request.path_params["run"]
+        run = self.runs.get(name)
+        lines = self.corrector.apply(
+            self.runs.folder(name),
+            self._names(name),
+            lambda index: run.image(index).name,
+            json.loads(request.state.content),
+        )
+        self.runs.close(name)
+        return {"changed": lines}
+
+    def undo(self, request: Request) -> dict[str, Any]:
+        name = request.path_params["run"]
+        self.corrector.undo(self.runs.folder(name))
+        self.runs.close(name)
+        return {"changed": []}
+
+    def export(self, request: Request) -> dict[str, Any]:
+        name = request.path_params["run"]
+        values = json.loads(request.state.content)
+        job = give.start(self.jobs, self.logs, self.runs.folder(name), self._names(name), values)
+        return state_of(self.jobs, job)
+
+    def _names(self, name: str) -> list[str]:
+        return [part.name for part in self.runs.get(name).parts]
 
 
 #: Our names of settings -> text chunks of a drawn PNG.

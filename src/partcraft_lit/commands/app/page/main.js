@@ -1,7 +1,7 @@
 // Starts the page: which screen is shown, which model is open, light or dark.
 import { get } from "./api.js";
 import { showRail } from "./creature.js";
-import { onChange, state, useRun } from "./state.js";
+import { onChange, state, update, useRun } from "./state.js";
 import { attempt, h, iconButton, toast } from "./ui.js";
 
 const SCREENS = { pick: "Pick", compose: "Compose", correct: "Correct", train: "Train", give: "Give away" };
@@ -21,7 +21,7 @@ function screens() {
   const names = { ...SCREENS };
   if (!known.model) for (const name of ["pick", "compose", "correct", "give"]) delete names[name];
   for (const name of known.app?.without || []) delete names[name];
-  if (known.model && !known.model.correctable) delete names.correct;
+  if (known.model?.bundle) for (const name of ["correct", "give"]) delete names[name];
   return names;
 }
 
@@ -43,6 +43,18 @@ async function show() {
   screen.dataset.name = name;
   await attempt(() => render(screen, known.model, leaving.signal, known.app));
   window.scrollTo(0, 0);
+}
+
+/** Reads the open model again, after its parts have changed; what was picked of parts that are gone is dropped. */
+export async function reloadRun() {
+  const { name } = known.model;
+  const fresh = await get(`/api/runs/${encodeURIComponent(name)}`);
+  known.model = { ...fresh, base: known.model.base, colors: fresh.parts.map((part) => part.color) };
+  const there = ({ part, code }) => fresh.parts[part]?.variants.some((variant) => variant.code === code);
+  const slots = {};
+  for (const [part, list] of Object.entries(state.slots)) if (list.some(there)) slots[part] = list.filter(there);
+  update({ slots, not: state.not.filter(there) });
+  await show();
 }
 
 /** Opens another model and shows the screen again. */
