@@ -25,6 +25,7 @@ class Run:
     group: str | None = None
     job_type: str | None = None
     tags: list[str] = field(default_factory=list)
+    project: str | None = None
 
     def curve(self, key: str) -> list[tuple[int, Any]]:
         return [(row["trainer/global_step"], row[key]) for row in self.history if key in row]
@@ -67,6 +68,7 @@ class WandbServer:
             for ours, theirs in (("name", "displayName"), ("group", "groupName"), ("job_type", "jobType")):
                 setattr(run, ours, given.get(theirs) or getattr(run, ours))
             run.tags = given.get("tags") or run.tags
+            run.project = given.get("project")
             config = json.loads(given.get("config") or "{}")
             run.config |= {key: entry["value"] for key, entry in config.items()}
             bucket = self._bucket(given["name"], run) | {
@@ -80,6 +82,9 @@ class WandbServer:
             self.runs[run_id].files |= set(names)
             files = [{"name": name, "uploadUrl": f"{self.url}/upload/{run_id}/{name}"} for name in names]
             return {"createRunFiles": {"runID": "ID", "uploadHeaders": [], "files": files}}
+        if "run(name:" in query or "run(name" in query.replace(" ", ""):
+            run = self.runs.get(given.get("name") or given.get("run"))
+            return {"project": {"internalId": "1", "run": None if run is None else self._public(given, run)}}
         if "bucket(" in query:
             run = self.runs.get(given["name"])
             bucket = None if run is None else self._bucket(given["name"], run)
@@ -96,6 +101,22 @@ class WandbServer:
             sequence = {"id": "S", "name": "artifact", "latestArtifact": None}
             return {"createArtifact": {"artifact": {"id": "A", "state": "COMMITTED", "artifactSequence": sequence}}}
         return {}
+
+    def _public(self, given: dict[str, Any], run: Run) -> dict[str, Any]:
+        """As the public API asks for a run."""
+        keys: dict[str, Any] = {}
+        for key in {key for row in run.history for key in row}:
+            keys[key] = {"typeCounts": [{"type": "any", "count": sum(key in row for row in run.history)}]}
+        return {
+            **self._bucket(given.get("name") or given.get("run"), run),
+            "state": "finished",
+            "group": run.group,
+            "jobType": run.job_type,
+            "systemMetrics": "{}",
+            "createdAt": "2026-11-26T00:00:00",
+            "projectId": "1",
+            "historyKeys": {"keys": keys, "lastStep": len(run.history) - 1},
+        }
 
     def _bucket(self, name: str, run: Run) -> dict[str, Any]:
         return {

@@ -38,6 +38,7 @@ VERBS = {
     "app": "the composer in the browser: click parts, compose, correct, train, export",
     "fetch": "a published data set, downloaded or from a local archive",
     "doctor": "what is missing for a training run, and what it would cost; takes the overrides of train",
+    "dashboard": "the W&B workspace and report of a sweep or table; sync replays runs into clean ones",
     "store": "stats, verify or prune: what is computed once and kept for all runs",
     "pretrain": "the embedded model, features or oracle, from nothing",
 }
@@ -94,7 +95,7 @@ def _dispatch(given: list[str], verb: str | None) -> int:
         if given[0] in ("-sc", "--shell-completion"):
             return _complete(given)
         verb, *given = given
-    if verb == "store" and given and given[0].isalpha():
+    if verb in ("store", "dashboard") and given and given[0].isalpha():
         given[0] = f"action={given[0]}"  # partcraft store stats
     full = any(text.lower() == "debug=true" for text in given) or os.environ.get("HYDRA_FULL_ERROR") == "1"
     progress = _Progress(verb)

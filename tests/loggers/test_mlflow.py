@@ -49,7 +49,8 @@ def test_a_resumed_run_is_one_run_with_configuration_curves_images_tables_and_sc
     assert (files / "eval/images/reconstruction/00000.png").is_file()
     assert (files / "adapter/00000.png").is_file()
     logged = make(replay=True).logged()
-    assert (logged.last_step, logged.counts) == (7, {"samples/grid": 2, "eval/images": 1})
+    assert (logged.last_step, logged.count("samples/grid"), logged.count("eval/images")) == (7, 2, 1)
+    assert (logged.count("train/loss"), logged.count("eval/emr@reconstruction")) == (8, 1)
 
 
 @needs_mlflow

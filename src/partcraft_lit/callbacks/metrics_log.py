@@ -133,6 +133,15 @@ def read_metrics(path: Path | str) -> dict[str, list[tuple[int, float]]]:
     return {key: sorted(points.items()) for key, points in curves.items()}
 
 
+def read_rows(path: Path | str) -> list[tuple[int, dict[str, float]]]:
+    """(step, metrics) by step, one row for each; the later value wins where a step has two."""
+    rows: dict[int, dict[str, float]] = {}
+    for line in _lines(Path(path)):
+        values = {key: _decode(value) for key, value in line.items() if key not in ("step", "time")}
+        rows.setdefault(int(line["step"]), {}).update(values)
+    return sorted(rows.items())
+
+
 def drop_from_step(path: Path | str, step: int) -> None:
     """Removes the lines of ``step`` and later, and unfinished ones; rewrites only if there are any."""
     path = Path(path)

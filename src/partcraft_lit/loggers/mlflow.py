@@ -141,7 +141,9 @@ class MlflowRunLogger(Logger):
                     counts[path.removeprefix("images/").split("+")[0].replace("~", "/").replace("#", "/")] += 1
                 elif path.endswith(".csv"):
                     counts[path.removesuffix(".csv")] += 1
-            return Logged(self._last_step, dict(counts))
+            for key in self._run.data.metrics:
+                counts[key] = len(client.get_metric_history(self._run_id, key))
+            return Logged(self._last_step, dict(counts), _allowed)
         return Logged()
 
     @property
@@ -197,7 +199,7 @@ class MlflowRunLogger(Logger):
 
     def _log_metrics(self, metrics: Mapping[str, float], step: int | None, now: int) -> None:
         _ = self._started  # the run may have to start for its last step to be known
-        if step is None or step > self._last_step:
+        if step is None or step > self._last_step or self._replay:
             self._log_batch(metrics if step is None else {**metrics, STEP: step}, step, now)
 
     def _log_batch(self, metrics: Mapping[str, float], step: int | None, now: int) -> None:

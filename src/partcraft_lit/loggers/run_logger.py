@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,11 +56,16 @@ class Logged:
 
     Attributes:
         last_step: of its curves; -1 for none.
-        counts: key -> how often it was logged.
+        counts: key, as the service has it -> how often it was logged.
+        stored: our key -> that of the service.
     """
 
     last_step: int = -1
     counts: Mapping[str, int] = field(default_factory=dict)
+    stored: Callable[[str], str] = str
+
+    def count(self, key: str) -> int:
+        return self.counts.get(self.stored(key), 0)
 
 
 @runtime_checkable

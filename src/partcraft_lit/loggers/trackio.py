@@ -77,7 +77,7 @@ class TrackioRunLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         with self._guard():
             run = self._started  # the run may have to start for its last step to be known
-            if step is None or step > self._last_step:
+            if step is None or step > self._last_step or self._replay:
                 self._newest = max(self._newest, step or 0)
                 run.log(
                     {key: float(value) for key, value in metrics.items()}, step=self._newest if step is None else step

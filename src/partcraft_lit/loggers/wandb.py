@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,8 @@ class WandbRunLogger(WandbLogger):
         settings = wandb.Settings(
             silent=True, console="off", init_timeout=init_timeout_s, finish_timeout=finish_timeout_s
         )
+        if replay:  # what W&B writes for a later upload is in the run folder already, as our own log
+            folder = Path(tempfile.mkdtemp(prefix="partcraft-"))
         super().__init__(save_dir=folder, dir=folder, id=run_id, offline=offline, settings=settings, **options)
         self._wandb_init.pop("anonymous")  # W&B warns of it
         if os.environ.get(SWEEP_VARIABLE):
@@ -94,7 +98,7 @@ class WandbRunLogger(WandbLogger):
             run = self.experiment  # the run may have to start for its last step to be known
             if step is None:
                 run.log(dict(metrics))
-            elif step > self._last_step:
+            elif step > self._last_step or self._replay:
                 for name in metrics.keys() - self._defined:
                     self._define(run, name)
                 run.log({**metrics, STEP: step})
@@ -149,6 +153,8 @@ class WandbRunLogger(WandbLogger):
             run.finish(exit_code=0 if success else 1)
         if getattr(run, "_finish_timed_out", False):
             self._guard.tell("the server did not take everything in time")
+        if self._replay:
+            shutil.rmtree(self._save_dir, ignore_errors=True)
 
     def logged(self) -> Logged:
         with self._guard():

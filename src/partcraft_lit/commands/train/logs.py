@@ -77,7 +77,9 @@ def log_images(logger: Any, folder: Path, images: Mapping[str, str], step: int |
                 logger.log_image(key, images=[str(folder / name)], step=step)
 
 
-def log_results(logger: Any, folder: Path, metrics: Mapping[str, float], rows: Sequence[Row]) -> None:
+def log_results(
+    logger: Any, folder: Path, metrics: Mapping[str, float], rows: Sequence[Row], *, tables: bool = True
+) -> None:
     """Final scores: a few as values of the whole run, those of parts and images as tables; and files if asked for.
 
     Args:
@@ -85,6 +87,7 @@ def log_results(logger: Any, folder: Path, metrics: Mapping[str, float], rows: S
         folder: of the run.
         metrics: as in ``scores.json``.
         rows: of ``scores.csv``.
+        tables: whether they are wanted.
     """
     if not isinstance(logger, RunLogger):
         if metrics:
@@ -92,6 +95,7 @@ def log_results(logger: Any, folder: Path, metrics: Mapping[str, float], rows: S
         return
     if metrics:
         logger.log_summary(headline(metrics))
+    if metrics and tables:
         logger.log_table("eval/parts", columns=["protocol", "part", "emr", "cosim"], data=list(part_rows(metrics)))
         logger.log_table("eval/images", **_image_table(folder, rows))
     for kind, patterns in FILES.items():
