@@ -38,12 +38,14 @@ class WandbServer:
         url: where it listens.
         runs: id -> what arrived.
         artifacts: names of the artifacts that were asked for.
+        views: id -> a workspace or report that was saved.
         refuse: given the path and body of a request, the status it is refused with, or None; "hang" never answers.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
         self.artifacts: list[str] = []
+        self.views: dict[str, dict[str, Any]] = {}
         self.refuse: Any = lambda path, body: None
         self.stopping = threading.Event()
         self._lock = threading.Lock()
@@ -89,6 +91,27 @@ class WandbServer:
             run = self.runs.get(given["name"])
             bucket = None if run is None else self._bucket(given["name"], run)
             return {"model": {"id": "P", "name": given["project"], "entity": entity, "bucket": bucket}}
+        if "upsertView" in query:
+            view_id = given.get("id") or f"view-{given['name']}"
+            self.views[view_id] = {**given, "spec": json.loads(given["spec"])}
+            project = {"id": "P", "name": given["projectName"], "entityName": given["entityName"]}
+            kept = {"id": view_id, "name": given["name"], "displayName": given["displayName"], "description": ""}
+            dates = {"createdAt": "2026-11-26T00:00:00", "updatedAt": "2026-11-26T00:00:00"}
+            view = {**kept, **dates, "project": project, "spec": given["spec"]}
+            return {"upsertView": {"view": view, "inserted": True}}
+        if "internalId" in query:
+            return {"project": {"internalId": "1"}}
+        if "models(" in query:  # projects of an entity
+            node = {
+                "id": "P",
+                "name": "birds",
+                "entityName": given["entity"],
+                "createdAt": "",
+                "isBenchmark": False,
+                "user": None,
+            }
+            page = {"edges": [{"node": node, "cursor": ""}], "pageInfo": {"endCursor": "", "hasNextPage": False}}
+            return {"models": page}
         if "viewer" in query:
             viewer = {"id": "V", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
             return {"viewer": viewer}

@@ -183,3 +183,95 @@ def test_what_is_no_run_or_group_is_named(tmp_path, capfd):
     assert f"Did you mean '{GROUP}'" in capfd.readouterr().err
     assert dashboard(tmp_path, "sync", f"runs=[{folder}]", "logger=csv") == 2
     assert "replays into logger=wandb, trackio or mlflow" in capfd.readouterr().err
+
+
+def sweep(tmp_path: Path) -> Path:
+    """Three values of lambda, two seeds."""
+    root = tmp_path / "logs" / "train" / "multiruns" / "2026-11-26"
+    for number, (value, seed) in enumerate((value, seed) for value in (0.001, 0.01, 0.1) for seed in (0, 1)):
+        end(run_folder(root / str(number), value, seed), emr=0.4 + value + seed / 10)
+    return root
+
+
+def names_in(spec) -> set[str]:
+    """Every metric, image and table that a specification refers to."""
+    found: set[str] = set()
+    if isinstance(spec, list):
+        found = {name for entry in spec for name in names_in(entry)}
+    elif isinstance(spec, dict):
+        for key, value in spec.items():
+            if key in ("metrics", "mediaKeys"):
+                found |= set(value)
+            elif key in ("accessor", "xAxis", "yAxis", "targetKey") and isinstance(value, str):
+                found.add(value.removeprefix("summary:"))
+            else:
+                found |= names_in(value)
+    return {name for name in found - {"step", "run"} if not name.startswith(("config:", "run:"))}
+
+
+def panels_of(spec) -> list[dict]:
+    return [panel for section in spec["section"]["panelBankConfig"]["sections"] for panel in section["panels"]]
+
+
+def test_the_specification_shows_what_differs_and_only_what_was_logged(tmp_path, server, capfd):
+    root = sweep(tmp_path)
+    assert dashboard(tmp_path, "spec", f"output_dir={tmp_path / 'spec'}") == 0
+    workspace = json.loads((tmp_path / "spec" / "workspace.json").read_text())
+    panels = panels_of(workspace)
+    (parallel,) = [panel for panel in panels if panel["viewType"] == "Parallel Coordinates Plot"]
+    columns = [
+        (column["accessor"], column.get("log"), column.get("inverted")) for column in parallel["config"]["columns"]
+    ]
+    assert columns == [
+        ("config:loss.value.lambda_attn", True, None),
+        ("config:seed.value", False, None),
+        ("summary:eval/emr@reconstruction", None, False),
+        ("summary:eval/cosim@reconstruction", None, False),
+        ("summary:eval/part_accuracy@reconstruction", None, False),
+        ("summary:eval/fid@mini-features@reconstruction", None, True),
+    ]
+    scatters = [panel["config"] for panel in panels if panel["viewType"] == "Scatter Plot"]
+    assert [(plot["xAxis"], plot["xAxisLogScale"]) for plot in scatters] == [
+        ("config:loss.value.lambda_attn", True)
+    ] * 4
+    images = [panel["config"] for panel in panels if panel["viewType"] == "Media Browser"]
+    by_step = [plot["mediaKeys"] for plot in images if plot.get("gridSettings") == {"xAxis": "step", "yAxis": "run"}]
+    assert by_step == [["samples/grid"], ["attention/overlay"], ["attention/leakage"]]
+    report = (tmp_path / "spec" / "report.json").read_text(encoding="utf-8")
+    assert "| loss.lambda_attn | runs | emr@reconstruction |" in report
+    assert "| 0.001 | 2 | 0.451 ± 0.0707 |" in report
+    assert GROUP in json.dumps(workspace["section"]["runSets"]) and GROUP in report
+
+    assert dashboard(tmp_path, "sync", f"runs=[{root / '0'}]") == 0
+    (run,) = server.runs.values()
+    logged = {*run.summary, *(key for row in run.history for key in row)}
+    asked = names_in(workspace) | names_in(json.loads(report))
+    assert {"live/emr_head", "hybrids/sources", "train/loss"} <= asked
+    assert asked <= logged
+    assert '"eval/parts"' in json.dumps(workspace) and '"eval/images"' in json.dumps(workspace)
+
+
+def test_workspace_and_report_are_saved_and_made_again_in_place(tmp_path, server, capfd):
+    sweep(tmp_path)
+    for _ in range(2):
+        assert dashboard(tmp_path, "entity=lab") == 0
+        shown = capfd.readouterr()
+        assert "workspace: " in shown.out and "report: " in shown.out and "/lab/birds" in shown.out
+        assert not shown.err
+        kinds = [(view["type"], view["entityName"], view["projectName"]) for view in server.views.values()]
+        assert kinds == [("project-view", "lab", "birds"), ("runs", "lab", "birds")]
+
+
+def test_trouble_with_a_dashboard_has_one_clear_message(tmp_path, server, capfd, monkeypatch):
+    end(run_folder(tmp_path / "logs" / "train" / "runs" / "a"))
+    server.refuse = lambda path, body: 404 if b"upsertView" in body else None
+    assert dashboard(tmp_path, "entity=nobody") == 2
+    shown = capfd.readouterr().err
+    assert (
+        "W&B did not take the dashboard: " in shown and "Check entity=, project=" in shown and "Traceback" not in shown
+    )
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert dashboard(tmp_path, "entity=nobody") == 2
+    assert "there is no API key" in capfd.readouterr().err
+    assert dashboard(tmp_path, "spec", "parameters=[loss.lambda_atn]") == 2
+    assert "Did you mean 'loss.lambda_attn'" in capfd.readouterr().err

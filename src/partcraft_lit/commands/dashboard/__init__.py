@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from partcraft_lit.commands.dashboard.settings import DashboardSettings
 from partcraft_lit.config import factories
 from partcraft_lit.core import rundir
+from partcraft_lit.core.errors import UserError
 
 if TYPE_CHECKING:
     from partcraft_lit.commands.dashboard.collect import LoggedRun
@@ -18,7 +20,9 @@ _OF_RUNS = ("project", "experiment", "entity", "group", "tags", "tracking_uri")
 
 
 def check(values: Mapping[str, Any]) -> DashboardSettings:
-    return factories.settings_of(DashboardSettings, values)
+    settings = factories.settings_of(DashboardSettings, values)
+    _runs(settings)
+    return settings
 
 
 def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
@@ -31,20 +35,27 @@ def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
 
-    from partcraft_lit.commands.dashboard.collect import find_runs
     from partcraft_lit.core.progress import Stages
 
-    runs, stages = find_runs(settings.runs, settings.group, settings.paths.logs.expanduser()), Stages()
+    runs, stages = _runs(settings), Stages()
     if settings.action == "sync":
         from partcraft_lit.commands.dashboard.sync import sync
 
         result: Any = sync(runs, lambda run: _loggers(values, settings, run), stages)
     else:
+        if importlib.util.find_spec("wandb_workspaces") is None:
+            raise UserError("The dashboard of W&B needs wandb-workspaces. pip install 'partcraft-lit[dashboards]'")
         from partcraft_lit.commands.dashboard.make import make
 
         result = make(settings, runs, folder, stages, values["logger"].get("wandb") or {})
     rundir.mark_finished(folder)
     return result
+
+
+def _runs(settings: DashboardSettings) -> list[LoggedRun]:
+    from partcraft_lit.commands.dashboard.collect import find_runs
+
+    return find_runs(settings.runs, settings.group, settings.paths.logs.expanduser())
 
 
 def _loggers(values: Mapping[str, Any], settings: DashboardSettings, run: LoggedRun) -> list[Any]:

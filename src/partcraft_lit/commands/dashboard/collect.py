@@ -81,7 +81,9 @@ def find_runs(given: Sequence[str], group: str | None, logs: Path) -> list[Logge
     found = sorted(map(LoggedRun, folders), key=lambda run: (run.folder / FILE_NAME).stat().st_mtime)
     if not found:
         where = f"runs=[{','.join(given)}]" if given else f"paths.logs={logs}"
-        raise UserError(f"{where}: there is no run, that is, no folder with {FILE_NAME}.")
+        raise UserError(
+            f"{where}: no folder there has a {FILE_NAME}. Train one first (partcraft train), or name it, runs=[PATH]."
+        )
     if group is not None:
         of_group = [run for run in found if run.group == group]
         if not of_group:
