@@ -266,6 +266,20 @@ def test_a_server_that_refuses_later_costs_one_line(server, tmp_path, capfd, cap
     assert capfd.readouterr().err == ""
 
 
+def test_a_slow_server_gets_everything_and_training_does_not_wait(server, tmp_path, caplog):
+    server.refuse = refusing("slow", "/")
+    logger = online(tmp_path, init_timeout_s=20.0, finish_timeout_s=20.0)
+    logger.log_metrics({"x": 0.0}, step=0)
+    started = time.monotonic()
+    for step in range(1, 100):
+        logger.log_metrics({"x": float(step)}, step=step)
+    assert time.monotonic() - started < 1
+    logger.finish(success=True)
+    (run,) = server.runs.values()
+    assert len(run.curve("x")) == 100
+    assert not told(caplog)
+
+
 @pytest.mark.slow
 def test_a_sweep_is_one_group_with_a_run_per_job_that_has_its_configuration(server, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -39,7 +39,8 @@ class WandbServer:
         runs: id -> what arrived.
         artifacts: names of the artifacts that were asked for.
         views: id -> a workspace or report that was saved.
-        refuse: given the path and body of a request, the status it is refused with, or None; "hang" never answers.
+        refuse: given the path and body of a request, the status it is refused with, or None; "hang" never answers, and
+            "slow" answers after a while.
     """
 
     def __init__(self) -> None:
@@ -191,7 +192,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {})
             return
         refused = self.state.refuse(self.path, body)
-        if refused == "hang":
+        if refused == "slow":
+            self.state.stopping.wait(0.3)
+            self._send(200, self.state.answer(self.path, body))
+        elif refused == "hang":
             self.state.stopping.wait()
             self.close_connection = True
         elif refused:
