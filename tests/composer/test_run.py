@@ -213,6 +213,22 @@ def test_threads_take_turns(run):
         assert torch.equal(result.tensor, expected.tensor) and result.composition == expected.composition
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("[enforce fail] can't allocate memory: 9 TB")]
+)
+def test_too_little_memory_is_a_message(run, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(run._drawer._module, "generate", fail)
+    with pytest.raises(UserError, match="not enough memory to draw 2 images"):
+        run.draw(run.compose(PARTS), [0, 1])
+    error.args = ("shapes differ",)
+    if type(error) is RuntimeError:  # a bug stays one
+        with pytest.raises(RuntimeError, match="shapes differ"):
+            run.draw(run.compose(PARTS))
+
+
 def test_previews_take_few_steps(run):
     (preview,) = run.draw(run.compose(PARTS), preview=True, steps=None)
     assert preview.preview and preview.sample.scheduler == "dpm++_trailing" and preview.sample.steps <= 4

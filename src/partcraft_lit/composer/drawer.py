@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from partcraft_lit.backbones.settings import SampleSettings
+from partcraft_lit.backbones.settings import SampleSettings, Scheduler
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import TokenizedPrompts
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:  # Lightning takes seconds, and is needed to draw alone
     from partcraft_lit.module import PersonalizationModule
 
 #: The preview: so many steps at most, by a sampler that starts from pure noise, which matters with few of them.
-_PREVIEW_STEPS, _PREVIEW_SCHEDULER = 4, "dpm++_trailing"
+_PREVIEW_STEPS = 4
+_PREVIEW_SCHEDULER: Scheduler = "dpm++_trailing"
+#: What torch says when the memory of a CPU is not enough: a plain RuntimeError.
+_NO_MEMORY = ("not enough memory", "can't allocate memory")
 
 
 def preview_of(sample: SampleSettings) -> SampleSettings:
@@ -87,7 +90,10 @@ def _memory_or_error(images: int) -> Iterator[None]:
     """Turns the device's lack of memory into a message."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not any(words in str(error) for words in _NO_MEMORY):
+            raise
         torch.cuda.empty_cache()
         raise UserError(
             f"There was not enough memory to draw {images} images: ask for fewer at once, or close other programs that "
