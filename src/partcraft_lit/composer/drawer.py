@@ -51,12 +51,6 @@ class Drawer:
         with self._lock:
             _ = self._module
 
-    @property
-    def resolution(self) -> int:
-        """Side of the images in pixels."""
-        with self._lock:
-            return self._module.backbone.resolution
-
     def draw(
         self, prompts: Sequence[str], negative_prompts: Sequence[str], seeds: Sequence[int], sample: SampleSettings
     ) -> list[Tensor]:
