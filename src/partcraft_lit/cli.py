@@ -345,19 +345,22 @@ def _prepare_sweep(
 
     plugins.register(launchers.PoolLauncher, launchers.SlurmLauncher)
     plan = search.plan_of(verb, overrides)
+    points = list(config.sweep_points(verb, overrides)) if plan is None else plan.points
+    own = launchers.is_own(config.hydra_values(verb, points[0], "launcher"))
     values: dict[str, Any] = {}
-    own = False
-    for point in config.sweep_points(verb, overrides) if plan is None else plan.points:
+    for point in points:
         values = config.plain(config.compose(verb, point))
         module.check(values)
-        own = launchers.is_own(config.hydra_values(verb, point, "launcher"))
         if verb == "train":
             machine.check_start(values, args.overrides)
             if not own:
                 _check_sweep(values)
     if plan is not None:
         return _prepare_search(verb, plan, values, overrides)
-    if not own or any(text.startswith("hydra.sweep.dir=") for text in overrides):
+    if not own:
+        return []
+    if any(text.startswith("hydra.sweep.dir=") for text in overrides):
+        progress.sweep = Path(config.hydra_values(verb, points[0], "sweep.dir"))
         return []
     anew = values.get("ckpt_path", "auto") is None
     folder, known = launchers.sweep_folder(verb, overrides, Path(values["paths"]["logs"]).expanduser(), anew)

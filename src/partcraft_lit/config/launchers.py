@@ -21,6 +21,7 @@ from partcraft_lit.config import compose as config
 from partcraft_lit.config import plugins
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import locked, make_folder
 from partcraft_lit.loggers.identity import grouped
 from partcraft_lit.scheduling import results
@@ -189,6 +190,11 @@ class _JobLauncher(Launcher):
     ) -> Job:
         """A job in the folder that it had before, else in one that no other has; ``known``: key -> folder."""
         values = _values(cfg)
+        if values.get("trainer", {}).get("num_nodes", 1) > 1:
+            raise UserError(
+                "A job of a sweep works on one machine, and trainer.num_nodes asks for more: start such runs one by "
+                "one, each with a script of its own."
+            )
         key = rundir.settings_hash({"verb": str(cfg.hydra.job.name), **values}, NOT_HASHED)
         subdir = known.get(key, str(cfg.hydra.sweep.subdir))
         if key not in known and subdir in known.values():  # it has the result of other settings
