@@ -1,7 +1,8 @@
-"""Steps per second with dashboards whose server is down, against none: python benchmarks/loggers.py [STEPS] [REPEATS]
+"""Steps per second with dashboards whose server is down, against none: python benchmarks/loggers.py [STEPS]
 
-Each setting trains the miniature from nothing in a process of its own; the settings take turns, and the fastest of each
-counts. "hangs" is a server that takes the connection and never answers.
+Each setting has a process of its own, in which steps with and without the logger take turns, so that other work on the
+cores slows both alike; a step is a product of matrices, as long as a fast step of the miniature. "hangs" is a server
+that takes the connection and never answers. Start and end are seconds, outside of training.
 """
 
 from __future__ import annotations
@@ -9,62 +10,96 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-WANDB = ("logger=wandb", "logger.wandb.init_timeout_s=3", "logger.wandb.finish_timeout_s=3")
-SETTINGS = {
-    "none": ("logger=none",),
-    "wandb, offline": (*WANDB, "logger.wandb.mode=offline"),
-    "wandb, unreachable": WANDB,
-    "wandb, hangs": WANDB,
-    "trackio": ("logger=trackio",),
-}
-DEMO = (
-    "experiment=demo", "dataset.images_per_species=2", "parts.K=2", "trainer=cpu", "trainer.log_every_n_steps=1",
-    "eval.enabled=false", "eval.hybrids=1", "~callbacks.samples", "~callbacks.attention_maps", "ckpt_path=null",
-)  # fmt: skip
+import torch
+
+SETTINGS = ("none", "wandb, offline", "wandb, unreachable", "wandb, hangs", "trackio", "mlflow, unreachable")
+#: Metrics of a step.
+METRICS = {f"train/metric_{number}": 0.5 for number in range(12)}
+TIMEOUTS = {"init_timeout_s": 3.0, "finish_timeout_s": 3.0}
 
 
-def main(steps: int, repeats: int) -> None:
+def main(steps: int) -> None:
     silent = socket.create_server(("127.0.0.1", 0))  # nobody accepts; the system completes the connections
-    servers = {
-        "wandb, unreachable": "http://127.0.0.1:9",
-        "wandb, hangs": f"http://127.0.0.1:{silent.getsockname()[1]}",
-    }
-    speed: dict[str, list[float]] = {name: [] for name in SETTINGS}
-    whole: dict[str, list[float]] = {name: [] for name in SETTINGS}
-    with tempfile.TemporaryDirectory() as place:
-        run(Path(place), "first", SETTINGS["none"], 1, None)  # fills the store
-        for repeat in range(repeats):
-            for name, overrides in SETTINGS.items():
-                seconds, wall = run(Path(place), str(repeat), overrides, steps, servers.get(name))
-                speed[name].append(steps / seconds)
-                whole[name].append(wall)
+    servers = {"unreachable": "http://127.0.0.1:9", "hangs": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+    print(f"{'logger':<22}{'steps/s':>9}{'without':>9}{'ratio':>7}{'start, s':>10}{'end, s':>8}")
+    for name in SETTINGS:
+        environment = {
+            **os.environ,
+            "WANDB_API_KEY": "0" * 40,
+            "WANDB_BASE_URL": servers.get(name.partition(", ")[2], ""),
+        }
+        environment.pop("WANDB_MODE", None)
+        if not environment["WANDB_BASE_URL"]:
+            del environment["WANDB_BASE_URL"]
+        command = [sys.executable, __file__, str(steps), name]
+        done = subprocess.run(command, env=environment, check=False, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if done.returncode:
+            print(f"{name:<22} not installed")
+            continue
+        measured = json.loads(done.stdout.splitlines()[-1])
+        speeds = (1 / measured["with"], 1 / measured["without"])
+        print(f"{name:<22}{speeds[0]:>9.1f}{speeds[1]:>9.1f}{speeds[0] / speeds[1]:>7.2f}", end="")
+        print(f"{measured['start']:>10.1f}{measured['end']:>8.1f}", flush=True)
     silent.close()
-    print(f"{'logger':<20}{'steps/s':>9}{'ratio':>8}{'whole command, s':>18}")
-    for name, speeds in speed.items():
-        print(f"{name:<20}{max(speeds):>9.2f}{max(speeds) / max(speed['none']):>8.2f}{min(whole[name]):>18.1f}")
 
 
-def run(place: Path, name: str, overrides: tuple[str, ...], steps: int, server: str | None) -> tuple[float, float]:
-    """Seconds of training, and of the whole command."""
-    folder = place / f"{name}-{time.monotonic_ns()}"
-    command = [sys.executable, "-m", "partcraft_lit", "train", *DEMO, *overrides, f"trainer.max_steps={steps}"]
-    command += [f"paths.logs={place}", f"paths.store={place / 'store'}", f"hydra.run.dir={folder}"]
-    environment = {**os.environ, "TRACKIO_DIR": str(place / "trackio")}
-    environment.pop("WANDB_MODE", None)
-    if server is not None:
-        environment |= {"WANDB_BASE_URL": server, "WANDB_API_KEY": "0" * 40}
-    started = time.monotonic()
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    wall = time.monotonic() - started
-    return float(json.loads((folder / "costs.json").read_text(encoding="utf-8"))["train_seconds"]), wall
+def measure(name: str, steps: int) -> dict[str, float]:
+    """Medians of a step's seconds, and seconds of start and end."""
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["TRACKIO_DIR"] = place
+        started = time.monotonic()
+        logger = make(name, Path(place))
+        if logger is not None:
+            logger.log_hyperparams({"seed": 0})
+            logger.log_metrics(METRICS, 0)
+        start = time.monotonic() - started
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        matrix = torch.rand(400, 400)
+        for step in range(1, steps + 1):
+            for logs in (True, False) if step % 2 else (False, True):
+                before = time.perf_counter()
+                for _ in range(4):
+                    matrix = torch.mm(matrix, matrix).sigmoid()
+                if logs and logger is not None:
+                    logger.log_metrics(METRICS, step)
+                seconds[logs].append(time.perf_counter() - before)
+        started = time.monotonic()
+        if logger is not None:
+            logger.finish(success=True)
+        end = time.monotonic() - started
+    return {
+        "with": statistics.median(seconds[True]),
+        "without": statistics.median(seconds[False]),
+        "start": start,
+        "end": end,
+    }
+
+
+def make(name: str, folder: Path) -> Any:
+    from partcraft_lit import loggers
+
+    kind, _, state = name.partition(", ")
+    if kind == "wandb":
+        return loggers.wandb_logger(folder, project="p", mode="offline" if state == "offline" else "online", **TIMEOUTS)
+    if kind == "trackio":
+        return loggers.trackio_logger(folder, project="p")
+    if kind == "mlflow":
+        server = os.environ["WANDB_BASE_URL"]
+        return loggers.mlflow_logger(folder, experiment="p", place=str(folder), tracking_uri=server, **TIMEOUTS)
+    return None
 
 
 if __name__ == "__main__":
-    given = [int(text) for text in sys.argv[1:]]
-    main(*(given + [40, 2][len(given) :]))
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 150
+    if len(sys.argv) > 2:
+        print(json.dumps(measure(sys.argv[2], count)))
+    else:
+        main(count)

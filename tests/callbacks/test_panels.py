@@ -97,6 +97,7 @@ def test_attention_maps_are_drawn_and_measured(tmp_path: Path) -> None:
     callback = bound(AttentionMaps(every_n_steps=2, side=32), tmp_path)
     fit(StandIn(), callback, folder=tmp_path, steps=2, logger=logger)
     assert names(tmp_path / "attention") == ["step_000000.png", "step_000002.png"]
+    assert names(tmp_path / "attention_leakage") == ["step_000000.png", "step_000002.png"]
     with Image.open(tmp_path / "attention" / "step_000000.png") as picture:
         assert picture.size[0] == 3 * 32 + 2 * 6 + 12  # the image, head, wing; no column for the background
         assert "<head:1> <wing:1>" in picture.info["prompts"]

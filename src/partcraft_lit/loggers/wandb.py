@@ -154,7 +154,7 @@ class WandbRunLogger(WandbLogger):
         if getattr(run, "_finish_timed_out", False):
             self._guard.tell("the server did not take everything in time")
         if self._replay:
-            shutil.rmtree(self._save_dir, ignore_errors=True)
+            shutil.rmtree(str(self._save_dir), ignore_errors=True)
 
     def logged(self) -> Logged:
         with self._guard():

@@ -194,9 +194,9 @@ def _table(
             rows.setdefault(tuple(values.get(name) for name in names), []).append(run)
     heads = [*names, "runs", *(score.key.removeprefix("eval/") for score in scores)]
     lines = [heads, ["---"] * len(heads)]
-    for values, of_row in sorted(rows.items(), key=lambda row: tuple((isinstance(v, str), v or 0) for v in row[0])):
+    for setting, of_row in sorted(rows.items(), key=lambda row: tuple((isinstance(v, str), v or 0) for v in row[0])):
         cells = [_cell([run.summary[score.key] for run in of_row if score.key in run.summary]) for score in scores]
-        lines.append([*map(str, values), str(len(of_row)), *cells])
+        lines.append([*map(str, setting), str(len(of_row)), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -19,7 +19,8 @@ class DashboardSettings:
         project: W&B project (trackio's project, MLflow's experiment); None for that of the runs.
         entity: user or team of W&B; None for that of the runs, or else the account's own.
         parameters: settings along the axes; None for those in which the runs differ.
-        scores: scores to show, without protocol or with one: ``emr``, ``fid@mini-features@reconstruction``.
+        scores: scores to show, as patterns: ``emr`` is that of reconstructions and of the hybrids of most species,
+            ``emr@2_species`` that of a protocol.
         output_dir: where the specification goes; None for a dated folder.
         paths: where runs are.
     """

@@ -60,8 +60,8 @@ def report_of(content: Content, entity: str, project: str, *, online: bool) -> w
     """
 
     def grid(panels: Panels) -> wr.PanelGrid:
-        place = {"entity": entity, "project": project} if online else {"entity": "", "project": ""}
-        runset = wr.Runset(**place, name=content.title, filters=_of_group(content))
+        place = (entity, project) if online else ("", "")
+        runset = wr.Runset(entity=place[0], project=place[1], name=content.title, filters=_of_group(content))
         return wr.PanelGrid(runsets=[runset], panels=_laid_out(panels))
 
     varied = ", ".join(parameter.name for parameter in content.parameters) or "nothing"
