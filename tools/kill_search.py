@@ -1,13 +1,14 @@
 """Kills a search at random moments: ``python tools/kill_search.py [DRILLS] [SEED]``.
 
-A small search of ``hydra/sweeper=optuna`` runs undisturbed. Then DRILLS times (20) the same search is started, killed with
-SIGKILL at a random moment, started again by the same command, killed again, and so on until it ends by itself. In turn it
-is one process that proposes one trial after another, one that proposes three at once, and two processes that share the
-study, of which one is killed. No finished trial may be run again and none may be lost; with one process the trials, their
-values and their scores must be those of the undisturbed search, to the bit. With two, what is proposed depends on which
-results came first, so there each score must be that of its settings, and the number of trials right.
+A small search of ``hydra/sweeper=optuna`` runs undisturbed. Then DRILLS times (20) the same search is started, killed
+with SIGKILL at a random moment, started again by the same command, killed again, and so on until it ends by itself. In
+turn it is one process that proposes one trial after another, one that proposes three at once, and two processes that
+share the study, of which one is killed. No finished trial may be run again and none may be lost; with one process the
+trials, their values and their scores must be those of the undisturbed search, to the bit. With two, what is proposed
+depends on which results came first, so there each score must be that of its settings, and the number of trials right.
 
-What a trial trains is made up, so that a drill takes seconds; all else is the real command line. Some scores are no numbers.
+What a trial trains is made up, so that a drill takes seconds; all else is the real command line. Some scores are no
+numbers.
 """
 
 from __future__ import annotations

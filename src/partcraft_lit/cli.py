@@ -308,18 +308,18 @@ def _prepare(
     return [config.quoted("hydra.run.dir", str(folder))]
 
 
-def _prepare_search(verb: str, plan: Any, values: Mapping[str, Any], overrides: list[str]) -> list[str]:
+def _prepare_search(verb: str, plan: Any, values: Mapping[str, Any], overrides: list[str]) -> tuple[Path, list[str]]:
     """Checks a search; names the folder of one that was begun before, else a new one."""
     from partcraft_lit.config import compose as config
     from partcraft_lit.config import plugins, search
 
     if verb != "train":
         raise UserError(f"hydra/sweeper=optuna searches over training runs: partcraft train, not {verb}.")
-    search.check_plan(plan, values)
+    search.check_plan(plan, values, config.hydra_values(verb, plan.points[0], "launcher"))
     plugins.register(search.OptunaSweeper)
     folder, begun = search.choose_folder(plan, verb, overrides)
     print(f"{'Continuing the search in' if begun else 'Search folder:'} {folder}", flush=True)
-    return [config.quoted("hydra.sweep.dir", str(folder))]
+    return folder, [config.quoted("hydra.sweep.dir", str(folder))]
 
 
 def _check_shared(values: Mapping[str, Any]) -> None:
@@ -356,7 +356,8 @@ def _prepare_sweep(
             if not own:
                 _check_sweep(values)
     if plan is not None:
-        return _prepare_search(verb, plan, values, overrides)
+        progress.sweep, command = _prepare_search(verb, plan, values, overrides)
+        return command
     if not own:
         return []
     if any(text.startswith("hydra.sweep.dir=") for text in overrides):

@@ -231,3 +231,28 @@ def test_what_a_callback_or_term_does_not_take_is_refused_before_any_work(new_wo
     ended = workshop("train", override)
     assert ended.code == 2 and message in ended.out and "Traceback" not in ended.out, ended.out
     assert not workshop.runs
+
+
+def test_a_run_that_a_search_stops_ends_with_its_checkpoint_and_without_scores(new_workshop, tmp_path):
+    from optuna import create_study
+
+    from partcraft_lit.search.storage import open_storage
+
+    storage = str(tmp_path / "search.journal")
+    study = create_study(storage=open_storage(storage), study_name="search", direction="maximize")
+    for _ in range(2):
+        trial = study.ask()
+        trial.report(2.0, 1)
+        study.tell(trial, 2.0)
+    study.ask()
+    workshop = new_workshop()
+    pruning = ("+pruning=optuna", f"callbacks.pruning.storage={storage}", "callbacks.pruning.trial=2")
+    pruning += ("callbacks.pruning.pruner=median", "callbacks.pruning.startup_trials=1")
+    live = ("callbacks=live", "callbacks.live_score.every_n_steps=1", "callbacks.checkpoints.every_n_steps=4")
+    ended = workshop("train", *live, *pruning, "objective=eval/emr@reconstruction", "~callbacks.attention_maps")
+    (run,) = workshop.runs
+    assert ended.code == 0 and "A search ended the training after step 1" in ended.out, ended.out
+    assert json.loads((run / "finished.json").read_text())["pruned_at"] == 1
+    assert (run / "checkpoints" / "step=000001.ckpt").is_file() and (run / "report.html").is_file()
+    assert study.trials[2].intermediate_values.keys() == {1}
+    assert not any(key.startswith("eval/") for key in json.loads((run / "scores.json").read_text()))

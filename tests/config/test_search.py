@@ -38,8 +38,9 @@ def start(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def started(*arguments):
+        launcher = () if any("hydra/launcher" in text for text in arguments) else SMALL[-1:]
         with pytest.raises(SystemExit) as ended:
-            cli.main(["train", *arguments, *SMALL, f"paths.store={tmp_path / 'store'}"])
+            cli.main(["train", *arguments, *SMALL[:-1], *launcher, f"paths.store={tmp_path / 'store'}"])
         out = capsys.readouterr()
         return SimpleNamespace(code=ended.value.code, out=out.out, err=out.err)
 
@@ -154,6 +155,7 @@ def test_a_pruner_gives_every_trial_a_line_to_the_study(start, trained):
         ((*SEARCH, f"objective={EMR}", "hydra.sweeper.sampler=grid"), "has an interval, of which no grid"),
         ((*SEARCH, f"objective={EMR}", "hydra.sweeper.sampler=tpee"), "Did you mean 'tpe'"),
         ((*SEARCH, f"objective={EMR}", "hydra.sweeper.n_trials=0"), "wanted a whole number of at least 1"),
+        ((*SEARCH, f"objective={EMR}", "hydra/launcher=slurm", "hydra.launcher.wait=false"), "a search has to wait"),
         ((*SEARCH, f"objective={EMR}", "hydra.sweep.subdir=x"), "a search names the folders of its trials itself"),
     ],
 )

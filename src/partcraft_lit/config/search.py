@@ -22,6 +22,7 @@ from partcraft_lit.config.validation import validate
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.files import locked, make_folder
+from partcraft_lit.scheduling.gpus import deal
 from partcraft_lit.search.results import progress, summary, write_results
 from partcraft_lit.search.settings import SearchSettings
 from partcraft_lit.search.space import Choice, Dimension, Interval, Space, Steps, Value, representatives
@@ -79,8 +80,16 @@ def sweep_points(verb: str, overrides: Sequence[str]) -> Iterator[list[str]]:
     yield from config.sweep_points(verb, overrides) if plan is None else plan.points
 
 
-def check_plan(plan: Plan, values: Mapping[str, Any]) -> None:
-    """Raises a UserError for a search of which no trial would be of use; ``values`` are those of one job."""
+def check_plan(plan: Plan, values: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
+    """Raises a UserError for a search of which no trial would be of use.
+
+    Args:
+        plan: of the search.
+        values: of one job.
+        launcher: settings of the launcher.
+    """
+    if launcher.get("wait") is False:
+        raise UserError("hydra.launcher.wait=false: a search has to wait for the trials that it learns from.")
     check(plan.settings, plan.space, objectives_of(values["objective"]))
     if plan.settings.pruner is not None and not (values["callbacks"] or {}).get("live_score"):
         raise UserError(
@@ -213,7 +222,7 @@ class OptunaSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir).absolute()
         make_folder(folder)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        with Search(folder, self._absolute(), space, self.objectives) as search:
+        with Search(folder, self._settled(), space, self.objectives) as search:
             try:
                 while batch := search.claim():
                     self._run(search, batch)
@@ -223,12 +232,14 @@ class OptunaSweeper(Sweeper):
             print(summary(search, trials), flush=True)  # noqa: T201
         return None
 
-    def _absolute(self) -> SearchSettings:
-        """With a storage that the jobs find from any folder."""
-        storage = self.settings.storage
-        if storage is None or "://" in storage:
-            return self.settings
-        return dataclasses.replace(self.settings, storage=str(Path(storage).expanduser().absolute()))
+    def _settled(self) -> SearchSettings:
+        """With a storage that the jobs find from any folder, and as many jobs as the launcher runs at once."""
+        storage, launcher = self.settings.storage, self.config.hydra.launcher
+        if storage is not None and "://" not in storage:
+            storage = str(Path(storage).expanduser().absolute())
+        slots = len(deal(launcher.gpus and tuple(launcher.gpus), 1)) if "PoolLauncher" in launcher["_target_"] else 1
+        jobs = self.settings.n_jobs or launcher.get("jobs") or max(slots, 1)
+        return dataclasses.replace(self.settings, storage=storage, n_jobs=jobs)
 
     def _run(self, search: Search, batch: Sequence[Proposal]) -> None:
         """Runs those of a batch whose results are not there yet, and tells the search of all, in their order."""

@@ -16,7 +16,7 @@ class SearchSettings:
 
     Attributes:
         n_trials: of the whole study, those of earlier starts and of other processes included.
-        n_jobs: trials that are proposed together and handed to the launcher.
+        n_jobs: trials that are proposed together and handed to the launcher; None for as many as it runs at once.
         direction: of each objective; one for all, or a list.
         sampler: what proposes.
         seed: of the sampler.
@@ -28,7 +28,7 @@ class SearchSettings:
     """
 
     n_trials: Positive
-    n_jobs: Positive
+    n_jobs: Positive | None
     direction: Direction | tuple[Direction, ...]
     sampler: Literal["tpe", "random", "grid", "nsgaii"]
     seed: Count
@@ -37,6 +37,11 @@ class SearchSettings:
     pruner_warmup_steps: Count
     storage: str | None
     study_name: str
+
+    @property
+    def block(self) -> int:
+        """Number of trials that are proposed together."""
+        return self.n_jobs or 1
 
     def directions(self, objectives: int) -> list[str]:
         """One per objective."""

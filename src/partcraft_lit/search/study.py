@@ -129,8 +129,8 @@ class Search(AbstractContextManager["Search"]):
     def claim(self) -> list[Proposal]:
         """Trials for this process to run next; empty when none is left for it.
 
-        First those of processes that died. Proposals are made in blocks of ``n_jobs``, so that what is known when a
-        trial is proposed does not depend on when a search was killed.
+        First those of processes that died. Proposals are made in blocks of ``settings.block``, so that what is known
+        when a trial is proposed does not depend on when a search was killed.
         """
         with locked(self.folder / ".claims.lock"):
             claimed = [self._complete(trial) for trial in self._trials() if self._is_orphan(trial)]
@@ -174,7 +174,7 @@ class Search(AbstractContextManager["Search"]):
 
     def check_hope(self) -> None:
         """Raises a UserError if nothing but failures came so far: the next trials would fail as well."""
-        if self._failed_now < max(_HOPELESS, self.settings.n_jobs):
+        if self._failed_now < max(_HOPELESS, self.settings.block):
             return
         if all(trial.state.name in ("FAIL", "RUNNING", "WAITING") for trial in self._trials()):
             raise UserError(
@@ -187,7 +187,7 @@ class Search(AbstractContextManager["Search"]):
 
     def _wants_more(self, claimed: int) -> bool:
         trials = self._trials()
-        number, jobs = len(trials), self.settings.n_jobs
+        number, jobs = len(trials), self.settings.block
         if claimed >= jobs or (claimed and number % jobs == 0):
             return False
         counted = number - len(self.repeated())
@@ -221,12 +221,11 @@ class Search(AbstractContextManager["Search"]):
         return Proposal(trial.number, values)
 
     def _is_orphan(self, trial: FrozenTrial) -> bool:
-        """Whether nobody works on a trial that was begun: its process died, and left no job of it at work."""
+        """Whether nobody works on a trial that was begun. Launchers wait for a job of it that is still at work."""
         if trial.state.name != "RUNNING":
             return False
         worker = trial.user_attrs.get(_WORKER)
-        dead = worker is None or (Path(worker).exists() and not rundir.in_use(Path(worker)))
-        return dead and not rundir.in_use(self.trial_folder(trial.number))
+        return worker is None or (Path(worker).exists() and not rundir.in_use(Path(worker)))
 
     def _repeat_failed(self) -> None:
         """Trials that ended with an error are tried once more at every start of the search."""
