@@ -9,18 +9,22 @@ import pytest
 from partcraft_lit.callbacks.live_score import LiveScore
 from partcraft_lit.callbacks.pruning import Pruning, pruned_at
 from partcraft_lit.search.storage import open_storage
+from partcraft_lit.search.study import make_pruner
 
 
 @pytest.fixture
 def study(tmp_path):
     """A study of six trials that scored 0.9 at step 10, and one that runs; others by ``direction``."""
 
-    def begun(direction="maximize"):
+    def begun(direction="maximize", pruner="median"):
         storage = str(tmp_path / f"{direction}.journal")
-        study = optuna.create_study(storage=open_storage(storage), study_name="search", direction=direction)
+        study = optuna.create_study(
+            storage=open_storage(storage), study_name="search", direction=direction, pruner=make_pruner(pruner)
+        )
         for _ in range(6):
             trial = study.ask()
             trial.report(0.9 if direction == "maximize" else -0.9, 10)
+            trial.should_prune()  # notes how far it came
             study.tell(trial, 1.0)
         study.ask()
         return SimpleNamespace(study=study, storage=storage)
@@ -43,7 +47,7 @@ def step(pruning, number, score, max_steps=100):
 @pytest.mark.parametrize("direction, told", [("maximize", 0.1), ("minimize", -0.1)])
 @pytest.mark.parametrize("pruner", ["median", "halving"])
 def test_a_trial_behind_the_others_ends(study, direction, told, pruner):
-    begun = study(direction)
+    begun = study(direction, pruner)
     pruning = Pruning(begun.storage, "search", 6, pruner)
     assert step(pruning, 10, 0.1) and pruning.pruned_at == 10 and pruned_at([pruning]) == 10
     assert begun.study.trials[6].intermediate_values == {10: told}

@@ -116,7 +116,7 @@ def test_what_a_living_process_works_on_is_left_to_it(tmp_path):
             (other,) = second.claim()
             assert (mine.number, other.number) == (0, 1)
     with Search(tmp_path, SETTINGS, SPACE, ["score"]) as third:
-        assert third.claim() == [mine] and third.claim() == [other]  # both have ended without a result
+        assert third.claim() == [mine, other]  # both have ended without a result
 
 
 def test_a_value_that_is_no_number_is_never_the_best(tmp_path):
