@@ -86,4 +86,7 @@ def main(accelerator: str, *more: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*(sys.argv[1:] or ["cpu"])))
+    from closed_pipe import until_the_reader_leaves
+
+    with until_the_reader_leaves():
+        sys.exit(main(*(sys.argv[1:] or ["cpu"])))

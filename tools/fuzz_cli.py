@@ -105,10 +105,13 @@ def _stop(number: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGALRM, _stop)
-    os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    numbers = [int(text) for text in sys.argv[1:]] + [500, 0][len(sys.argv[1:]) :]
-    with tempfile.TemporaryDirectory(prefix="partcraft-fuzz-") as folder:
-        os.chdir(folder)
-        Path("logs").mkdir()
-        sys.exit(min(run(*numbers[:2]), 1))
+    from closed_pipe import until_the_reader_leaves
+
+    with until_the_reader_leaves():
+        signal.signal(signal.SIGALRM, _stop)
+        os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+        numbers = [int(text) for text in sys.argv[1:]] + [500, 0][len(sys.argv[1:]) :]
+        with tempfile.TemporaryDirectory(prefix="partcraft-fuzz-") as folder:
+            os.chdir(folder)
+            Path("logs").mkdir()
+            sys.exit(min(run(*numbers[:2]), 1))

@@ -501,4 +501,7 @@ def _sha(mask: torch.Tensor) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from closed_pipe import until_the_reader_leaves
+
+    with until_the_reader_leaves():
+        raise SystemExit(main())

@@ -96,4 +96,7 @@ def main(count: int = 20_000, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    from closed_pipe import until_the_reader_leaves
+
+    with until_the_reader_leaves():
+        sys.exit(main(*map(int, sys.argv[1:])))

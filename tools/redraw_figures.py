@@ -52,4 +52,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from closed_pipe import until_the_reader_leaves
+
+    with until_the_reader_leaves():
+        main(sys.argv[1:])

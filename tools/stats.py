@@ -93,4 +93,7 @@ def report(source: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(report(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "src" / "partcraft_lit"))
+    from closed_pipe import until_the_reader_leaves
+
+    with until_the_reader_leaves():
+        print(report(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "src" / "partcraft_lit"))
