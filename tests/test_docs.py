@@ -36,7 +36,11 @@ def commands() -> list[list[str]]:
         text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
         blocks = "\n".join(_FENCE.findall(text)).splitlines()
         found += [*blocks, *re.findall(r"`([^`\n]+)`", _FENCE.sub("", text))]
-    shown = (_COMMAND.search(line.partition(" # ")[0].partition(" & ")[0]) for line in found if "VERB" not in line)
+    shown = (
+        _COMMAND.search(line.partition(" # ")[0].partition(" & ")[0])
+        for line in found
+        if not {"VERB", "-sc"} & set(line.split())
+    )
     words = [shlex.split(match[1]) for match in shown if match and "--help" not in match[1]]
     known: set[tuple[str, str]] = set()
     kept = []
