@@ -14,6 +14,7 @@ from PIL import Image
 from partcraft_lit.callbacks.checkpoint import newest_good
 from partcraft_lit.callbacks.metrics_log import read_metrics
 from partcraft_lit.parts.dictionary import PartDictionary
+from partcraft_lit.scheduling.ledger import Ledger
 
 
 @pytest.mark.parametrize(
@@ -142,11 +143,12 @@ def test_a_checkpoint_of_other_settings_is_refused(tiny_run, new_workshop, plain
     assert "The checkpoint does not fit this run" in ended.out and "Traceback" not in ended.out
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_its_runs_apart(new_workshop, plain):
     workshop = new_workshop()
     ended = workshop("train", *plain, "-m", "loss.lambda_attn=0.1,0.01", "trainer.max_steps=2")
     assert ended.code == 0, ended.out
-    (sweep,) = (workshop.root / "logs" / "train" / "multiruns").iterdir()
+    (sweep,) = (workshop.root / "logs" / "train" / "multiruns").glob("*-*")
     first, second = sorted(path for path in sweep.iterdir() if path.is_dir())
     assert first.name.startswith("0-") and second.name.startswith("1-")
     weights = [
@@ -159,6 +161,17 @@ def test_a_sweep_keeps_its_runs_apart(new_workshop, plain):
     states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (first, second)]
     assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert all((run / "report.html").is_file() for run in (first, second))
+
+
+@pytest.mark.slow
+def test_a_job_of_several_processes_in_a_sweep(new_workshop, plain):
+    """Lightning starts the second process with the command line of the job, not with that of the sweep."""
+    workshop = new_workshop()
+    ended = workshop("train", *plain, "-m", "trainer.devices=2", "trainer.strategy=ddp", "trainer.max_steps=2")
+    assert ended.code == 0, ended.out
+    (job,) = (workshop.root / "logs" / "train" / "multiruns").glob("*/0-*")
+    assert torch.load(job / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert [entry.status for entry in Ledger(job.parent).entries()] == ["running", "done"]
 
 
 def test_losses_do_not_depend_on_whether_latents_are_stored(new_workshop, plain):

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,14 +177,21 @@ cli.main(sys.argv[1:])
 """
 
 
-def test_a_killed_sweep_continues(sweep, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_that_was_ended_continues(number, sweep, tmp_path):
     Path("wait").touch()
-    command = [sys.executable, "-c", textwrap.dedent(KILLED).format(job=JOB), *SWEEP]
-    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}) as running:
+    command = [sys.executable, "-c", KILLED.format(job=JOB), *SWEEP]
+    given = {"cwd": tmp_path, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **given) as running:
         until = time.monotonic() + 60
         while not Path("starts").exists() and time.monotonic() < until:
             time.sleep(0.05)
-        os.kill(running.pid, signal.SIGKILL)
+        os.kill(running.pid, number)
+        said = running.communicate(timeout=60)[1]
+    assert running.returncode == (143 if number == signal.SIGTERM else -number)
+    if number == signal.SIGTERM:
+        assert "stopped by SIGTERM; the same command continues the sweep in logs" in said
+        assert Ledger(folders()[0]).entries()[-1].status == "stopped"
     Path("wait").unlink()
     ended = sweep()
     assert ended.code == 0 and "Continuing the sweep" in ended.out, ended.err
