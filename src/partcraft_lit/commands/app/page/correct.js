@@ -10,7 +10,10 @@ let pending = { model: null, steps: [] }; // said, and not applied yet
 
 export async function show(screen, model, signal) {
   if (pending.model !== model.name) pending = { model: model.name, steps: [] };
-  const said = await get(`${model.base}/corrections`, signal);
+  render(screen, model, await get(`${model.base}/corrections`, signal));
+}
+
+function render(screen, model, said) {
   const rows = h("div", { class: "atlas" });
   screen.append(
     h("div", { class: "head" },
@@ -24,11 +27,11 @@ export async function show(screen, model, signal) {
     bar.hidden = !pending.steps.length;
     bar.replaceChildren(
       h("ul", {}, pending.steps.map((one) => h("li", {}, sentence(model, one)))),
-      h("div", { class: "row" }, button("Forget these", () => ((pending.steps = []), show(empty(screen), model, signal)), {}), button("Apply", () => apply(screen, model), { class: "primary", id: "apply" })));
+      h("div", { class: "row" }, button("Forget these", () => ((pending.steps = []), render(empty(screen), model, said)), {}), button("Apply", () => apply(screen, model), { class: "primary", id: "apply" })));
   };
   const step = (what) => {
     pending.steps = [...pending.steps.filter((one) => !(one.action === what.action && one.part === what.part && what.action !== "move")), what];
-    show(empty(screen), model, signal);
+    render(empty(screen), model, said);
   };
   const parts = model.parts.slice(1).filter((part) => part.variants.length);
   rows.append(...parts.map((part) => row(step, model, part, parts, said)));

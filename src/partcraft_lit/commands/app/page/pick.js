@@ -324,8 +324,8 @@ class Wall {
           type: "button", class: "part-button", style: { "--c": model.parts[part].color }, data: { part },
           onclick: () => choose(part), onpointerenter: () => paint(canvas, image.map, model.colors, { only: part }), onpointerleave: () => paint(canvas, image.map, model.colors),
           onfocus: () => paint(canvas, image.map, model.colors, { only: part }), onblur: () => paint(canvas, image.map, model.colors),
-        }, h("img", { src: `${image.url}/parts/${part}.jpg?v=${model.version}`, alt: "" }), h("span", {}, capitalised(model.parts[part].name), h("small", {}, `kind ${code}`))))).reverse());
-    list.append(...[...list.children].reverse());
+        }, h("img", { src: `${image.url}/parts/${part}.jpg?v=${model.version}`, alt: "" }), h("span", {}, capitalised(model.parts[part].name), h("small", {}, `kind ${code}`))))));
+    if (image.codes[0] >= 0) list.append(list.firstChild); // the background last, as in the tray
     frame.addEventListener("pointermove", (event) => this.hover(event, frame, canvas, image));
     frame.addEventListener("pointerleave", () => (this.leave(canvas, image), paint(canvas, image.map, model.colors)));
     frame.addEventListener("click", (event) => choose(this.under(event, frame, image)));
