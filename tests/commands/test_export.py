@@ -306,7 +306,7 @@ def test_a_part_in_the_negative_prompt_is_written_in_each_tools_words(tiny_run, 
     assert ended.code == 0, ended.out  # the check compares the image that each tool gives with it
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Negative prompt: a birds-part2-0, blurry\n" in card
-    assert "Negative prompt: a embedding:birds-part2-0, blurry\n" in card
+    assert "Negative prompt: a embedding:birds-part2-0 , blurry\n" in card
     assert "negative_prompt='a <part2:0>, blurry'" in card
 
 

@@ -24,6 +24,8 @@ class Family:
         embedding_keys: keys of an embedding's tensors for A1111 and ComfyUI, one per text encoder.
         is_known: whether A1111 and ComfyUI load models of this family.
         is_v2: whether it is SD 2.x, whose sizes are equal for epsilon- and v-prediction.
+        sd_version: A1111's name of the family, by which it filters.
+        checkpoint: usual name of the file of the family's first model, for ComfyUI; "" where there is none.
     """
 
     title: str
@@ -37,6 +39,8 @@ class Family:
     embedding_keys: tuple[str, ...]
     is_known: bool = True
     is_v2: bool = False
+    sd_version: str = "Unknown"
+    checkpoint: str = ""
 
     def architecture_of(self, predicts_velocity: bool) -> str | None:
         """Name of a model's architecture; that of SD 2.x depends on what the model predicts."""
@@ -55,6 +59,8 @@ _SD1 = Family(
     unet_names="blocks",
     encoder_prefixes=("lora_te",),
     embedding_keys=("emb_params",),
+    sd_version="SD1",
+    checkpoint="v1-5-pruned-emaonly.safetensors",
 )
 _SD2 = Family(
     title="Stable Diffusion 2.x",
@@ -67,6 +73,8 @@ _SD2 = Family(
     encoder_prefixes=("lora_te",),
     embedding_keys=("emb_params",),
     is_v2=True,
+    sd_version="SD2",
+    checkpoint="v2-1_768-ema-pruned.safetensors",
 )
 _SDXL = Family(
     title="SDXL",
@@ -78,6 +86,8 @@ _SDXL = Family(
     unet_names="sgm",
     encoder_prefixes=("lora_te1", "lora_te2"),
     embedding_keys=("clip_l", "clip_g"),
+    sd_version="SDXL",
+    checkpoint="sd_xl_base_1.0.safetensors",
 )
 #: (number of text encoders, width of the text that the UNet reads, channels of its first level) -> family
 _FAMILIES = {(1, 768, 320): _SD1, (1, 1024, 320): _SD2, (2, 2048, 320): _SDXL}

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from partcraft_lit.commands.export.publish import check_output, publish
+from partcraft_lit.commands.export.hub import check_push, push
+from partcraft_lit.commands.export.publish import MANIFEST, check_output, publish
 from partcraft_lit.commands.export.settings import ExportSettings
 from partcraft_lit.commands.train import runs
 from partcraft_lit.config import factories
@@ -30,6 +31,15 @@ def check(values: Mapping[str, Any]) -> ExportSettings:
     _check_name(settings.name)
     if settings.output_dir is not None:
         check_output(settings.output_dir)
+    if settings.push is not None:
+        check_push(settings.push)
+        if settings.public and not settings.data_license and not factories.is_drawn(_trained_values(values)):
+            raise UserError(
+                "public=true shows the export to everybody, and nothing says under which licence the training images "
+                "are: data_license='CC BY 4.0', for instance, if you have the right to share what was made of them."
+            )
+    elif settings.public:
+        raise UserError("public=true is about the repository of push=OWNER/NAME; give that too.")
     return settings
 
 
@@ -42,7 +52,7 @@ def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
 def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     run_folder = runs.run_of(values)
-    trained = stored.values_of_run(run_folder, trust=values["trust"])
+    trained = _trained_values(values)
     made, output = folder / "files", _output(settings, folder)
     shutil.rmtree(made, ignore_errors=True)  # of an export that was interrupted
 
@@ -58,10 +68,19 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         origin=Origin(**_origin(trained)),
     )
     publish(made, output)
+    if settings.push is not None:
+        address = push(
+            output, [*manifest["files"], MANIFEST], settings.push, settings.public, f"Export {manifest['name']}"
+        )
+        Stages().log(f"Hub: {address}")
     if folder.name.endswith(_PARTIAL):
         shutil.rmtree(folder)
     Stages().log(f"Export: {output}")
     return manifest
+
+
+def _trained_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return stored.values_of_run(runs.run_of(values), trust=values["trust"])
 
 
 def _output(settings: ExportSettings, folder: Path) -> Path:

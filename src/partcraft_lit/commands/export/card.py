@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from partcraft_lit.backbones.pipelines import pipeline_seed
 from partcraft_lit.backbones.sampling import SCHEDULERS
 from partcraft_lit.commands.export.bundle import Bundle
 from partcraft_lit.commands.export.verify import Found
+from partcraft_lit.commands.export.workflow import SAMPLER, SCHEDULE, canvas_seed, matching_steps
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.tokens.embedding_files import ExportedPart, Tool, renamed_prompt
 
 CARD = "README.md"
+#: Folder of the file for A1111 that holds the adapter and all embeddings.
+ONE_FILE = "a1111_one_file"
 #: Parts in the prompts of the card, rows of its table, images per row of its gallery.
 _SHOWN, _ROWS, _COLUMNS = 4, 400, 6
 #: Stands in the lines to paste for a base model that is on this machine alone.
@@ -148,7 +152,8 @@ def _a1111(bundle: Bundle) -> str:
     return (
         f"## A1111, Forge\n\nCopy `a1111/models` and `a1111/embeddings` into the program's folder, then:\n\n```text\n"
         f"{_prompt(bundle, 'a1111')}\n{_negative(bundle, 'a1111')}```\n\n{_limits(bundle)} "
-        f"`(word:1.2)` weighs a part as any word, which is not the same as the weights of `partcraft generate`."
+        f"`(word:1.2)` weighs a part as any word, which is not the same as the weights of `partcraft generate`. A "
+        f"click on the LoRA adds it with one variant of each part. {_PADDED}{_one_file(bundle)}"
     )
 
 
@@ -156,7 +161,27 @@ def _comfyui(bundle: Bundle) -> str:
     lora = f" with a LoraLoader for `{bundle.name}.safetensors`, strength 1" if bundle.adapters else ""
     return (
         f"## ComfyUI\n\nCopy `comfyui/models` into the program's folder; prompt{lora}:\n\n```text\n"
-        f"{_prompt(bundle, 'comfyui')}\n{_negative(bundle, 'comfyui')}```\n\n{_limits(bundle)}"
+        f"{_prompt(bundle, 'comfyui')}\n{_negative(bundle, 'comfyui')}```\n\n{_limits(bundle)}\n\n"
+        f"Or drop `comfyui/workflow.json` on the canvas and choose your checkpoint in the first node "
+        f"(`workflow_api.json` is the same for scripts). It samples with `{SAMPLER}`, `{SCHEDULE}` and "
+        f"{matching_steps(bundle.settings.sample.steps)} steps, and gives the image of `partcraft generate 'prompt="
+        f"{_prompt(bundle)}' seed={canvas_seed(bundle.settings.seed)} sample.scheduler=euler "
+        f"sample.steps={matching_steps(bundle.settings.sample.steps)}` to within a grey level.\n\n"
+        f"**A name that is not found is left out without an error**, and the image shows another part: write a space "
+        f"behind each `embedding:...`, never a full stop or a comma. {_PADDED}"
+    )
+
+
+#: What is lost without a message.
+_PADDED = "Codes are zero-padded as in the table below: `-07` is a part, `-7` is ordinary text."
+
+
+def _one_file(bundle: Bundle) -> str:
+    if not bundle.adapters:
+        return ""
+    return (
+        f"\n\n`{ONE_FILE}/{bundle.name}.safetensors` is the LoRA with all parts inside, for `models/Lora`, in place of "
+        "the two folders: A1111 from 1.6 and Forge know its parts while the LoRA is in the prompt. ComfyUI does not."
     )
 
 
@@ -168,6 +193,19 @@ def _limits(bundle: Bundle) -> str:
         f"Images of {bundle.resolution} x {bundle.resolution}, {bundle.settings.sample.steps} steps, CFG "
         f"{bundle.settings.sample.guidance_scale:g}. Noise differs between programs: images are alike, not equal."
     )
+
+
+def prompt_in(bundle: Bundle, tool: Tool) -> str:
+    """The card's prompt in a tool's words, without an adapter."""
+    return _prompt(bundle, tool).removesuffix(f" <lora:{bundle.name}:1>")
+
+
+def negative_in(bundle: Bundle, tool: Tool) -> str:
+    """The negative prompt in a tool's words; "" without one."""
+    words = {part.token: part.word(tool) for part in bundle.parts}
+    prompt = renamed_prompt(bundle.settings.sample.negative_prompt, bundle.vocabulary, words)
+    # ComfyUI takes all up to the next space for the name, and what has no file is left out.
+    return re.sub(r"(embedding:[\w-]+)(?=[^\s\w-])", r"\1 ", prompt) if tool == "comfyui" else prompt
 
 
 def _prompt(bundle: Bundle, tool: Tool = "diffusers") -> str:
@@ -182,11 +220,8 @@ def _prompt(bundle: Bundle, tool: Tool = "diffusers") -> str:
 
 def _negative(bundle: Bundle, tool: Tool) -> str:
     """A line with the negative prompt in a tool's words, as A1111 writes it; empty without one."""
-    prompt = bundle.settings.sample.negative_prompt
-    if not prompt:
-        return ""
-    words = {part.token: part.word(tool) for part in bundle.parts}
-    return f"Negative prompt: {renamed_prompt(prompt, bundle.vocabulary, words)}\n"
+    prompt = negative_in(bundle, tool)
+    return f"Negative prompt: {prompt}\n" if prompt else ""
 
 
 # What is in it.

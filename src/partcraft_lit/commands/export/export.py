@@ -19,10 +19,18 @@ from partcraft_lit.backbones.model_families import family_of
 from partcraft_lit.backbones.sampling import make_scheduler
 from partcraft_lit.backbones.trainable_weights import cross_kv
 from partcraft_lit.commands.export.bundle import LORA_NAME, Bundle, Origin
-from partcraft_lit.commands.export.card import write_card
+from partcraft_lit.commands.export.card import ONE_FILE, negative_in, prompt_in, write_card
 from partcraft_lit.commands.export.publish import MANIFEST
 from partcraft_lit.commands.export.settings import ExportSettings
-from partcraft_lit.commands.export.verify import Expected, Found, check_target
+from partcraft_lit.commands.export.verify import Expected, Found, check_one_file, check_target
+from partcraft_lit.commands.export.webui import adapter_sidecar, alone, bundled_tensors, infotext, write_sidecars
+from partcraft_lit.commands.export.workflow import (
+    api_workflow,
+    canvas_seed,
+    canvas_workflow,
+    matching_steps,
+    png_chunks,
+)
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.progress import Stages
@@ -79,6 +87,7 @@ def export(
     with stages.stage("sample"):
         expected = _expected(bundle, module)
         thumbnails = _thumbnails(bundle, module)
+        sampled = _workflow_image(bundle, module) if "comfyui" in settings.to and thumbnails else None
     remove_lora(backbone.unet)
     with torch.no_grad():
         for name, weight in cross_kv(backbone.unet):
@@ -92,6 +101,9 @@ def export(
         files += written
         stages.log(f"  {target}: {_verdict(results[target], bundle)}")
     images = _write_thumbnails(bundle, thumbnails, folder)
+    files += _write_extras(bundle, backbone, thumbnails, folder)
+    if sampled is not None:
+        files.append(save_png(folder / "comfyui" / "workflow.png", sampled, png_chunks(_workflow(bundle))))
     files += [*images, *write_card(bundle, results, folder, images)]
     manifest = _manifest(bundle, results, [path.relative_to(folder).as_posix() for path in files])
     atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
@@ -215,6 +227,13 @@ def _thumbnails(bundle: Bundle, module: PersonalizationModule) -> list[Tensor]:
     return list(module.generate(prompts, [bundle.settings.seed] * len(few)))
 
 
+def _workflow_image(bundle: Bundle, module: PersonalizationModule) -> Tensor:
+    """(3, H, W) uint8: what the workflow for ComfyUI gives."""
+    sample = bundle.settings.sample
+    module.use_sampling(replace(sample, scheduler="euler", steps=matching_steps(sample.steps)))
+    return module.generate([prompt_in(bundle, "diffusers")], [canvas_seed(bundle.settings.seed)])[0]
+
+
 # Writing.
 
 
@@ -237,7 +256,39 @@ def _write_a1111(bundle: Bundle, backbone: Backbone, folder: Path) -> list[Path]
 
 
 def _write_comfyui(bundle: Bundle, backbone: Backbone, folder: Path) -> list[Path]:
-    return _write_webui(bundle, backbone, folder / "models" / "loras", folder / "models" / "embeddings", "comfyui")
+    files = _write_webui(bundle, backbone, folder / "models" / "loras", folder / "models" / "embeddings", "comfyui")
+    nodes = _workflow(bundle)
+    for name, content in (("workflow.json", canvas_workflow(nodes)), ("workflow_api.json", nodes)):
+        atomic_write(folder / name, json.dumps(content, indent=1) + "\n")
+        files.append(folder / name)
+    return files
+
+
+def _workflow(bundle: Bundle) -> dict[str, Any]:
+    seed = canvas_seed(bundle.settings.seed)
+    return api_workflow(bundle, prompt_in(bundle, "comfyui"), negative_in(bundle, "comfyui"), seed)
+
+
+def _write_extras(bundle: Bundle, backbone: Backbone, thumbnails: Sequence[Tensor], folder: Path) -> list[Path]:
+    """What A1111's users expect beside the files: side-cars, a preview of the adapter, and everything in one file."""
+    if "a1111" not in bundle.settings.to:
+        return []
+    trigger = " ".join(part.word("a1111") for part in _one_of_each(bundle.parts))
+    negative = negative_in(bundle, "a1111")
+    files = write_sidecars(bundle, folder / "a1111", trigger, negative)
+    if not bundle.adapters:
+        return files
+    adapter = to_kohya(bundle.adapters, bundle.family, backbone.unet.config)
+    one = folder / ONE_FILE / f"{bundle.name}.safetensors"
+    files.append(_save(one, bundled_tensors(bundle, adapter), bundle, bundle.metadata("lora", "a1111", trigger)))
+    check_one_file(one, folder / "a1111", bundle)
+    sidecar = adapter_sidecar(bundle, trigger, negative)
+    atomic_write(one.with_suffix(".json"), json.dumps(sidecar, indent=4) + "\n")
+    files.append(one.with_suffix(".json"))
+    for place in (one, folder / "a1111" / "models" / "Lora" / one.name) if thumbnails else ():
+        chunks = {"parameters": infotext(bundle, alone(bundle, bundle.parts[0]), negative, bundle.settings.seed)}
+        files.append(save_png(place.with_suffix(".preview.png"), thumbnails[0], chunks))
+    return files
 
 
 def _write_webui(
@@ -289,7 +340,9 @@ def _write_thumbnails(bundle: Bundle, thumbnails: Sequence[Tensor], folder: Path
         recipe = {"prompt": part.alone, "seed": bundle.settings.seed, "run": bundle.run}
         paths.append(save_png(folder / "thumbnails" / f"{part.stem}.png", image, recipe))
         if "a1111" in bundle.settings.to:
-            paths.append(save_png(folder / "a1111" / "embeddings" / f"{part.stem}.preview.png", image, recipe))
+            text = infotext(bundle, alone(bundle, part), negative_in(bundle, "a1111"), bundle.settings.seed)
+            preview = folder / "a1111" / "embeddings" / f"{part.stem}.preview.png"
+            paths.append(save_png(preview, image, {"parameters": text}))
     return paths
 
 

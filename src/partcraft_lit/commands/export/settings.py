@@ -42,6 +42,8 @@ class ExportSettings:
         sample: how they are sampled.
         check: how the files are proved.
         output_dir: where to; None for a folder in the run.
+        push: OWNER/NAME of a repository on the Hugging Face Hub that gets the export too; None for none.
+        public: whether everybody may see that repository.
     """
 
     chosen: tuple[str, ...] | None
@@ -54,3 +56,5 @@ class ExportSettings:
     sample: SampleSettings
     check: ExportCheckSettings
     output_dir: UserPath | None
+    push: str | None
+    public: bool

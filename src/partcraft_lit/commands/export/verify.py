@@ -18,6 +18,8 @@ from partcraft_lit.backbones.lora_files import UNET, encoder_names, from_diffuse
 from partcraft_lit.backbones.pipelines import diffusers_pipeline, fix_eos_pooling, pipeline_seed
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.commands.export.bundle import LORA_NAME, Bundle
+from partcraft_lit.commands.export.webui import BUNDLED
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Backbone, Conditioning, PartToken
 from partcraft_lit.tokens.embedding_files import Tool, renamed_prompt
 
@@ -113,6 +115,25 @@ def check_target(target: Tool, folder: Path, bundle: Bundle, expected: Expected,
         image=float(difference.float().mean()),
         image_max=int(difference.max()),
     )
+
+
+def check_one_file(path: Path, folder: Path, bundle: Bundle) -> None:
+    """Raises a UserError unless a file with everything holds just the adapter and the embeddings of ``folder``.
+
+    Its keys are read as A1111 does: ``bundle_emb.<name>.<key>`` is a tensor of an embedding, all else is the adapter.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(path).items():
+        kind, _, rest = name.partition(".")
+        stem, key = rest.split(".", 1) if kind == BUNDLED else (bundle.name, name)
+        found.setdefault(stem, {})[key] = tensor
+    wanted = {file.stem: load_file(file) for file in folder.rglob("*.safetensors")}
+    same = found.keys() == wanted.keys() and all(
+        found[stem].keys() == tensors.keys() and all(torch.equal(found[stem][key], tensors[key]) for key in tensors)
+        for stem, tensors in wanted.items()
+    )
+    if not same:
+        raise UserError(f"{path.name} does not give back the adapter and the {len(bundle.parts)} parts that are in it.")
 
 
 @contextmanager
