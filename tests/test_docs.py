@@ -26,6 +26,8 @@ _FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|yaml|md|yml|toml))`")
 
 
+#: A page shows it; its variables are the shell's.
+SCRIPT = (ROOT / "docs" / "slurm" / "train.sbatch").read_text(encoding="utf-8")
 _COMMAND = re.compile(r"(?:partcraft|python train\.py|-m partcraft_lit) +([\w-].*)")
 
 
@@ -33,7 +35,7 @@ def commands() -> list[list[str]]:
     """Verb and arguments of the commands that the pages show; one that adds no new argument is left out."""
     found: list[str] = []
     for page in PAGES:
-        text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        text = (ROOT / page).read_text(encoding="utf-8").replace(SCRIPT, "").replace("\\\n", " ")
         blocks = "\n".join(_FENCE.findall(text)).splitlines()
         found += [*blocks, *re.findall(r"`([^`\n]+)`", _FENCE.sub("", text))]
     shown = (
@@ -131,3 +133,7 @@ def test_stats_counts_files_functions_and_rooms(tmp_path):
     assert ["functions", "3", "3", "3"] in rows
     assert ["top.py:4", "one", "3"] in rows and ["room/two.py:3", "A.method.inner", "2"] in rows
     assert ["room", "1", "4"] in rows and ["top.py", "1", "6"] in rows
+
+
+def test_the_page_shows_the_script_that_is_tested_on_slurm():
+    assert f"```bash\n{SCRIPT}```" in (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
