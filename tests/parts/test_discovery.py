@@ -90,6 +90,12 @@ def test_cached_features_are_not_computed_twice(creatures, meaningful):
     assert features.calls == 20
 
 
+def test_a_process_alone_waits_for_nobody(tmp_path, creatures, monkeypatch):
+    """Although it does first what it has cached, which is not all."""
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("nobody else is at work"))
+    discover(creatures(20), ColorFeatures(), M=2, K=3, batch_size=3, cache_bytes=30_000, store=Store(tmp_path))
+
+
 def test_the_predictor_agrees_with_discovery(found, found_source, meaningful):
     predictor = KMeansPartPredictor(found.dictionary, meaningful())
     prediction = predictor.predict([found_source.image(index) for index in range(42)])

@@ -227,7 +227,7 @@ class Store:
         computed = 0
         own, others = turns(len(blocks), share)
         for place, number in enumerate([*own, *others]):
-            if place == len(own) and patience_s:
+            if place == len(own) and patience_s and environment.position()[1] > 1:
                 _wait_for_news(lambda: len(look(list(missing))), patience_s)
             batch = look([key for key in blocks[number] if key in missing])
             computed += len(batch)
