@@ -47,6 +47,17 @@ def images_per_example(settings: TrainSettings) -> int:
     return 2 if settings.prior.weight else 1
 
 
+def broken_promise(settings: TrainSettings) -> str | None:
+    """A sentence where more images go through the networks at once than ``hardware.max_batch_size`` says."""
+    most, least = settings.hardware.max_batch_size, images_per_example(settings)
+    if most is None or most >= least:
+        return None
+    return (
+        f"hardware.max_batch_size={most}: {least} images go through the networks at once, since an example and its "
+        "prior image are never parted. hardware.gradient_checkpointing=true saves memory, and so does prior.weight=0."
+    )
+
+
 @contextmanager
 def offloaded(features: PatchFeatures, hardware: HardwareSettings, folder: Path | None = None) -> Iterator[None]:
     """While it is open, the network that describes patches is on the CPU, where it still works, only slower.
