@@ -51,6 +51,26 @@ def test_nothing_is_drawn_twice(tmp_path):
     assert [int(read_image(path).max()) for path in paths] == [10, 11, 12, 13, 14]
 
 
+def test_processes_that_have_not_connected_yet_share_over_the_store(tmp_path, monkeypatch):
+    """As under torchrun, before training: the untrained model's images."""
+    given, store = (["a bird"] * 8, list(range(10, 18))), Store(tmp_path / "store")
+    first, second = Painter(), Painter()
+
+    def dies(ready: int, _: int) -> None:
+        if ready == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(KeyboardInterrupt):
+        draw_missing(second, *given, tmp_path / "one", "untrained", progress=dies, store=store)
+    assert second.drawn == [14, 15, 16, 17], "its share comes first"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    paths = draw_missing(first, *given, tmp_path / "other", "untrained", store=store)
+    assert first.drawn == [10, 11, 12, 13]
+    assert [int(read_image(path).max()) for path in paths] == given[1]
+
+
 @pytest.mark.parametrize(
     ("painter", "seeds", "prompts", "drawn"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +14,10 @@ import torch.distributed
 from PIL import Image
 from torch import Tensor
 
+from partcraft_lit.core import environment
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
-from partcraft_lit.core.store import Store, stable_hash
+from partcraft_lit.core.store import Store, stable_hash, turns
 from partcraft_lit.core.visualization import save_png
 from partcraft_lit.module import PersonalizationModule
 
@@ -54,7 +55,8 @@ def draw_missing(
     """One PNG per prompt and seed; those that are there with the same recipe are left as they are.
 
     A recipe is the prompt, the seed, the settings of sampling and a digest of all weights, so an image of another
-    checkpoint or another sampler is drawn again. With several processes each draws its share.
+    checkpoint or another sampler is drawn again. Several processes share the images: after they have connected, each
+    draws its part; before, they meet in the store, and each draws its part and then what the others have left.
 
     Args:
         module: draws.
@@ -72,19 +74,17 @@ def draw_missing(
     paths = [folder / f"{index:05d}.png" for index in range(len(prompts))]
     missing = [index for index, path in enumerate(paths) if recipe_of(path) != recipes[index]]
     _wait_for_all()  # every process has to look before the first draws
-    rank, processes = _position()
-    mine = [index for index in missing[rank::processes] if not _taken(store, recipes[index], paths[index])]
-    size = module.sampling.batch_size
-    for start in range(0, len(mine), size):
-        batch = mine[start : start + size]
+    size, ready = module.sampling.batch_size, len(paths) - len(missing)
+    for batch in _shares(missing, size, lambda index: _taken(store, recipes[index], paths[index])):
         images = module.generate([prompts[i] for i in batch], [seeds[i] for i in batch])
         for index, image in zip(batch, images, strict=True):
             texts = {"prompt": prompts[index], "seed": seeds[index], "protocol": protocol}
             save_png(paths[index], image, {**texts, "recipe": recipes[index]})
             if store is not None:
                 store.put(_KIND, stable_hash(recipes[index]), {"png": _as_tensor(paths[index].read_bytes())})
+        ready += len(batch)
         if progress is not None:
-            progress(len(paths) - len(missing) + min(start + size, len(mine)), len(paths))
+            progress(ready, len(paths))
     _wait_for_all()
     return paths
 
@@ -112,6 +112,20 @@ def require_drawn(
             f"the first is {missing[0].name}. partcraft evaluate draws them again."
         )
     return paths
+
+
+def _shares(missing: list[int], size: int, taken: Callable[[int], bool]) -> Iterator[list[int]]:
+    """Batches of ``missing`` that this process draws; ``taken`` says whether there was an image in the store."""
+    rank, processes = _position()
+    if processes > 1 or environment.position()[1] == 1:
+        mine = [index for index in missing[rank::processes] if not taken(index)]
+        yield from (mine[start : start + size] for start in range(0, len(mine), size))
+        return
+    blocks = [missing[start : start + size] for start in range(0, len(missing), size)]
+    own, others = turns(len(blocks))
+    for number in (*own, *others):
+        if batch := [index for index in blocks[number] if not taken(index)]:
+            yield batch
 
 
 def _taken(store: Store | None, recipe: str, path: Path) -> bool:
