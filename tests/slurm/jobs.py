@@ -61,7 +61,7 @@ class Slurm:
 
     def __call__(self, *command: str) -> str:
         """What a command of SLURM says."""
-        done = subprocess.run(command, env=self.environment, cwd=self.root, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.environment, cwd=self.root, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 

@@ -78,8 +78,9 @@ def test_a_preempted_job_goes_on_and_trains_the_same(slurm: Slurm, undisturbed: 
 
 
 def test_a_job_at_its_time_limit_goes_on_and_trains_the_same(slurm: Slurm, undisturbed: Path) -> None:
-    limited = (*TWO, "--time=1", "--signal=USR1@5")
-    job = slurm.submit(SCRIPT, *slurm.data, *slurm.training, options=limited, PAUSE="1.6")
+    # SLURM looks at the clock every 30 s, and signals at the last look before: here 60 to 90 s after the start.
+    limited = (*TWO, "--time=2", "--signal=USR1@30")
+    job = slurm.submit(SCRIPT, *slurm.data, *slurm.training, options=limited, PAUSE="2.4")
     slurm.wait(job)
     said = slurm.output(job)
     assert f"SLURM starts job {job} again" in said and "Continuing from" in said, said
