@@ -1,8 +1,9 @@
 """Discovery in shares: ``python benchmarks/shares.py --images 300 --processes 2``.
 
 Images of the zoo, features by EfficientNet-Lite0, an empty store: discovery by one process, then by several that share
-it, each with one thread. For each stage the seconds of the slowest process by the clock, and the ratio; last the CPU seconds
-of the busiest, which stay comparable where other work shares the cores; and whether the parts are the same to the bit. Only as many processes as there are idle cores can gain anything.
+it, each with one thread. For each stage the seconds of the slowest process by the clock, and the ratio; last the CPU
+seconds of the busiest, which stay comparable where other work shares the cores; and whether the parts are the same to
+the last bit. Only as many processes as there are idle cores can gain anything.
 """
 
 from __future__ import annotations
