@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shlex
 import shutil
 import subprocess
@@ -289,6 +290,8 @@ def test_a_saved_image_gives_its_composition_back(run, tmp_path):
     assert pc.Composition.from_png(path) == composition
     with Image.open(path) as image:
         assert image.info["prompt"] == composition.prompt and image.info["seed"] == "3" and image.info["steps"] == "2"
+    (other,) = run.draw(dataclasses.replace(composition, run="another"), [3], steps=1)
+    assert other.recipe["run"] == run.name and other.composition.choices[0].image is None
     with pytest.raises(UserError, match=r"ends in \.png"):
         result.save(tmp_path / "one.jpg")
 

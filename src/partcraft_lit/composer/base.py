@@ -239,7 +239,11 @@ class Composer(ABC):
         if isinstance(composition, str):
             return self.composition(composition, sample.negative_prompt)
         self._check(composition)
-        return composition
+        if composition.run == self.name:
+            return composition
+        # Of another run, as from a PNG of it: numbers of images mean others here.
+        chosen = [choice if choice.image is None else replace(choice, image=None) for choice in composition.choices]
+        return replace(composition, choices=tuple(chosen), run=self.name)
 
     def _attention(self, image: Tensor, prompt: str, seed: int) -> dict[str, Tensor]:
         maps, tokens = self._drawer.attention(image, prompt, seed)
