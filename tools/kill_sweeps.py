@@ -1,6 +1,6 @@
 """Kills a sweep and a table with kill -9, again and again, and compares the end with that of one that ran in peace.
 
-    python tools/kill_sweeps.py [KILLS]     # 20 by default, each for the sweep and the table; about five minutes
+    python tools/kill_sweeps.py [KILLS [NAME]]   # 20 for the sweep and 20 for the table: about five minutes
 
 The jobs are commands of half a second that count their starts and steps, for the schedulers are what is tried: each job
 goes on from its own last step, as a training run does from its checkpoint. It must hold: no step is done twice, no
@@ -78,13 +78,15 @@ def main() -> int:
     jobs = [(name, job.replace("RESULT", "value").replace("TARGET", repr(name))) for name, job in jobs]
     programs = {"sweep": SWEEP.format(job=SWEEP_JOB), "table": TABLE.format(jobs=jobs)}
     faults = 0
-    for name, program in programs.items():
+    for name in sys.argv[2:] or programs:
+        program = programs[name]
         with tempfile.TemporaryDirectory() as root:
             wanted = results(run_in_peace(name, program, Path(root) / "peace"))
             seconds = time.monotonic()
             count, found = drill(name, program, Path(root) / "killed", kills, wanted)
-            print(f"{name}: {count} kills, {len(found)} faults, {time.monotonic() - seconds:.0f} s")
-            print("\n".join(f"  {fault}" for fault in found))
+            print(f"{name}: {count} kills, {len(found)} faults, {time.monotonic() - seconds:.0f} s", flush=True)
+            for fault in found:
+                print(f"  {fault}")
             faults += len(found)
     return int(faults > 0)
 

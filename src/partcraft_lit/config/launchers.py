@@ -26,7 +26,6 @@ from partcraft_lit.core.files import locked, make_folder
 from partcraft_lit.loggers.identity import grouped
 from partcraft_lit.scheduling import results
 from partcraft_lit.scheduling.ledger import Ledger
-from partcraft_lit.scheduling.running import entry_of
 from partcraft_lit.scheduling.schedule import run_tasks
 from partcraft_lit.scheduling.settings import PoolSettings, SlurmSettings
 from partcraft_lit.scheduling.slurm import check_slurm
@@ -163,7 +162,6 @@ class _JobLauncher(Launcher):
         sweep.jobs |= unique
         with grouped(f"sweep {sweep.folder.name}"):
             tasks = [self._task(job, sweep) for job in unique.values()]
-            _complete(ledger, tasks)
             outcome = run_tasks(tasks, self._settings, _log, ledger, _gpus_each(jobs))
         sweep.outcome = Outcome(
             {**sweep.outcome.failed, **outcome.failed}, {**sweep.outcome.pending, **outcome.pending}
@@ -293,14 +291,6 @@ def swept_keys(cfg: DictConfig) -> set[str]:
     return {o.key_or_group for o in parsed if o.is_sweep_override()} | {str(key).lstrip("+~") for key in searched}
 
 
-def _complete(ledger: Ledger, tasks: Sequence[Task]) -> None:
-    """Writes down which jobs ended well after the scheduler that started them had been killed."""
-    known = ledger.latest()
-    for task in tasks:
-        if task.is_done() and (task.key not in known or known[task.key].status != "done"):
-            ledger.append(entry_of(task, ledger, "done", code=0))
-
-
 def _names(job_overrides: Sequence[Sequence[str]], swept: set[str]) -> list[str]:
     """What sets each job apart: its values of the keys that are swept."""
     shown = [[text for text in o if text.lstrip("+~").partition("=")[0] in swept] for o in job_overrides]
@@ -314,7 +304,7 @@ def _gpus_each(jobs: Sequence[Job]) -> int:
 
 
 def _values(cfg: DictConfig) -> dict[str, Any]:
-    return config.plain(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
+    return config.plain(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
 
 
 def _options(hydra: DictConfig) -> list[str]:
@@ -330,7 +320,7 @@ def _returned(job: Job, cfg: DictConfig, outcome: Outcome) -> JobReturn:
     """What a sweeper is told of a job."""
     given = JobReturn(
         overrides=list(job.overrides),
-        cfg=OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]),
+        cfg=OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]),
         hydra_cfg=OmegaConf.masked_copy(cfg, ["hydra"]),
         working_dir=str(job.folder),
         task_name=str(cfg.hydra.job.name),

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -224,7 +225,7 @@ def _draw(path: Path, title: str, jobs: Sequence[SweepJob], parameters: Sequence
                     axes.set_xlabel(key)
             line[0].set_ylabel(f"{score.replace('@', chr(10) + '@')} {'↓' if small_is_better(score) else '↑'}")
         handles = [Line2D([], [], label=name, **line_style(i)) for i, name in enumerate(colors) if color_key]
-        star = {"marker": "*", "markersize": 13, "linestyle": "", "color": _INK}
+        star: dict[str, Any] = {"marker": "*", "markersize": 13, "linestyle": "", "color": _INK}
         handles.append(Line2D([], [], label="best", **star))
         legend = figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), title=color_key)
         legend.set_alignment("left")

@@ -13,7 +13,7 @@ from partcraft_lit.core import rundir, stopping
 from partcraft_lit.scheduling.gpus import deal
 from partcraft_lit.scheduling.ledger import Ledger
 from partcraft_lit.scheduling.locks import try_lock
-from partcraft_lit.scheduling.running import Processes, environment_of, run_task
+from partcraft_lit.scheduling.running import Processes, environment_of, note_done, run_task
 from partcraft_lit.scheduling.settings import PoolSettings
 from partcraft_lit.scheduling.tasks import Outcome, Task
 
@@ -56,8 +56,11 @@ def run_in_pool(
         while (taken := queue.next()) is not None:
             task, held = taken
             try:
-                # Another scheduler may have done it while it was waited for.
-                end = None if task.is_done() else run_task(task, environment, held, ledger, processes.run)
+                end = None
+                if not task.is_done():
+                    end = run_task(task, environment, held, ledger, processes.run)
+                elif ledger is not None:  # another scheduler's, which may have been killed meanwhile
+                    note_done(ledger, [task])
             finally:
                 os.close(held)
             with queue.lock:

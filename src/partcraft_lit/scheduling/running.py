@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,14 @@ def run_task(
 def entry_of(task: Task, ledger: Ledger, status: Status, **more: Any) -> Entry:
     """A line of the ledger on a task."""
     return Entry(task.key, task.name, status, ledger.relative(task.folder), dict(task.parameters), **more)
+
+
+def note_done(ledger: Ledger, tasks: Sequence[Task]) -> None:
+    """Writes down which tasks ended well when the scheduler that had started them was gone."""
+    known = ledger.latest()
+    for task in tasks:
+        if task.key in known and known[task.key].status != "done" and task.is_done():
+            ledger.append(entry_of(task, ledger, "done", code=0))
 
 
 def _run_steps(
