@@ -116,11 +116,15 @@ def test_split_parts_are_untrained_until_the_run_goes_on(corrected_place, plain)
 def test_a_file_beside_the_data_set_is_applied_and_is_part_of_the_run(corrected_place, plain):
     place, data = corrected_place
     uncorrected = place.train(*plain, "seed=4")
-    (data / "parts.yaml").write_text("drop: [3]\nrename: {1: head}\n", encoding="utf-8")
-    run = place.train(*plain, "seed=4")
+    (data / "parts.yaml").write_text("drop: [3]\nrename: {1: head}\nsplit: {2: 2}\n", encoding="utf-8")
+    run = place.train("seed=4")  # with samples, scores and report
+    scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    assert "eval/emr_part/part2_2@reconstruction" in scores
+    assert not any("part3" in key for key in scores)
     assert run.name.rpartition("-")[2] != uncorrected.name.rpartition("-")[2]
     dictionary = PartDictionary.load(run / "parts")
-    assert (dictionary.names[1], dictionary.retired) == ("head", (3,))
+    assert (dictionary.names[1], dictionary.names[4], dictionary.retired) == ("head", "part2_2", (3,))
+    assert trained_codes(run) == dictionary.codes_per_part
     assert (data / ".parts" / "base" / "dictionary.json").is_file()
     assert (run / "parts.yaml").is_file()
     report = json.loads((run / "parts" / "discovery.json").read_text(encoding="utf-8"))

@@ -202,9 +202,14 @@ class PartTokensRecipe:
         known = context.class_noun or "auto" not in self.tokens.init
         words = self.words(context.class_noun) if known else ()
         if words:
-            vectors = [word_vector(word, context.backbone.tokenizers, context.embeddings()) for word in words]
+            vectors = torch.stack(
+                [word_vector(word, context.backbone.tokenizers, context.embeddings()) for word in words]
+            )
+            split_off = mapper.num_parts - len(vectors)
+            if len(vectors) > 1 and split_off > 0:  # pieces that corrections appended have no word of their own
+                vectors = torch.cat([vectors, vectors.mean(dim=0, keepdim=True).expand(split_off, -1)])
             with torch.no_grad():
-                mapper.codes[1:] = torch.stack(vectors)[:, None].to(mapper.codes)  # one for all, or one per part
+                mapper.codes[1:] = vectors[:, None].to(mapper.codes)  # one for all, or one per part
         return mapper.requires_grad_(self.tokens.trained)
 
     def preparation(self, lora: LoraSettings, seed: int) -> Preparation:

@@ -88,6 +88,7 @@ def _content(run: RunContext, compositions: Sequence[Composition]) -> Report:
         parts=[
             PartSummary(number, part["share"], part["images"], part["codes"])
             for number, part in enumerate(metadata["parts"])
+            if part["codes"]
         ],
         atlas=_plates(run.folder / "parts"),
         attention=_attention(run.module, run.probe_batch, len(names) - 1),
