@@ -149,6 +149,17 @@ def test_an_error_is_tried_again_at_the_next_start_with_the_same_values(tmp_path
         assert "again as trial 3" in (write_results(search) and (tmp_path / "search.md").read_text())
 
 
+def test_what_another_study_left_in_the_folder_is_no_result_of_this_one(tmp_path):
+    (tmp_path / "trial_000").mkdir()
+    rundir.mark_finished(tmp_path / "trial_000", objective={"score": 9.0})
+    with Search(tmp_path, SETTINGS, SPACE, ["score"]) as search:
+        search.claim()
+        assert search.trial_folder(0).name == "trial_000_2"
+    with Search(tmp_path, SETTINGS, SPACE, ["score"]) as search:
+        search.claim()
+        assert search.trial_folder(0).name == "trial_000_2"
+
+
 def test_a_search_of_which_all_fails_ends(tmp_path):
     with Search(tmp_path, SETTINGS, SPACE, ["score"]) as search:
         for _ in range(2):

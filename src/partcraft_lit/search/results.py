@@ -62,7 +62,7 @@ def trials_of(search: Search) -> list[Trial]:
         if state == "pruned" and trial.last_step is not None:
             note = f"stopped after step {trial.last_step}"
         values = tuple(trial.values or ()) if state == "complete" else ()
-        folder = os.path.relpath(trial.user_attrs.get(FOLDER, search.trial_folder(trial.number)), search.folder)
+        folder = os.path.relpath(search.folder / str(trial.user_attrs.get(FOLDER, "")), search.folder)
         found.append(Trial(trial.number, state, values, dict(trial.params), note, folder, trial.number in best))
     sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
     return sorted(found, key=lambda one: (not one.best, sign * one.values[0] if one.values else math.inf, one.number))
@@ -178,7 +178,7 @@ def _draw_history(axes: Axes, search: Search, trials: Sequence[Trial]) -> None:
         )
     axes.set_xlabel("trial")
     axes.set_ylabel(search.objectives[0])
-    axes.legend()
+    _legend(axes)
 
 
 def _draw_front(axes: Axes, search: Search, trials: Sequence[Trial]) -> None:
@@ -188,7 +188,7 @@ def _draw_front(axes: Axes, search: Search, trials: Sequence[Trial]) -> None:
         axes.plot([point[0] for point in points], [point[1] for point in points], **style, label=label)
     axes.set_xlabel(search.objectives[0])
     axes.set_ylabel(search.objectives[1])
-    axes.legend()
+    _legend(axes)
 
 
 def _draw_importance(axes: Axes, search: Search, importances: Sequence[Mapping[str, float]]) -> None:
@@ -202,7 +202,12 @@ def _draw_importance(axes: Axes, search: Search, importances: Sequence[Mapping[s
     axes.set_yticks(range(len(keys)), [f"{key} (log)" if key in logarithmic else key for key in keys])
     axes.set_xlabel("importance (fANOVA)")
     if len(importances) > 1:
-        axes.legend()
+        _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes: within, its marks could be taken for trials."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False)
 
 
 def _importance(study: Study, objective: int) -> dict[str, float]:

@@ -7,10 +7,12 @@ that is killed and started again proposes what an undisturbed one does, as long 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -123,8 +125,10 @@ class Search(AbstractContextManager["Search"]):
             self._repeat_failed()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         self._stack.close()
+        if kind is None:
+            shutil.rmtree(self._worker, ignore_errors=True)  # else it shows that the process has ended
 
     def claim(self) -> list[Proposal]:
         """Trials for this process to run next; empty when none is left for it.
@@ -165,7 +169,8 @@ class Search(AbstractContextManager["Search"]):
             self.study.tell(number, state=TrialState.FAIL)
 
     def trial_folder(self, number: int) -> Path:
-        return self.folder / f"trial_{number:03d}"
+        """Of a trial that was claimed."""
+        return self.folder / str(self._trials()[number].user_attrs[FOLDER])
 
     def repeated(self) -> dict[int, int]:
         """Trials that failed -> the trial with the same values that counts instead."""
@@ -211,6 +216,8 @@ class Search(AbstractContextManager["Search"]):
 
     def _suggested(self, trial: Trial) -> Proposal:
         trial.set_user_attr(_WORKER, str(self._worker))
+        if FOLDER not in trial.user_attrs:
+            trial.set_user_attr(FOLDER, self._free_name(trial.number))
         self._trials_here[trial.number] = trial
         _ = trial.relative_params  # chosen together, and now
         values = {}
@@ -219,6 +226,11 @@ class Search(AbstractContextManager["Search"]):
             self.study.sampler = make_sampler(self.settings, self.space, f"{trial.number}/{key}")
             values[key] = dimension.suggest(trial, key)
         return Proposal(trial.number, values)
+
+    def _free_name(self, number: int) -> str:
+        """Of a folder that is not there: what another study has left in one is not the result of this."""
+        names = (f"trial_{number:03d}{'' if count == 1 else f'_{count}'}" for count in itertools.count(1))
+        return next(name for name in names if not (self.folder / name).exists())
 
     def _is_orphan(self, trial: FrozenTrial) -> bool:
         """Whether nobody works on a trial that was begun. Launchers wait for a job of it that is still at work."""
