@@ -23,6 +23,8 @@ from typing import Any
 
 from partcraft_lit import cli
 from partcraft_lit.config import compose as config
+from partcraft_lit.config import launchers
+from partcraft_lit.scheduling.tasks import Outcome
 
 #: Verb -> how often it is tried.
 VERBS = {"train": 12, "discover": 3, "generate": 3, "evaluate": 2, "export": 3, "merge": 1, "fetch": 2, "doctor": 2}
@@ -34,7 +36,19 @@ VALUES = (
     *("[]", "[a]", "[1,[2]]", "[a=b]", "[head,wing (left)]", "[,]", "{}", "{a:1}", "{a:{b:null}}", "x", "x y", "a,b"),
     *("a=b", "a:b", "'", '"', "(", "[", "]", "{", "--", "???", "é", "\udcff", "\x00", "\n", "x" * 5000, "auto"),
     *("~nouser/x", "/dev/null", "/proc/nope", "../../..", "https://", "${oc.env:HOME}", "${nope}", "${", "${seed}"),
+    *("interval(0,1)", "tag(log,interval(1e-3,1))", "int(interval(1,3))", "glob(*,exclude=a*)", "interval(2,1)"),
     *("os.system", "partcraft_lit.cli.main", "range(1,3)", "choice(a,b)", "glob(*)", "int(3)", "sort(3,1)"),
+)
+#: Of a sweep.
+SWEEPS = (
+    ["-m"],
+    ["-m", "hydra/launcher=basic"],
+    ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "objective=eval/emr@4_species", "lora.rank=2,4"],
+)
+#: Hydra's own.
+OPTIONS = (
+    *("--cfg=job", "--cfg=x", "--info", "--info=plugins", "--config-dir=.", "--config-dir=nope", "-cn=nope", "-cp=."),
+    *("--resolve", "--package=loss", "-p", "-r", "--run", "--multirun", "--experimental-rerun=x", "--hydra-help"),
 )
 SECONDS = 60
 
@@ -46,8 +60,9 @@ def commands(count: int, seed: int) -> Iterator[list[str]]:
     for _ in range(count):
         (verb,) = generator.choices(list(VERBS), list(VERBS.values()))
         overrides = [_override(generator, keys[verb]) for _ in range(generator.choice((1, 1, 1, 2, 3)))]
-        sweep = ["-m"] if verb == "train" and generator.random() < 0.1 else []
-        yield [verb, *sweep, *GIVEN.get(verb, []), *overrides]
+        sweep = generator.choice(SWEEPS) if verb == "train" and generator.random() < 0.2 else []
+        options = [generator.choice(OPTIONS)] if generator.random() < 0.05 else []
+        yield [verb, *sweep, *GIVEN.get(verb, []), *overrides, *options]
 
 
 def _keys(verb: str) -> list[str]:
@@ -87,6 +102,7 @@ def outcome(command: list[str]) -> tuple[int, str, float]:
 def run(count: int, seed: int) -> int:
     """Tries the commands; returns how many failed."""
     cli._job = lambda cfg, module, progress: None
+    launchers.run_tasks = lambda *arguments: Outcome()
     ends: Counter[str] = Counter()
     slowest = 0.0
     for command in commands(count, seed):
