@@ -52,6 +52,7 @@ def test_a_traceback_is_noticed(tool, monkeypatch, capsys):
         ["train", "~data.num_workers"],
         ["train", "~parts.features"],
         ["train", "trainer=null"],
+        ["doctor", "callbacks.checkpoints._target_={a:1}"],
     ],
 )
 def test_what_it_found_stays_mended(tool, command):

@@ -607,6 +607,8 @@ def _target(node: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], di
     if not isinstance(node, Mapping):
         raise UserError(f"{where}={node!r}: wanted a group of keys, with a _target_.")
     arguments = {key: value for key, value in node.items() if key != "_target_"}
+    if not isinstance(node.get("_target_", ""), str):
+        raise UserError(f"{where}._target_={node['_target_']!r}: wanted the dotted path of a class or function.")
     try:
         target = get_object(node["_target_"])
     except KeyError:

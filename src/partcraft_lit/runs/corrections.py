@@ -18,6 +18,8 @@ def with_corrections(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if ``parts.corrections`` names something that is not there.
     """
+    if "parts" not in values:  # of a command that has none, as pretrain
+        return dict(values)
     given, folder = values["parts"]["corrections"], dataset_folder(values)
     if given is None or (given == "auto" and not (folder is not None and (folder / "parts.yaml").is_file())):
         return dict(values)
