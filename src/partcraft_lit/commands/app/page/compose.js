@@ -165,7 +165,7 @@ function readChip(model, result, read) {
     type: "button", class: "read", style: { "--c": part.color }, title: `The ${part.name} ${said}${cosine}`, "aria-label": `The ${part.name} ${said}${cosine}`,
     data: { part: part.index, asked: read.asked.join(" "), found: read.found ?? "", matches: String(read.matches) },
     onclick: () => sideBySide(model, result, read),
-  }, h("img", { src: thumbOf({ part: part.index, code: read.asked[0] }), alt: "" }), part.name, h("span", { class: read.matches ? "yes" : "no", "aria-hidden": "true" }, read.matches ? "✓" : "✗"));
+  }, h("img", { src: thumbOf({ part: part.index, code: read.asked[0] }), alt: "" }), h("span", { class: "part" }, part.name), h("span", { class: read.matches ? "yes" : "no", "aria-hidden": "true" }, read.matches ? "✓" : "✗"));
 }
 
 /** What was asked for beside what came out. */
