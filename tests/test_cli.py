@@ -171,6 +171,7 @@ def test_mistakes_end_before_anything_is_made(start, fake_run):
         (("objective=x", "eval.enabled=false"), "objective=x is a score, and eval.enabled=false computes none"),
         (("dataset=sims4_faces", "dataset.dir=/nowhere"), "'partcraft fetch dataset=sims4_faces' gets it"),
         (("trainer.accelerator=cup",), "trainer.accelerator='cup': wanted one of auto, cpu"),
+        (("trainer.num_nodes=x",), "trainer.num_nodes='x': wanted a whole number of at least 1"),
         (("sample.steps=2000",), "sample.steps=2000: wanted a whole number from 1 to 1000"),
         (("paths.logs={file}/below",), "is a file, and the folder"),
         (("backbone=null",), "backbone: train needs one, backbone=NAME. Options: mini, sd15"),

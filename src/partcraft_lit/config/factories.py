@@ -81,6 +81,7 @@ def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
         validate(values[key], bool, key)
     if "trainer" in values:
         validate(values["trainer"].get("accelerator", "auto"), _Accelerator, "trainer.accelerator")
+        validate(values["trainer"].get("num_nodes", 1), Positive, "trainer.num_nodes")
     # What needs no object first: making one loads libraries, and a person waits for the message.
     hints = get_type_hints(cls, include_extras=True)
     checked = {key: validate(values[key], hints[key], key) for key in known if key not in _OBJECTS}

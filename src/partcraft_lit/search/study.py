@@ -104,7 +104,7 @@ class Search(AbstractContextManager["Search"]):
         make_folder(folder)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.settings, self.space, self.objectives = folder, settings, dict(space), tuple(objectives)
-        self._trials_here: dict[int, Trial] = {}
+        self._trials_here: dict[int, Trial] = {}  # that have not ended
         self.storage = settings.storage or str(storage_file(folder))
         self._stack = ExitStack()
         self._worker = folder / ".workers" / f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -127,7 +127,7 @@ class Search(AbstractContextManager["Search"]):
 
     def __exit__(self, kind: object, *error: object) -> None:
         self._stack.close()
-        if kind is None:
+        if kind is None and not self._trials_here:
             shutil.rmtree(self._worker, ignore_errors=True)  # else it shows that the process has ended
 
     def claim(self) -> list[Proposal]:
@@ -167,6 +167,7 @@ class Search(AbstractContextManager["Search"]):
             reason = "error" if error else f"not finite: {', '.join(map(str, outcome.values))}"
             self._trials_here[number].set_user_attr(FAILURE, reason)
             self.study.tell(number, state=TrialState.FAIL)
+        del self._trials_here[number]
 
     def trial_folder(self, number: int) -> Path:
         """Of a trial that was claimed."""
