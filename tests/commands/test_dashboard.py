@@ -260,6 +260,10 @@ def test_workspace_and_report_are_saved_and_made_again_in_place(tmp_path, server
         assert not shown.err
         kinds = [(view["type"], view["entityName"], view["projectName"]) for view in server.views.values()]
         assert kinds == [("project-view", "lab", "birds"), ("runs", "lab", "birds")]
+    deleted = list(server.views)[1].encode()
+    server.refuse = lambda path, body: 404 if b'"id":"' + deleted in body.replace(b'": "', b'":"') else None
+    assert dashboard(tmp_path, "entity=lab") == 0
+    assert [view["type"] for view in server.views.values()] == ["project-view", "runs", "runs"]
 
 
 def test_trouble_with_a_dashboard_has_one_clear_message(tmp_path, server, capfd, monkeypatch):

@@ -82,7 +82,13 @@ def _save(workspace: Any, report: Any, key: str, path: Path) -> dict[str, str]:
     report.id = ids.get(key, "")
     with _explained():
         workspace.save()
-        report.save()
+        try:
+            report.save()
+        except Exception:
+            if not report.id:
+                raise
+            report.id = ""  # the former one was deleted there
+            report.save()
     atomic_write(path, json.dumps({**ids, key: report.id}, indent=1) + "\n")
     return {"workspace": str(workspace.url), "report": str(report.url)}
 
