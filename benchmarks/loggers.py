@@ -2,7 +2,7 @@
 
 Each setting has a process of its own, which computes and logs in turns, as training does. "ms a call" is how long
 training waits for one row of twelve metrics, the median. The ratio is that of steps per second with and without
-a logger, for steps of 100 ms (the miniature on a CPU, Stable Diffusion on a fast GPU) and the default of one row every
+a logger, for steps of 100 ms (the miniature on a CPU, SD1.5 on a fast GPU) and the default of one row every
 ten steps. "hangs" is a server that takes the connection and never answers. Start and end are seconds, outside of training.
 """
 
