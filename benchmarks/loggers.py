@@ -1,9 +1,9 @@
 """What a dashboard costs training, also while its server is down: python benchmarks/loggers.py [CALLS]
 
 Each setting has a process of its own, which computes and logs in turns, as training does. "ms a call" is how long
-training waits for one row of twelve metrics, the median. The ratio is that of steps per second with and without
-a logger, for steps of 100 ms (the miniature on a CPU, SD1.5 on a fast GPU) and the default of one row every
-ten steps. "hangs" is a server that takes the connection and never answers. Start and end are seconds, outside of training.
+training waits for one row of twelve metrics, the median. The ratio is that of steps per second with and without a
+logger, for steps of 100 ms (the miniature on a CPU, SD1.5 on a fast GPU) and the default of one row every ten steps.
+"hangs" is a server that takes the connection and never answers. Start and end are seconds, outside of training.
 """
 
 from __future__ import annotations
