@@ -49,7 +49,7 @@ def options() -> list[tuple[str, str]]:
     return sorted(
         ("/".join(path.parts[: depth[path]]), "/".join(path.parts[depth[path] :]))
         for path in paths
-        if len(path.parts) > 1 and path.parts[0] not in ("hydra", "table")
+        if len(path.parts) > 1 and path.parts[0] not in ("hydra", "table", "slurm", "pruning")
     )
 
 

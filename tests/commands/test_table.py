@@ -296,3 +296,18 @@ def test_a_whole_table_with_real_training(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "Verified: 10 images were read again" in said and said.count("done in") == 2
     assert "2 steps of 16 images" in (tmp_path / "experiments" / "lambda_attn" / "table.md").read_text()
+
+
+def test_jobs_at_a_cluster_that_are_not_waited_for(start, trainer, tmp_path, monkeypatch):
+    """The command returns without a table; once the jobs are done, the same command writes it."""
+    pending = Outcome(pending={"0, seed 0": "17_0"})
+    monkeypatch.setattr(verb, "check_slurm", lambda: None)
+    monkeypatch.setattr(run_table, "run_tasks", lambda tasks, where, log, ledger: pending)
+    given = ("launcher=slurm", "slurm.partition=gpu", "slurm.wait=false")
+    assert start(*given)[0] == 0
+    assert not (tmp_path / "experiments" / "lambda_attn" / "table.md").exists()
+    wheres = []
+    monkeypatch.setattr(run_table, "run_tasks", lambda tasks, where, *more: wheres.append(where) or trainer(tasks))
+    assert start(*given)[0] == 0
+    assert (tmp_path / "experiments" / "lambda_attn" / "table.md").exists()
+    assert wheres[0].partition == "gpu" and wheres[0].wait is False

@@ -116,7 +116,12 @@ def _submit(tasks: Sequence[Task], settings: SlurmSettings, ledger: Ledger, gpus
 
 
 def _parameters(settings: SlurmSettings, ledger: Ledger, gpus_each: int) -> dict[str, Any]:
-    named = {name: getattr(settings, name) for name in ("partition", "account", "qos", "constraint")}
+    named = {
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "constraint": settings.constraint,
+    }
     gpus = settings.gpus if settings.gpus is not None else gpus_each if gpus_each > 1 else None
     found = {
         "job_name": ledger.folder.name,
