@@ -113,7 +113,7 @@ class Corrections:
 
     def plain(self) -> dict[str, Any]:
         """As in the file; fields that say nothing are left out."""
-        moves = []
+        moves: list[dict[str, Any]] = []
         for move in self.move:
             moves.append({"image": move.image, "from": move.source, "to": move.target})
             if move.at is not None:
@@ -198,9 +198,8 @@ class _Resolver:
         self.piece_ids: dict[tuple[int, int], int] = {}
         for label, pieces in self.splits.items():
             for piece in range(1, pieces):
-                number = piece_ids.get((label, piece))
-                if number is None:
-                    number, first_free = first_free, first_free + 1
+                number = piece_ids.get((label, piece), first_free)
+                first_free += number == first_free
                 self.ids.append(number)
                 self.piece_ids[label, piece] = number
                 self.region_names.append(f"{names[label]}_{piece + 1}")

@@ -184,15 +184,14 @@ class PartDictionary:
         if hashlib.sha256(content).hexdigest() != meta.get("tensors_sha256"):
             raise ValueError("the tensors are not the ones that the description names")
         tensors = load_tensors(content)
-        segmenter: Segmenter | CorrectedSegmenter = Segmenter(
+        base = Segmenter(
             offset=tensors["offset"],
             foreground_centroids=tensors["foreground_centroids"],
             is_foreground=tensors["is_foreground"],
             part_centroids=tensors["part_centroids"],
             **meta["segmenter"],
         )
-        if meta["format"] == CORRECTED_FORMAT:
-            segmenter = _corrected(segmenter, meta, tensors)
+        segmenter = _corrected(base, meta, tensors) if meta["format"] == CORRECTED_FORMAT else base
         return cls(
             names=tuple(meta["names"]),
             segmenter=segmenter,

@@ -20,6 +20,7 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.types import ABSENT, ImageSource, PatchFeatures
+from partcraft_lit.parts.corrected import CorrectedSegmenter
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.foreground import POOR_CONFIDENCE, ForegroundChoice, PatchPlaces, choose_foreground
 from partcraft_lit.parts.kmeans import all_finite, assign, cosine_kmeans, nearest, spread
@@ -408,7 +409,7 @@ class _Run:
                 segmenter.min_component_size,
             )
 
-    def _segment_all(self, segmenter: Segmenter, cache: FeatureCache) -> SegmentedImages:
+    def _segment_all(self, segmenter: Segmenter | CorrectedSegmenter, cache: FeatureCache) -> SegmentedImages:
         return segment_images(
             self.source,
             self.features,

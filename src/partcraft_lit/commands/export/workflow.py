@@ -99,7 +99,8 @@ def canvas_workflow(nodes: Mapping[str, Any]) -> dict[str, Any]:
     placed: dict[str, dict[str, Any]] = {}
     for place, number in enumerate(order):
         node = nodes[number]
-        inputs, widgets = [], []
+        inputs: list[dict[str, Any]] = []
+        widgets: list[Any] = []
         for name, value in node["inputs"].items():
             if not _is_link(value):
                 widgets.append(value)
