@@ -32,7 +32,7 @@ def settings_of(*overrides: str) -> TrainSettings:
 
 def build(backbone: Backbone, *overrides: str, codes: tuple[int, ...] = CODES) -> PersonalizationModule:
     """The module of these overrides, on a backbone that is the caller's to change."""
-    dictionary = SimpleNamespace(names=NAMES[: len(codes)], codes_per_part=codes)
+    dictionary = SimpleNamespace(names=NAMES[: len(codes)], codes_per_part=codes, metadata={})
     settings = settings_of(*overrides)
     settings.method.check(settings, "bird")
     return build_module(settings, dictionary, backbone, "bird")
