@@ -400,5 +400,9 @@ def test_what_is_no_run(tmp_path):
         pc.open_run(tmp_path / "nothing")
     with pytest.raises(UserError, match="not a run"):
         pc.open_run(tmp_path)
+    (tmp_path / "discovered" / ".hydra").mkdir(parents=True)
+    (tmp_path / "discovered" / ".hydra" / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(UserError, match="nothing was trained"):
+        pc.open_run(tmp_path / "discovered")
     with pytest.raises(UserError, match="device='gpu0'"):
         pc.open_run(tmp_path, device="gpu0")

@@ -80,6 +80,10 @@ def open_run(
         return ExportedParts(Path(run).expanduser().resolve(), device, base)
     folder = rundir.find_run(str(run), Path(logs).expanduser() / "train" / "runs")
     values = values_of_run(folder, trust=trust)
+    if "method" not in values:
+        raise UserError(
+            f"{folder} is no training run: its parts were discovered, and nothing was trained. Train first."
+        )
     accelerator = {"cuda": "gpu"}.get(device, device)
     values = {**values, "trainer": {**values["trainer"], "accelerator": accelerator}}
     if dataset_dir is not None:
