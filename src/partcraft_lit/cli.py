@@ -76,15 +76,16 @@ def main(arguments: Sequence[str] | None = None, verb: str | None = None) -> NoR
     """Runs a verb and ends the process with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     code = _READER_GONE
-    with suppress(BrokenPipeError), stopping.caught():
-        code = _dispatch(given, verb)
+    progress = _Progress()
+    with suppress(BrokenPipeError), stopping.caught(lambda stop: _stopped(stop, progress)):
+        code = _dispatch(given, verb, progress)
         sys.stdout.flush()
     if code in (0, _READER_GONE) and _reader_gone():  # else Python would say so at exit
         code = _READER_GONE
     sys.exit(code)
 
 
-def _dispatch(given: list[str], verb: str | None) -> int:
+def _dispatch(given: list[str], verb: str | None, progress: _Progress) -> int:
     if verb is None:
         if not given or given[0] in ("-h", "--help", "help"):
             print(_usage())
@@ -93,12 +94,12 @@ def _dispatch(given: list[str], verb: str | None) -> int:
             print(__version__)
             return 0
         if given[0] in ("-sc", "--shell-completion"):
-            return _complete(given)
+            return _complete(given, progress)
         verb, *given = given
     if verb in ("store", "dashboard") and given and given[0].isalpha():
         given[0] = f"action={given[0]}"  # partcraft store stats
     full = any(text.lower() == "debug=true" for text in given) or os.environ.get("HYDRA_FULL_ERROR") == "1"
-    progress = _Progress(verb)
+    progress.verb = verb
     try:
         if verb not in VERBS:
             raise UserError(f"Unknown verb '{verb}'. {did_you_mean(verb, VERBS)}\n\n{_usage()}")
@@ -113,7 +114,7 @@ def _dispatch(given: list[str], verb: str | None) -> int:
         return _report(error, full)
 
 
-def _complete(given: list[str]) -> int:
+def _complete(given: list[str], progress: _Progress) -> int:
     """``partcraft -sc install=bash`` and what the shell asks then: Hydra's completion, which knows nothing of verbs."""
     parser = _hydra_parser()
     line = os.environ.get("COMP_LINE", "")
@@ -130,7 +131,7 @@ def _complete(given: list[str]) -> int:
             return 0
         kept = [word for word in words[1:-1] if not word.startswith("-")]
         os.environ["COMP_LINE"] = " ".join(["partcraft", *kept, words[-1]])
-    return _run_verb(verb, given, _Progress(verb), full=False)
+    return _run_verb(verb, given, progress, full=False)
 
 
 def _hydra_parser() -> argparse.ArgumentParser:
@@ -159,8 +160,8 @@ def _reader_gone() -> bool:
 class _Progress:
     """What has been reached, for the message of a stop."""
 
-    def __init__(self, verb: str) -> None:
-        self.verb = verb
+    def __init__(self) -> None:
+        self.verb = ""
         self.folder: Path | None = None
         self.sweep: Path | None = None
         self.made: Path | None = None

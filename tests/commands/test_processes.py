@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,11 +31,15 @@ def pair(new_workshop):
     return alone, shared, said
 
 
-def started(command):
+def started(command, **environment):
     """Runs a command in a process of its own, which may start others; what it said."""
     clean = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
     ended = subprocess.run(
-        [sys.executable, "-m", "partcraft_lit", *command], env=clean, capture_output=True, text=True, timeout=500
+        [sys.executable, "-m", "partcraft_lit", *command],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
@@ -94,3 +99,18 @@ def test_two_processes_evaluate_what_one_does(tiny_run, new_workshop):
     assert not differences(*rows) and len(rows[0]) == 4
     recipes = [[recipe_of(table.parent / row["image"]) for row in rows[0]] for table in tables]
     assert recipes[0] == recipes[1] and None not in recipes[0]
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_together_where_the_loss_is_not_finite(new_workshop, plain):
+    workshop = new_workshop()
+    broken = ("trainer.max_steps=6", "+loss_terms.broken={_target_:toy_loss.broken,after:8,weight:1}")
+    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = workshop.command("train", *plain, *TWO, *broken)
+    said = started(command, BROKEN_FOR="3", PYTHONPATH=here)
+    (folder,) = workshop.runs
+    assert said.count("step=000002.ckpt, with half the learning rates") == 1
+    content = torch.load(folder / "checkpoints" / "step=000006.ckpt", weights_only=True)
+    assert content["rate_scale"] == 0.5 and (folder / "finished.json").exists()
+    steps = [step for step, _ in read_metrics(folder / "metrics.jsonl")["train/loss"]]
+    assert steps == list(range(6))

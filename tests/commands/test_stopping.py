@@ -232,3 +232,13 @@ def test_the_loop_of_lightning_has_no_handlers_of_its_own(new_workshop, plain, m
     monkeypatch.setattr(stages, "STAGES", tuple(watched if stage is fit else stage for stage in stages.STAGES))
     assert new_workshop()("train", *plain, "trainer.max_steps=1").code == 0
     assert handlers and all(isinstance(handler, stopping._Catcher) for handler in handlers[0])
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one():
+    drill = Path(__file__).parents[2] / "tools" / "kill_runs.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, drill, "1"], env=environment, capture_output=True, encoding="utf-8", timeout=500
+    )
+    assert done.returncode == 0 and "1 of 1 equal the undisturbed run" in done.stdout, done.stdout + done.stderr

@@ -39,6 +39,14 @@ class GracefulStop(Callback):
         self._started: float | None = None
         self._deferred = ExitStack()
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lightning's own handlers would save in the middle of a step where SLURM asks for it, and broadcast from
+        whichever process a signal reaches while the others are at something else."""
+
+        def register_nothing() -> None: ...
+
+        trainer._signal_connector.register_signal_handlers = register_nothing  # type: ignore[method-assign]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._deferred.enter_context(stopping.deferred())
         self._step = trainer.global_step

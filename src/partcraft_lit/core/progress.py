@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from partcraft_lit.core import stopping
 from partcraft_lit.core.environment import is_first_process
 
 _log = logging.getLogger("partcraft_lit")
@@ -31,6 +32,7 @@ class Stages:
     @contextmanager
     def stage(self, name: str) -> Iterator[Counter]:
         """Times what happens inside; hands out a counter to report progress with."""
+        stopping.check()
         started = time.monotonic()
         progress = Progress(
             TextColumn("{task.description}"),
@@ -43,6 +45,7 @@ class Stages:
         )
         with progress:
             yield Counter(name, progress)
+        stopping.check()
         spent = time.monotonic() - started
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
         self.log(f"{name}: {spent:.1f} s")

@@ -3,18 +3,20 @@
 A signal raises :class:`Stopped` wherever the command is, but for sections that are :func:`deferred`: there it is only
 noted, for the section to act on when its state is whole. Supervisors repeat themselves (``timeout`` and ``torchrun``
 signal a process and its whole group), so what comes within a second counts once; the third signal ends the process
-at once, as if it had never been caught.
+at once, as if it had never been caught. Python runs a handler between two of its own instructions; where a library
+keeps it from that for longer than a few seconds, outside of deferred sections, a thread ends the process.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
@@ -24,6 +26,8 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 _ONE_SIGNAL_S = 1.0
 #: The signal that is not waited for.
 _HARD = 3
+#: Seconds that the main thread has to run the handler.
+_BLOCKED_S = 3.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -62,7 +66,13 @@ class TimeLimitReached(Exception):
 
 
 class _Catcher:
-    """The handler of a process; see the module."""
+    """The handler of a process; see the module.
+
+    Attributes:
+        called: when any of them ran last.
+    """
+
+    called = -math.inf
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -74,7 +84,7 @@ class _Catcher:
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             return  # a forked child, of which its parent takes care
-        now = time.monotonic()
+        now = _Catcher.called = time.monotonic()
         if now - self._last < _ONE_SIGNAL_S:
             return
         self._last = now
@@ -92,11 +102,14 @@ _catcher: _Catcher | None = None
 
 
 @contextmanager
-def caught() -> Iterator[None]:
+def caught(end: Callable[[Stopped], int] | None = None) -> Iterator[None]:
     """Catches :data:`SIGNALS` inside; in another thread than the main one, where Python has no signals, nothing.
 
     Of a command that was stopped, the process is about to exit: a handler that was there before comes back, but what
     Python would do by default, to tear down its own exit, does not.
+
+    Args:
+        end: ends the command from another thread, where the main one cannot, and returns the exit code.
     """
     global _catcher
     if threading.current_thread() is not threading.main_thread():
@@ -105,12 +118,56 @@ def caught() -> Iterator[None]:
     outer, _catcher = _catcher, _Catcher()
     before: dict[int, Any] = {number: signal.signal(number, _catcher) for number in SIGNALS}
     try:
-        yield
+        with _watched(_catcher, end) if end is not None else nullcontext():
+            yield
     finally:
         ended, _catcher = _catcher.ending, outer
         for number, handler in before.items():
             default = handler in (signal.SIG_DFL, signal.default_int_handler)
             signal.signal(number, signal.SIG_IGN if ended and default else handler)
+
+
+@contextmanager
+def _watched(catcher: _Catcher, end: Callable[[Stopped], int]) -> Iterator[None]:
+    """Inside, a thread ends the process when its main thread does not come to run the handler of a signal."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # Python's own handler writes numbers there
+
+    def watch() -> None:
+        while data := os.read(reading, 1):
+            came = time.monotonic()
+            if data[0] in SIGNALS:
+                time.sleep(_BLOCKED_S)
+                if _Catcher.called < came - _ONE_SIGNAL_S and not catcher.deferring:
+                    os._exit(end(Stopped(data[0])))
+        os.close(reading)
+
+    threading.Thread(target=watch, name="blocked-main-thread", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+
+
+def _leave_wakeups() -> None:
+    """In a forked child: its signals are none of its parent's."""
+    with suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_wakeups)
+
+
+def check() -> None:
+    """Raises Stopped where that was lost, as an exception within a finalizer is."""
+    catcher = _catcher
+    if catcher is None or catcher.received is None or threading.current_thread() is not threading.main_thread():
+        return
+    if not (catcher.deferring or catcher.ending):
+        raise Stopped(catcher.received)
 
 
 def received() -> int | None:

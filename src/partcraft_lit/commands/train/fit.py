@@ -6,7 +6,6 @@ import functools
 import warnings
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -48,7 +47,7 @@ def fit(run: RunContext) -> None:
             _fit(run, callbacks, stop, run.resume_from)
         except NonFiniteTraining as error:
             checkpoint = newest_good(run.folder / "checkpoints")
-            if checkpoint is None or torch.distributed.is_initialized():
+            if checkpoint is None:
                 raise UserError(f"{error} {_DIVERGED}") from error
             run.stages.log(f"{error} Training goes back to {checkpoint}, with half the learning rates.")
             run.module.scale_rates(0.5)
@@ -70,7 +69,6 @@ def _fit(run: RunContext, callbacks: list[Callback], stop: GracefulStop, resume_
         max_time=None,  # GracefulStop has it
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),  # else Lightning would add its own
     )
-    _leave_signals_alone(trainer)
     if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
         stopping.follow(lambda: launcher.procs)
     data = _data_module(run, trainer.accumulate_grad_batches)
@@ -98,15 +96,6 @@ def _end_if_stopped(stop: GracefulStop, trainer: Trainer) -> None:
     if stop.signal is not None:
         raise stopping.Stopped(stop.signal, reached, agreed=True)
     raise stopping.TimeLimitReached(reached)
-
-
-def _leave_signals_alone(trainer: Trainer) -> None:
-    """Lightning's own handlers would save in the middle of a step where SLURM asks for it, and broadcast from whichever
-    process a signal reaches while the others are at something else."""
-
-    def register_nothing() -> None: ...
-
-    trainer._signal_connector.register_signal_handlers = register_nothing  # type: ignore[method-assign]
 
 
 def bound_callbacks(run: RunContext) -> list[Callback]:
