@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -54,15 +55,36 @@ def test_two_close_signals_are_one_and_the_first_counts():
     assert stop.value.number == signal.SIGINT
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_stop_that_a_finalizer_has_swallowed_comes_at_the_next_check():
+def test_a_signal_in_a_finalizer_comes_behind_it():
+    reached = []
+
     class Finalized:
         def __del__(self):
             send()
             time.sleep(0.1)
+            reached.append("end of the finalizer")
 
     with pytest.raises(stopping.Stopped), stopping.caught():  # noqa: PT012
         Finalized()
+        time.sleep(1)
+        pytest.fail("the signal was lost")
+    assert reached
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_was_swallowed_comes_at_the_next_check():
+    class Referred:
+        pass
+
+    def swallow(_reference):
+        send()
+        time.sleep(0.1)
+
+    with pytest.raises(stopping.Stopped), stopping.caught():  # noqa: PT012
+        referred = Referred()
+        reference = weakref.ref(referred, swallow)
+        del referred
+        assert reference() is None
         stopping.check()
 
 
@@ -84,6 +106,7 @@ def ended(script, *numbers, gap=0.0):
     script = "import os, signal, sys, time\nfrom partcraft_lit.core import stopping\n" + textwrap.dedent(script)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)  # it is about to do something
     for number in numbers:
         process.send_signal(number)
         time.sleep(gap)

@@ -26,6 +26,8 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 _ONE_SIGNAL_S = 1.0
 #: The signal that is not waited for.
 _HARD = 3
+#: Seconds until a signal comes again that came in the middle of a finalizer.
+_AGAIN_S = 0.01
 #: Seconds that the main thread has to run the handler.
 _BLOCKED_S = 3.0
 
@@ -81,10 +83,13 @@ class _Catcher:
         self._times = 0
         self._last = -_ONE_SIGNAL_S
 
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             return  # a forked child, of which its parent takes care
         now = _Catcher.called = time.monotonic()
+        if _in_finalizer(frame):  # Python would print and forget what is raised there
+            threading.Timer(_AGAIN_S, os.kill, (self.process, number)).start()
+            return
         if now - self._last < _ONE_SIGNAL_S:
             return
         self._last = now
@@ -96,6 +101,14 @@ class _Catcher:
             self.received = number
         if not (self.deferring or self.ending):
             raise Stopped(self.received)
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 _catcher: _Catcher | None = None
@@ -151,18 +164,27 @@ def _watched(catcher: _Catcher, end: Callable[[Stopped], int]) -> Iterator[None]
         os.close(writing)
 
 
-def _leave_wakeups() -> None:
-    """In a forked child: its signals are none of its parent's."""
+_wakeup = -1
+
+
+def _before_fork() -> None:
+    """A forked child must not have the file even for a moment: its signals are none of its parent's."""
+    global _wakeup
+    with suppress(ValueError):  # of another thread than the main one
+        _wakeup = signal.set_wakeup_fd(-1)
+
+
+def _after_fork() -> None:
     with suppress(ValueError):
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(_wakeup, warn_on_full_buffer=False)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_wakeups)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
 
 
 def check() -> None:
-    """Raises Stopped where that was lost, as an exception within a finalizer is."""
+    """Raises Stopped where that was lost, as an exception within a callback of the garbage collector is."""
     catcher = _catcher
     if catcher is None or catcher.received is None or threading.current_thread() is not threading.main_thread():
         return
