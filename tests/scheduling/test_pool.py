@@ -76,6 +76,13 @@ def test_a_command_that_leaves_nothing_has_failed(tmp_path):
     assert run([silent]) == {"silent": "It ended with code 0 and without any output."}
 
 
+def test_a_command_that_was_killed_says_so(tmp_path):
+    killed = task(tmp_path, "killed", "print('working', flush=True); os.kill(os.getpid(), 9)")
+    ledger = Ledger(tmp_path)
+    assert run([killed], ledger=ledger)["killed"].startswith("working\nIt was killed (SIGKILL)")
+    assert ledger.latest()["killed"].code == 137
+
+
 def test_cores_and_devices_are_divided(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-ab,6,7")
     show = "print(os.environ['OMP_NUM_THREADS'], os.environ['CUDA_VISIBLE_DEVICES'])"

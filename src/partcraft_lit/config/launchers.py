@@ -162,6 +162,8 @@ class _JobLauncher(Launcher):
         sweep.jobs |= unique
         with grouped(f"sweep {sweep.folder.name}"):
             tasks = [self._task(job, sweep) for job in unique.values()]
+            if not all(task.is_done() for task in tasks):
+                _log(f"Each job writes to {LOG} in its folder, below {sweep.folder}")
             outcome = run_tasks(tasks, self._settings, _log, ledger, _gpus_each(jobs))
         sweep.outcome = Outcome(
             {**sweep.outcome.failed, **outcome.failed}, {**sweep.outcome.pending, **outcome.pending}

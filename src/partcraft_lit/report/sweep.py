@@ -211,9 +211,8 @@ def _draw(path: Path, title: str, jobs: Sequence[SweepJob], parameters: Sequence
             figsize=(max(6.0, _PANEL[0] * across + 0.5), _PANEL[1] * down + 1.1),
             layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.05),
         )
-        best = done[0]
-        heading = ", ".join(f"{_short_key(key)} = {_shown(best.parameters.get(key, '–'))}" for key in parameters)
-        figure.suptitle(textwrap.fill(f"Best of {len(done)}: {heading}", 22 * across), x=0.012, ha="left")
+        heading = _heading(done, parameters, scores[0])
+        figure.suptitle(textwrap.fill(heading, 22 * across), x=0.012, ha="left")
         if len(columns) == 1:
             panels = figure.subplots(1, len(rows), squeeze=False).T
         else:
@@ -226,10 +225,21 @@ def _draw(path: Path, title: str, jobs: Sequence[SweepJob], parameters: Sequence
             line[0].set_ylabel(f"{score.replace('@', chr(10) + '@')} {'↓' if small_is_better(score) else '↑'}")
         handles = [Line2D([], [], label=name, **line_style(i)) for i, name in enumerate(colors) if color_key]
         star: dict[str, Any] = {"marker": "*", "markersize": 13, "linestyle": "", "color": _INK}
-        handles.append(Line2D([], [], label="best", **star))
+        handles.append(Line2D([], [], label="best job", **star))
         legend = figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), title=color_key)
         legend.set_alignment("left")
         save_figure(path, figure, title)
+
+
+def _heading(jobs: Sequence[SweepJob], parameters: Sequence[str], score: str) -> str:
+    """What is best: a job, or where seeds are swept too, the setting whose mean is."""
+    settings = _settings(jobs, parameters, score)
+    over_seeds = _SEED in parameters and len(parameters) > 1
+    best = settings[0].parameters if over_seeds else jobs[0].parameters
+    words = ", ".join(f"{_short_key(key)} = {_shown(best.get(key, '–'))}" for key in parameters if key in best)
+    return (
+        f"Best of {len(settings)}, in the mean over seeds: {words}" if over_seeds else f"Best of {len(jobs)}: {words}"
+    )
 
 
 def _varying(jobs: Sequence[SweepJob], scores: Sequence[str]) -> list[str]:

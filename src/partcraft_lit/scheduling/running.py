@@ -21,6 +21,7 @@ PATIENCE_S = 30.0
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 #: Exit codes of commands that a signal ended, which is no failure.
 _STOPPED = frozenset(128 + getattr(signal, name) for name in _SIGNALS if hasattr(signal, name))
+_KILLED = "It was killed (SIGKILL): by a person, or by the system for lack of memory."
 #: Set by the command line for itself: a job is a command of its own.
 _NOT_INHERITED = ("HYDRA_FULL_ERROR",)
 
@@ -141,7 +142,7 @@ def _run_steps(
             if code != 0 or not step.is_done():
                 log.seek(0, os.SEEK_END)
                 message = last_lines(task.folder, start) or f"It ended with code {code} and without any output."
-                return code, message
+                return code, f"{message}\n{_KILLED}" if code in (137, -signal.SIGKILL) else message
     return 0, None
 
 
