@@ -285,6 +285,9 @@ def _prepare(
     from partcraft_lit.config import machine
     from partcraft_lit.core import files
 
+    for text in overrides:
+        if not args.multirun and text.startswith("hydra/sweeper="):
+            raise UserError(f"{text}: this is one run. A search or a sweep goes with -m.")
     if args.multirun:
         return _prepare_sweep(verb, module, overrides, args, progress)
     _check_trainer_keys(verb, overrides)

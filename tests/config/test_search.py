@@ -76,6 +76,16 @@ def test_a_search_finds_the_best_and_the_same_command_has_nothing_left_to_do(sta
     assert len(trained.calls) == 4 and trained.folders[-1] == folder / "trial_003"
 
 
+def test_the_folder_of_a_search_may_be_named(start, trained):
+    for trials in (1, 2):
+        result = start(*SEARCH, f"objective={EMR}", "hydra.sweep.dir=mine", f"hydra.sweeper.n_trials={trials}")
+        assert result.code == 0, result.err
+    assert [folder.relative_to(Path.cwd()).as_posix() for folder in trained.folders] == [
+        "mine/trial_000",
+        "mine/trial_001",
+    ]
+
+
 def test_an_interrupted_search_goes_on_with_the_trial_that_it_was_at(start, trained):
     def stop(settings):
         raise KeyboardInterrupt
@@ -156,6 +166,7 @@ def test_a_pruner_gives_every_trial_a_line_to_the_study(start, trained):
         ((*SEARCH, f"objective={EMR}", "hydra.sweeper.sampler=tpee"), "Did you mean 'tpe'"),
         ((*SEARCH, f"objective={EMR}", "hydra.sweeper.n_trials=0"), "wanted a whole number of at least 1"),
         ((*SEARCH, f"objective={EMR}", "hydra/launcher=slurm", "hydra.launcher.wait=false"), "a search has to wait"),
+        (("hydra/sweeper=optuna", f"objective={EMR}"), "A search or a sweep goes with -m"),
         ((*SEARCH, f"objective={EMR}", "hydra.sweep.subdir=x"), "a search names the folders of its trials itself"),
     ],
 )

@@ -208,15 +208,20 @@ def _composed(verb: str, overrides: Sequence[str], with_hydra: bool = False) -> 
             raise explain(error, verb, overrides) from error
 
 
-def hydra_values(verb: str, overrides: Sequence[str], key: str) -> Any:
-    """A value of Hydra's own configuration, plain and resolved.
+def hydra_values(verb: str, overrides: Sequence[str], key: str, resolve: bool = True) -> Any:
+    """A value of Hydra's own configuration, plain.
 
     Args:
         verb: of the command.
         overrides: of one job.
         key: such as "sweep.dir".
+        resolve: whether interpolations become what they refer to.
     """
-    node = OmegaConf.select(_composed(verb, overrides, with_hydra=True), f"hydra.{key}")
+    cfg = _composed(verb, overrides, with_hydra=True)
+    if not resolve:
+        group, _, name = key.rpartition(".")
+        return OmegaConf.to_container(OmegaConf.select(cfg, f"hydra.{group}"), resolve=False)[name]
+    node = OmegaConf.select(cfg, f"hydra.{key}")
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 

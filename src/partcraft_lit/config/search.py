@@ -102,10 +102,10 @@ def choose_folder(plan: Plan, verb: str, overrides: Sequence[str]) -> tuple[Path
     """Where a search works, and whether it was begun before: the same command goes on with it."""
     asked = [text for text in overrides if not text.startswith(_NOT_OF_THE_SEARCH)]
     digest = rundir.settings_hash({"overrides": sorted(asked)}, ())
-    values = config.hydra_values(verb, plan.points[0], "sweep.dir")
-    if any(text.startswith("hydra.sweep.dir=") for text in overrides):
-        return Path(values), storage_file(Path(values)).exists()
-    root = Path(values).parent
+    given = Path(config.hydra_values(verb, plan.points[0], "sweep.dir"))
+    if "${now:" not in config.hydra_values(verb, plan.points[0], "sweep.dir", resolve=False):
+        return given, storage_file(given).exists()
+    root = given.parent
     make_folder(root)
     with locked(root / ".searches.lock"):
         for folder in sorted(root.glob(f"*-{digest}"), reverse=True):
