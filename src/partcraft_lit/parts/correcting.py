@@ -88,14 +88,14 @@ def _silent(stage: str, done: int, total: int) -> None:
 def _check(base: PartDictionary, features: PatchFeatures, settings: PartsSettings) -> None:
     if features.hash != base.features_hash:
         raise UserError(
-            f"parts.corrections: the parts that are corrected live in the features {base.features_id!r}, but these are "
+            f"parts.corrections: the parts that are kept live in the features {base.features_id!r}, but these are "
             f"{features.id!r}. Use parts.features={base.features_id}, or discover without them: parts.corrections=null."
         )
     for key in ("M", "K", "codes"):
         made, wanted = base.settings.get(key), getattr(settings, key)
         if made is not None and made != wanted:
             raise UserError(
-                f"parts.corrections: the parts that are corrected were made with parts.{key}={made}, and now it is "
+                f"parts.corrections: the parts that are kept were made with parts.{key}={made}, and now it is "
                 f"{wanted}. Use parts.{key}={made}, or discover anew: parts.corrections=null."
             )
 
