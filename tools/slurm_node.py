@@ -80,8 +80,9 @@ def install() -> None:
     """Installs Debian's packages where that is possible and something is missing."""
     if missing() and os.geteuid() == 0 and (apt := shutil.which("apt-get")):
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        network = ["-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1"]  # where there is none, know it soon
         for command in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", *PACKAGES.split()]):
-            subprocess.run([apt, *command], env=quiet, stdout=sys.stderr, check=False)
+            subprocess.run([apt, *network, *command], env=quiet, stdout=sys.stderr, check=False)
 
 
 def start(folder: Path) -> Path:
