@@ -67,6 +67,7 @@ def torchrun(hosts: Sequence[str], processes: int, folder: Path, *overrides: str
             f"--nproc-per-node={processes}",
             "--rdzv-backend=c10d",
             "--rdzv-endpoint=10.199.77.1:29555",
+            f"--rdzv-conf=is_host={number == 1}",  # a real host finds its name at that address
             f"--local-addr=10.199.77.{number}",
         ]
         shape = [f"trainer.devices={processes}", f"trainer.num_nodes={len(hosts)}", "trainer.strategy=ddp"]
