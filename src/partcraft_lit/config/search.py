@@ -252,10 +252,14 @@ class OptunaSweeper(Sweeper):
             for one, job in zip(block, returned, strict=True):
                 places[one.number].append(Path(str(job.working_dir)))  # where a launcher has an equal job's result
         for one in batch:
-            found = ((read_outcome(place, self.objectives), place) for place in places[one.number])
-            outcome, folder = next((pair for pair in found if pair[0] is not None), (Failed(), None))
-            search.tell(one.number, outcome, folder)
+            self._tell(search, one.number, places[one.number])
             print(progress(search, one.number), flush=True)  # noqa: T201
+
+    def _tell(self, search: Search, number: int, places: Sequence[Path]) -> None:
+        for place in places:
+            if (outcome := read_outcome(place, self.objectives)) is not None:
+                return search.tell(number, outcome, place)
+        return search.tell(number, Failed())
 
     def _own(self, search: Search, proposal: Proposal) -> Iterator[str]:
         """What a job of a search has beside the choices of its user."""
