@@ -230,3 +230,18 @@ def test_bash_completes_verbs_groups_and_keys(tmp_path, line, wanted, unwanted):
     done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
     found = set(done.stdout.split())
     assert done.returncode == 0 and wanted <= found and not unwanted & found, (done.stdout, done.stderr)
+
+
+def test_jobs_in_processes_of_their_own_read_the_same_yaml(partcraft, monkeypatch, tmp_path):
+    from partcraft_lit.config import launchers
+    from partcraft_lit.scheduling.tasks import Outcome
+
+    tasks = []
+    monkeypatch.setattr(launchers, "run_tasks", lambda new, *others: tasks.extend(new) or Outcome())
+    partcraft(
+        "train", "-m", "-cp", "own conf", "-cn", "my", "hydra.searchpath=[file://own conf]", "lora.rank=2,4", *SMALL
+    )
+    for task, rank in zip(tasks, (2, 4), strict=True):
+        command = list(task.steps[0].command)[3:]  # behind python -m partcraft_lit
+        shown = partcraft(*command, "--cfg", "job").out
+        assert "lambda_attn: 0.05" in shown and f"rank: {rank}" in shown

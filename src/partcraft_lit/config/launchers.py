@@ -313,6 +313,9 @@ def _options(hydra: DictConfig) -> list[str]:
     """Options of the command line that say where configurations are."""
     places = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     options = [f"--config-dir={place}" for place in places]
+    main = next((source.path for source in hydra.runtime.config_sources if source.provider == "main"), None)
+    if main is not None and Path(main) != config.conf_dir():
+        options.append(f"--config-path={main}")
     if hydra.job.config_name not in (None, hydra.job.name):
         options.append(f"--config-name={hydra.job.config_name}")
     return options

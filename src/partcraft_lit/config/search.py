@@ -250,7 +250,9 @@ class OptunaSweeper(Sweeper):
             jobs = [[*self.fixed, *as_overrides(one.values), *self._own(search, one)] for one in block]
             returned = self.launcher.launch(jobs, initial_job_idx=block[0].number)
             for one, job in zip(block, returned, strict=True):
-                places[one.number].append(Path(str(job.working_dir)))  # where a launcher has an equal job's result
+                # Where a launcher has the result of an equal job; Hydra's own names the folder of the command.
+                if search.folder in (place := Path(str(job.working_dir))).parents:
+                    places[one.number].append(place)
         for one in batch:
             self._tell(search, one.number, places[one.number])
             print(progress(search, one.number), flush=True)  # noqa: T201
