@@ -141,3 +141,22 @@ def test_the_public_gets_none_of_this(make_app, open_page):
         assert httpx.get(address + path).status_code == 404
     for path in ("/api/jobs/train/start", f"/api/runs/{name}/export", f"/api/runs/{name}/corrections"):
         assert httpx.post(address + path, json={}).status_code in (404, 405)
+
+
+def test_an_export_can_be_composed_with(make_app, open_page, run, logs, monkeypatch):
+    from partcraft_lit import cli
+
+    folder = logs / "an export"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(
+            ["export", f"run={run.folder}", "to=[diffusers]", f"output_dir={folder}", "trainer=cpu", "thumbnails=2"]
+        )
+    assert ended.value.code == 0
+    monkeypatch.chdir(logs)
+    page = open_page(make_app(first=folder))
+    page.wait_for_selector(".empty")  # it came without its images
+    assert page.locator("nav a").all_inner_texts() == ["Pick", "Compose", "Train"]
+    page.click("#surprise")
+    eventually(page, "document.querySelector('.slot').dataset.codes")
+    page.wait_for_selector(".toast.bad")  # its base model is a folder that this export does not name: one sentence
+    assert "This export is for" in page.locator(".toast.bad span").inner_text()

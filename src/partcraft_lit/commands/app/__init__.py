@@ -55,7 +55,7 @@ def _run(run: str, logs: Path) -> Path | None:
     if run == "latest" and not any(root.glob("*/.hydra/config.yaml")):
         return None
     given = Path(run).expanduser()
-    if (given / "manifest.json").is_file():
+    if (given / "export.json").is_file():
         return given.resolve()
     return rundir.find_run(run, root)
 

@@ -52,7 +52,8 @@ def describe(run: Run, name: str) -> dict[str, Any]:
     """All that the page needs to know of a run."""
     return {
         "name": name,
-        "noun": run.class_noun or "creation",
+        "noun": getattr(run, "class_noun", "") or "creation",
+        "images": run.has_images,
         "parts": [
             {
                 "index": part.index,
@@ -77,6 +78,8 @@ def page(run: Run, *, offset: int, limit: int, text: str, part: int | None, code
     """
     if part is not None and not 0 <= part < len(run.parts):
         raise UserError(f"This model has no part {part}.")
+    if not run.has_images:
+        return {"total": 0, "images": []}
     names = [other.name for other in run.parts]
     found = run.images(part=None if part is None else names[part], code=code, text=text.strip()[:100] or None)
     places = range(max(offset, 0), min(max(offset, 0) + min(max(limit, 0), MAX_PAGE), len(found)))

@@ -17,7 +17,7 @@ from partcraft_lit.core.settings import Seed
 
 if TYPE_CHECKING:
     from partcraft_lit.composer.composition import Composition
-    from partcraft_lit.composer.results import Result
+    from partcraft_lit.composer.results import PartReading, Result
     from partcraft_lit.composer.run import Run
 
 logger = logging.getLogger(__name__)
@@ -144,9 +144,17 @@ class Drawings:
                     "matches": reading.matches,
                     "cosine": reading.cosine,
                 }
-                for reading in result.read()
+                for reading in _readings(result)
             ],
         }
+
+
+def _readings(result: Result) -> tuple[PartReading, ...]:
+    """What can be read in the image; nothing where there is no part predictor, as with an export."""
+    try:
+        return result.read()
+    except UserError:
+        return ()
 
 
 def sentence_of(error: BaseException) -> str:

@@ -29,6 +29,8 @@ class GiveRequest(BaseModel):
     name: Annotated[str, Field(max_length=40)] = ""
     number_format: Literal["float32", "float16"] = "float16"
     data_license: Annotated[str, Field(max_length=100)] = ""
+    push: Annotated[str, Field(max_length=100)] = ""
+    public: bool = False
 
 
 def start(jobs: Jobs, logs: Path, run_folder: Path, part_names: list[str], values: dict[str, Any]) -> Job:
@@ -54,6 +56,8 @@ def start(jobs: Jobs, logs: Path, run_folder: Path, part_names: list[str], value
         overrides.append(quoted("name", request.name.strip()))
     if request.data_license.strip():
         overrides.append(quoted("data_license", request.data_license.strip()))
+    if request.push.strip():
+        overrides += [quoted("push", request.push.strip()), f"public={str(request.public).lower()}"]
     folder = rundir.new_folder(run_folder / "export").resolve()
     folder.rmdir()  # the command makes it when it is whole
     overrides.append(quoted("output_dir", str(folder)))

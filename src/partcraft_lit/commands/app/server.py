@@ -145,7 +145,8 @@ class Site:
         name = request.path_params["run"]
         run = self.runs.get(name)
         sample = run.sample
-        words = run.compose({part.name: 0 for part in run.parts[1:2]})
+        known = [part for part in run.parts[1:] if part.variants]
+        words = run.compose({part.name: part.variants[0].code for part in known[:1]})
         return {
             **browse.describe(run, name),
             "version": f"{version(self.runs.folder(name)):.0f}",
@@ -185,6 +186,8 @@ class Site:
         )
 
     def variant(self, request: Request) -> Response:
+        from PIL import Image
+
         run, name = self._run(request), request.path_params["run"]
         part, code = request.path_params["part"], request.path_params["code"]
         if part >= len(run.parts):
@@ -192,8 +195,8 @@ class Site:
 
         def make() -> bytes:
             image = run.parts[part][code].thumbnail
-            if image is None:
-                raise UserError("There is no image of it.")
+            if image is None:  # neither atlas nor images are there
+                image = Image.new("RGB", (browse.CROP, browse.CROP), run.parts[part].color)
             image.thumbnail((browse.CROP, browse.CROP))
             return browse.jpeg(image)
 
@@ -286,7 +289,7 @@ class Site:
 
         composition = Composition.from_png(file)
         file.seek(0)
-        name = composition.run if composition.run in self.runs.folders() else None
+        name = self.runs.named(composition.run)
         if name is None:
             raise UserError(f"That image was made with a model that is not here: {composition.run or 'it says none'}.")
         run = self.runs.get(name)

@@ -144,6 +144,14 @@ class Runs:
                 self._open.popitem(last=False)
             return self._open[key]
 
+    def named(self, run: str) -> str | None:
+        """The listed name of a run that an image says it was made with; an export has the name of its run."""
+        if run in self.folders():
+            return run
+        if self.first is not None and getattr(self.get(self.first.name), "name", None) == run:
+            return self.first.name
+        return None
+
     def close(self, name: str) -> None:
         """So that it is read again."""
         with self._lock:
@@ -153,7 +161,7 @@ class Runs:
 
 def version(folder: Path) -> float:
     """Changes whenever the parts of a run do."""
-    places = [folder / "parts" / "discovery.json", folder / "parts" / "codes.csv", folder / "manifest.json"]
+    places = [folder / "parts" / "discovery.json", folder / "parts" / "codes.csv", folder / "export.json"]
     return max((place.stat().st_mtime for place in places if place.is_file()), default=0.0)
 
 

@@ -13,7 +13,7 @@ const TOOLS = [
 export async function show(screen, model, signal) {
   const chosen = new Set(pieces().map(({ part, code }) => `${part}:${code}`));
   const to = new Set(["diffusers", "a1111", "comfyui"]);
-  const about = { name: "", number_format: "float16", data_license: "" };
+  const about = { name: "", number_format: "float16", data_license: "", push: "", public: false };
   const jobs = h("div", { class: "atlas", id: "exports", "aria-live": "polite" });
   const count = h("span", { class: "quiet", role: "status" });
   const say = () => (count.textContent = chosen.size ? `${plural(chosen.size, "part")} chosen` : "none chosen: all that were trained");
@@ -44,6 +44,8 @@ export async function show(screen, model, signal) {
           h("fieldset", { class: "options" }, h("legend", {}, "For which program?"), TOOLS.map(([value, title, hint]) => h("label", { class: "option" }, h("input", { type: "checkbox", checked: true, value, onchange: (event) => to[event.target.checked ? "add" : "delete"](value) }), h("span", {}, h("b", {}, title), h("small", {}, hint))))),
           text("Name", "name", "File names begin with it.", "partcraft"),
           text("Licence of your images", "data_license", "For the card that goes with the files.", "CC BY 4.0"),
+          text("Hugging Face", "push", "Also put it there, as OWNER/NAME. Only you can see it, unless you say so.", "nobody/birds"),
+          h("label", { class: "check" }, h("input", { type: "checkbox", onchange: (event) => (about.public = event.target.checked) }), "Everybody may see it"),
           button("Make the files", async (event) => {
             const { currentTarget } = event;
             currentTarget.disabled = true;

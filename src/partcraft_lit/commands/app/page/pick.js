@@ -181,7 +181,7 @@ class Wall {
     if (this.total === null) return;
     if (!this.total) {
       this.element.style.height = "";
-      this.element.replaceChildren(h("p", { class: "empty" }, "No image shows that. Try another word or part."));
+      this.element.replaceChildren(h("p", { class: "empty" }, this.model.images ? "No image shows that. Try another word or part." : "This model came without its images. Its parts are in the slots: click one to see all kinds."));
       return;
     }
     const { columns, side } = this.layout(), high = side + NAME + GAP / 2;
