@@ -183,6 +183,8 @@ def test_what_is_no_run_or_group_is_named(tmp_path, capfd):
     assert f"Did you mean '{GROUP}'" in capfd.readouterr().err
     assert dashboard(tmp_path, "sync", f"runs=[{folder}]", "logger=csv") == 2
     assert "replays into logger=wandb, trackio or mlflow" in capfd.readouterr().err
+    assert dashboard(tmp_path, "sync", f"runs=[{folder}]", "logger=none") == 2
+    assert "needs a logger to replay into" in capfd.readouterr().err
 
 
 def sweep(tmp_path: Path) -> Path:

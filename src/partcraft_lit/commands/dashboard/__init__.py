@@ -47,7 +47,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
             raise UserError("The dashboard of W&B needs wandb-workspaces. pip install 'partcraft-lit[dashboards]'")
         from partcraft_lit.commands.dashboard.make import make
 
-        result = make(settings, runs, folder, stages, values["logger"].get("wandb") or {})
+        result = make(settings, runs, folder, stages, (values.get("logger") or {}).get("wandb") or {})
     rundir.mark_finished(folder)
     return result
 
@@ -61,7 +61,7 @@ def _runs(settings: DashboardSettings) -> list[LoggedRun]:
 def _loggers(values: Mapping[str, Any], settings: DashboardSettings, run: LoggedRun) -> list[Any]:
     """The loggers that were chosen, told what the run's own were told."""
     nodes = {}
-    for name, node in (values["logger"] or {}).items():
+    for name, node in (values.get("logger") or {}).items():
         own = {key: run.logger_value(key, name) for key in _OF_RUNS if key in node}
         told = {"project": settings.project, "experiment": settings.project, "entity": settings.entity}
         changed = {key: value for key, value in told.items() if key in node and value is not None}
