@@ -163,7 +163,7 @@ def test_mistakes_end_before_anything_is_made(start, fake_run):
         (("callbacks.sampels.every_n_steps=3",), "Did you mean 'callbacks.samples.every_n_steps'"),
         (("dataset=folder",), "dataset.dir has to be given: dataset.dir=PATH"),
         (("parts.names=head",), "parts.names='head': wanted a list, such as [head]"),
-        (("logger=tensorboard",), "no such option. Options: csv, none, wandb."),
+        (("logger=tensorboard",), "no such option. Options: csv, mlflow, none, trackio, wandb."),
         (("--multirn",), "'--multirn' is no option. Did you mean '--multirun'"),
         (("--loss.lambda_attn=0.1",), "Settings are written key=value, without dashes"),
         (("trainer.max_steps=-5",), "trainer.max_steps=-5: wanted a whole number of at least 1"),
