@@ -180,3 +180,42 @@ def test_without_optuna_a_search_says_what_to_install(start, trained, monkeypatc
     monkeypatch.setitem(sys.modules, "optuna", None)
     result = start(*SEARCH, f"objective={EMR}")
     assert result.code == 2 and "pip install 'partcraft-lit[search]'" in result.err
+
+
+def test_trials_that_are_commands_of_their_own(start, trained, monkeypatch):
+    """As the pool and SLURM run them, but here in this process: with two in a block, and one that fails."""
+    from partcraft_lit.config import launchers
+    from partcraft_lit.scheduling.tasks import Outcome
+
+    def run_tasks(tasks, *others):
+        failed = {}
+        for task in tasks:
+            with monkeypatch.context() as patch:
+                for name, value in task.environment.items():
+                    patch.setenv(name, value)
+                with pytest.raises(SystemExit) as ended:
+                    cli.main(list(task.steps[0].command)[3:])
+            if ended.value.code:
+                failed[task.name] = "it failed"
+            else:
+                assert task.is_done()
+        return Outcome(failed)
+
+    def scores(settings):
+        if len(trained.calls) == 2:
+            raise RuntimeError("out of luck")
+        return {EMR: settings.loss.lambda_attn, COSIM: float("nan") if len(trained.calls) == 3 else 0.5}
+
+    monkeypatch.setattr(launchers, "run_tasks", run_tasks)
+    trained.scores = scores
+    search = (*SEARCH, f"objective=[{EMR},{COSIM}]", "hydra/launcher=pool", "hydra.launcher.jobs=2")
+    assert "With an error: trial_001" in start(*search).out
+    rows = {row["trial"]: (row["state"], row["note"]) for row in table(trained.folders[0].parent)}
+    assert rows == {
+        "0": ("complete", ""),
+        "1": ("failed", "error"),
+        "2": ("failed", f"not finite: {trained.calls[2].loss.lambda_attn}, nan"),
+    }
+    assert [folder.name for folder in trained.folders] == ["trial_000", "trial_001", "trial_002"]
+    again = start(*search)
+    assert again.code == 0 and len(trained.calls) == 4 and trained.calls[3].loss == trained.calls[1].loss, again.err
