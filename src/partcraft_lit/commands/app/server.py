@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def start(settings: ServerSettings, folder: Path, *, logs: Path, first: Path | N
         ) from error
     blocks = server.get_blocks()
     blocks._queue.max_size = settings.max_waiting  # queue(max_size=...) would replace the queue that is running
-    return blocks, blocks.local_url
+    return blocks, str(blocks.local_url)
 
 
 class Site:
@@ -170,7 +171,7 @@ class Site:
         run, name = self._run(request), request.path_params["run"]
         indices = [int(text) for text in request.query_params.get("i", "").split(",") if text][: browse.MAX_TILES]
         made = [
-            self.cache.get((name, self._version(name), index), lambda index=index: _tile_or_reason(run, index))
+            self.cache.get((name, self._version(name), index), partial(_tile_or_reason, run, index))
             for index in indices
         ]
         return _cached(b'{"tiles":[' + b",".join(made) + b"]}", "application/json")
