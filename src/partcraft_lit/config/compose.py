@@ -220,7 +220,8 @@ def hydra_values(verb: str, overrides: Sequence[str], key: str, resolve: bool = 
     cfg = _composed(verb, overrides, with_hydra=True)
     if not resolve:
         group, _, name = key.rpartition(".")
-        return OmegaConf.to_container(OmegaConf.select(cfg, f"hydra.{group}"), resolve=False)[name]
+        values: Any = OmegaConf.to_container(OmegaConf.select(cfg, f"hydra.{group}"), resolve=False)
+        return values[name]
     node = OmegaConf.select(cfg, f"hydra.{key}")
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
