@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -94,9 +95,22 @@ def start(settings: ServerSettings, folder: Path, *, logs: Path, first: Path | N
         raise UserError(
             f"app.port={settings.port}: {error}. Another app may be running; app.port=0 takes a free one."
         ) from error
+    if first is not None:
+        threading.Thread(target=_warm_up, args=(runs, first.name), daemon=True).start()
     blocks = server.get_blocks()
     blocks._queue.max_size = settings.max_waiting  # queue(max_size=...) would replace the queue that is running
     return blocks, str(blocks.local_url)
+
+
+def _warm_up(runs: Runs, name: str) -> None:
+    """Opens the first run and its model, so that the first visitor does not wait for them."""
+    try:
+        run = runs.get(name)
+        if run.has_images:
+            browse.tile(run.image(0))
+        run.load()
+    except Exception as error:  # it is said when somebody asks for what is missing
+        sentence_of(error)
 
 
 class Site:
