@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from partcraft_lit.commands.app.shelf import COMPOSING
 from partcraft_lit.config import factories
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError
@@ -99,7 +100,8 @@ def _corrector_of(run_folder: Path) -> RunCorrector:
     from partcraft_lit.commands.discover.correct import RunCorrector
     from partcraft_lit.commands.discover.settings import DiscoverSettings
 
-    own = values_of_run(run_folder)
+    with COMPOSING:
+        own = values_of_run(run_folder)
     return RunCorrector(
         run_folder,
         factories.settings_of(DiscoverSettings, {key: own[key] for key in ("seed", "parts", "paths")}),

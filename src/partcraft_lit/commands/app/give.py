@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from partcraft_lit.commands import export as export_command
 from partcraft_lit.commands.app.jobs import Job, Jobs
+from partcraft_lit.commands.app.shelf import COMPOSING
 from partcraft_lit.config import compose as config
 from partcraft_lit.config.compose import quoted
 from partcraft_lit.core import rundir
@@ -61,7 +62,8 @@ def start(jobs: Jobs, logs: Path, run_folder: Path, part_names: list[str], value
     folder = rundir.new_folder(run_folder / "export").resolve()
     folder.rmdir()  # the command makes it when it is whole
     overrides.append(quoted("output_dir", str(folder)))
-    export_command.check(config.plain(config.compose("export", overrides)))
+    with COMPOSING:
+        export_command.check(config.plain(config.compose("export", overrides)))
     return jobs.start("export", f"Files of {run_folder.name}", overrides, folder, about={"run": run_folder.name})
 
 

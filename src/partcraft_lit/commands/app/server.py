@@ -77,6 +77,8 @@ def start(settings: ServerSettings, folder: Path, *, logs: Path, first: Path | N
         max_upload=settings.max_upload_mb << 20,
         framed=settings.public,
     )
+    if first is not None:
+        _warm_up(runs, first.name)
     try:
         server.launch(
             server_name=settings.host,
@@ -95,21 +97,27 @@ def start(settings: ServerSettings, folder: Path, *, logs: Path, first: Path | N
         raise UserError(
             f"app.port={settings.port}: {error}. Another app may be running; app.port=0 takes a free one."
         ) from error
-    if first is not None:
-        threading.Thread(target=_warm_up, args=(runs, first.name), daemon=True).start()
     blocks = server.get_blocks()
     blocks._queue.max_size = settings.max_waiting  # queue(max_size=...) would replace the queue that is running
     return blocks, str(blocks.local_url)
 
 
 def _warm_up(runs: Runs, name: str) -> None:
-    """Opens the first run and its model, so that the first visitor does not wait for them."""
+    """Opens the first run, and its model in the background, so that the first visitor does not wait for them."""
     try:
         run = runs.get(name)
         if run.has_images:
             browse.tile(run.image(0))
-        run.load()
     except Exception as error:  # it is said when somebody asks for what is missing
+        sentence_of(error)
+        return
+    threading.Thread(target=_load_model, args=(run,), daemon=True).start()
+
+
+def _load_model(run: Any) -> None:
+    try:
+        run.load()
+    except Exception as error:
         sentence_of(error)
 
 

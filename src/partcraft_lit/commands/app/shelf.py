@@ -17,6 +17,8 @@ from partcraft_lit.core.errors import UserError
 
 T = TypeVar("T")
 
+#: Hydra composes one configuration at a time; whoever does so here, or reads that of a run, holds this.
+COMPOSING = threading.RLock()
 #: Open runs: each may hold a model.
 _OPEN_RUNS = 2
 #: Names that become parts of paths and addresses.
@@ -105,7 +107,7 @@ class Runs:
         self.alone = alone
         self._open_run = open_run
         self._open: OrderedDict[tuple[str, float], Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = COMPOSING
 
     def folders(self) -> dict[str, Path]:
         """Name -> folder, newest first."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from partcraft_lit.commands.app.jobs import Job, Jobs
+from partcraft_lit.commands.app.shelf import COMPOSING
 from partcraft_lit.config import compose as config
 from partcraft_lit.config.compose import quoted
 from partcraft_lit.core import rundir
@@ -62,8 +63,9 @@ class Trainer:
 
         request = TrainRequest.model_validate(values)
         overrides = [*self.overrides(request, verb), quoted("paths.logs", str(self.logs.resolve()))]
-        composed = config.plain(config.compose(verb, overrides))
-        importlib.import_module(f"partcraft_lit.commands.{verb}").check(composed)
+        with COMPOSING:
+            composed = config.plain(config.compose(verb, overrides))
+            importlib.import_module(f"partcraft_lit.commands.{verb}").check(composed)
         root = self.logs / verb / "runs"
         folder = rundir.new_folder(root, rundir.settings_hash(composed)).resolve()
         overrides.append(quoted("hydra.run.dir", str(folder)))
