@@ -308,14 +308,15 @@ def main(count: int = 100, seed: int = 0) -> int:
             code, written = bench.run(bench.arguments(bench.root / run, *more))
             assert code == 0, written
         expected = {}
+        # Every copy is called "run": an export has its files named after it.
         for verb in VERBS:
-            run, out = bench.root / f"intact {verb}", bench.root / f"out {verb}"
+            run, out = bench.root / f"intact {verb}" / "run", bench.root / f"out {verb}"
             shutil.copytree(bench.intact(verb), run)
             code, written = bench.run(bench.command(verb, run, out))
             assert code == 0, written
             expected[verb] = result(verb, run, out)
         for number, verb, damage, draw in cases(count, seed):
-            run, out = bench.root / f"case {number}", bench.root / f"out {number}"
+            run, out = bench.root / f"case {number}" / "run", bench.root / f"out {number}"
             shutil.copytree(bench.intact(verb), run)
             did = damage(run, draw, f"touch '{bench.marker}'")
             code, written = bench.run(bench.command(verb, run, out))
