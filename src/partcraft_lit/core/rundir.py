@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write, make_folder
+from partcraft_lit.core.settings import expand_user
 
 try:
     import fcntl
@@ -111,10 +112,14 @@ def find_run(run: str, root: Path) -> Path:
                 f"run=latest: there is no run in {root}. Train one first (partcraft train), or name one: run=PATH."
             )
         return next((folder for folder in runs if (folder / FINISHED).exists()), runs[0]).resolve()
-    for folder in (Path(run).expanduser(), root / run):
+    try:
+        given = expand_user(Path(run))
+    except ValueError as error:
+        raise UserError(f"run={run}: {error}.") from None
+    for folder in (given, root / run):
         if (folder / ".hydra" / "config.yaml").is_file():
             return folder.resolve()
-    if Path(run).expanduser().is_dir():
+    if given.is_dir():
         raise UserError(f"run={run}: this folder is not a run: it has no .hydra/config.yaml.")
     known = ", ".join(folder.name for folder in _newest_first(root, "*")[:5]) or "none yet"
     raise UserError(f"run={run}: no such run. Newest in {root}: {known}.")
