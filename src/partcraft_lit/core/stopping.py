@@ -9,8 +9,8 @@ keeps it from that for longer than a few seconds, outside of deferred sections, 
 
 from __future__ import annotations
 
-import math
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -71,10 +71,10 @@ class _Catcher:
     """The handler of a process; see the module.
 
     Attributes:
-        called: when any of them ran last.
+        calls: how often any of them ran.
     """
 
-    called = -math.inf
+    calls = 0
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -86,7 +86,8 @@ class _Catcher:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             return  # a forked child, of which its parent takes care
-        now = _Catcher.called = time.monotonic()
+        _Catcher.calls += 1
+        now = time.monotonic()
         if _in_finalizer(frame):  # Python would print and forget what is raised there
             threading.Timer(_AGAIN_S, os.kill, (self.process, number)).start()
             return
@@ -131,7 +132,7 @@ def caught(end: Callable[[Stopped], int] | None = None) -> Iterator[None]:
     outer, _catcher = _catcher, _Catcher()
     before: dict[int, Any] = {number: signal.signal(number, _catcher) for number in SIGNALS}
     try:
-        with _watched(_catcher, end) if end is not None else nullcontext():
+        with _watched(_catcher, end) if end is not None and os.name == "posix" else nullcontext():
             yield
     finally:
         ended, _catcher = _catcher.ending, outer
@@ -145,15 +146,23 @@ def _watched(catcher: _Catcher, end: Callable[[Stopped], int]) -> Iterator[None]
     """Inside, a thread ends the process when its main thread does not come to run the handler of a signal."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
+    first = _Catcher.calls
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # Python's own handler writes numbers there
 
     def watch() -> None:
+        seen = first
         while data := os.read(reading, 1):
-            came = time.monotonic()
-            if data[0] in SIGNALS:
-                time.sleep(_BLOCKED_S)
-                if _Catcher.called < came - _ONE_SIGNAL_S and not catcher.deferring:
-                    os._exit(end(Stopped(data[0])))
+            if data[0] not in SIGNALS:
+                continue
+            time.sleep(_BLOCKED_S)
+            # Calls are read first: what is written after the rest was taken out is of a signal with a later call.
+            # Clocks would not do: on a busy machine this thread wakes up long after the handler has run.
+            calls = _Catcher.calls
+            while select.select([reading], [], [], 0)[0] and os.read(reading, 64):
+                pass
+            if calls == seen and not catcher.deferring:
+                os._exit(end(Stopped(data[0])))
+            seen = calls
         os.close(reading)
 
     threading.Thread(target=watch, name="blocked-main-thread", daemon=True).start()
