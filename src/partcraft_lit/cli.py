@@ -252,7 +252,7 @@ def _parsed(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Names
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:]}.")
 
-    parser.error = refuse  # type: ignore[method-assign, assignment]
+    parser.error = refuse  # type: ignore[method-assign]
     args = parser.parse_args(given)
     chosen = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(args, name)]
     if len(chosen) > 1:

@@ -136,7 +136,7 @@ def objectives_of(objective: Any) -> tuple[str, ...]:
 
 def _dimension(key: str, override: Override) -> Dimension:
     value = override.value()
-    tags = getattr(value, "tags", set())
+    tags: set[str] = getattr(value, "tags", set())
     if unknown := sorted(tags - {"log"}):
         raise UserError(
             f"{override.input_line}: the tag '{unknown[0]}' means nothing here. {did_you_mean('', ['log'])}"

@@ -43,7 +43,7 @@ class SearchSettings:
         """Number of trials that are proposed together."""
         return self.n_jobs or 1
 
-    def directions(self, objectives: int) -> list[str]:
+    def directions(self, objectives: int) -> list[Direction]:
         """One per objective."""
         given = self.direction
         return [given] * objectives if isinstance(given, str) else list(given)

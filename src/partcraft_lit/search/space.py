@@ -68,7 +68,8 @@ class Choice:
 
     def suggest(self, trial: Trial, key: str) -> Value:
         """As for an interval."""
-        chosen: Value = trial.suggest_categorical(key, self.values)
+        chosen = trial.suggest_categorical(key, self.values)
+        assert chosen is not None  # no choice is None
         return chosen
 
     def samples(self) -> list[Value]:

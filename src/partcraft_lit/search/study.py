@@ -162,9 +162,8 @@ class Search(AbstractContextManager["Search"]):
         elif isinstance(outcome, Scored) and all(map(math.isfinite, outcome.values)):
             self.study.tell(number, list(outcome.values))
         else:
-            error = isinstance(outcome, Failed)
-            self._failed_now += error
-            reason = "error" if error else f"not finite: {', '.join(map(str, outcome.values))}"
+            self._failed_now += isinstance(outcome, Failed)
+            reason = "error" if isinstance(outcome, Failed) else f"not finite: {', '.join(map(str, outcome.values))}"
             self._trials_here[number].set_user_attr(FAILURE, reason)
             self.study.tell(number, state=TrialState.FAIL)
         del self._trials_here[number]

@@ -19,7 +19,7 @@ from partcraft_lit.parts.corrections_file import FILE_NAME, CorrectionsFile
 from partcraft_lit.runs.stored import values_of_run
 
 if TYPE_CHECKING:
-    from partcraft_lit.commands.discover.correct import RunCorrector
+    from partcraft_lit.runs.correcting import RunCorrector
 
 
 class Step(BaseModel):
@@ -97,8 +97,8 @@ class Corrector:
 
 
 def _corrector_of(run_folder: Path) -> RunCorrector:
-    from partcraft_lit.commands.discover.correct import RunCorrector
-    from partcraft_lit.commands.discover.settings import DiscoverSettings
+    from partcraft_lit.runs.correcting import RunCorrector
+    from partcraft_lit.runs.settings import DiscoverSettings
 
     with COMPOSING:
         own = values_of_run(run_folder)
