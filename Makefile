@@ -1,5 +1,6 @@
 # make demo | test | env | lint | docs | wheel-smoke | bench. Each makes the environment first if it is missing or out of date.
 # make app | test-app   the composer in the browser, on the newest run; its tests in a real browser
+# make test-slow    the tests that take longest
 # make test-slurm   tests on a SLURM node of its own; installs Debian's slurm-wlm and munge, as root
 # make stats | clean
 #
@@ -33,7 +34,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 EXTRA = $(PY) tools/check_env.py $(ACCELERATOR) $(1) || \
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
 
-.PHONY: help env demo app test test-app test-slurm lint format docs wheel-smoke stats bench clean
+.PHONY: help env demo app test test-slow test-app test-slurm lint format docs wheel-smoke stats bench clean
 
 help:
 	@sed -n '1,12p' Makefile | sed 's/^# \{0,1\}//'
@@ -68,9 +69,16 @@ app: env
 	@compgen -G "logs/train/runs/*/finished.json" >/dev/null || $(MAKE) demo
 	$(PY) -m partcraft_lit app $(ARGS)
 
+OTHER_TIERS := not gpu and not net and not app and not slurm
+PYTEST := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q
+IN_PROCESSES = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: env
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
-		$(PY) -m pytest -q -m "not gpu and not net and not app and not slurm" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not slow and $(OTHER_TIERS)" $(IN_PROCESSES) $(ARGS)
+
+# Whole tables, sweeps and commands in several processes: minutes more.
+test-slow: env
+	$(PYTEST) -m "slow and $(OTHER_TIERS)" $(IN_PROCESSES) $(ARGS)
 
 # A browser is installed where apt is there and may; without one, these tests are skipped.
 test-app: env
@@ -79,12 +87,12 @@ test-app: env
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || [ -n "$$CHROMIUM" ] || \
 		{ command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y chromium >/dev/null; } || \
 		echo "There is no Chromium, and it cannot be installed here: tests in a browser are skipped."
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -m app tests/app $(ARGS)
+	$(PYTEST) -m app tests/app $(ARGS)
 
 # Not part of "test": it needs root, and daemons that it starts and stops. Ends with an error where SLURM is not to be had.
 test-slurm: env
 	@$(PY) tools/slurm_node.py install
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -m slurm tests/slurm $(ARGS)
+	$(PYTEST) -m slurm tests/slurm $(ARGS)
 
 lint: env
 	$(VENV)/bin/ruff check .

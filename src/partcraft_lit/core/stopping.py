@@ -120,7 +120,8 @@ def caught(end: Callable[[Stopped], int] | None = None) -> Iterator[None]:
     """Catches :data:`SIGNALS` inside; in another thread than the main one, where Python has no signals, nothing.
 
     Of a command that was stopped, the process is about to exit: a handler that was there before comes back, but what
-    Python would do by default, to tear down its own exit, does not.
+    Python would do by default, to tear down its own exit, does not. Of one that is done, the same holds for the last of
+    the signals, which a scheduler sends before a time limit.
 
     Args:
         end: ends the command from another thread, where the main one cannot, and returns the exit code.
@@ -138,7 +139,8 @@ def caught(end: Callable[[Stopped], int] | None = None) -> Iterator[None]:
         ended, _catcher = _catcher.ending, outer
         for number, handler in before.items():
             default = handler in (signal.SIG_DFL, signal.default_int_handler)
-            signal.signal(number, signal.SIG_IGN if ended and default else handler)
+            exits = ended or number == SIGNALS[-1]
+            signal.signal(number, signal.SIG_IGN if exits and default else handler)
 
 
 @contextmanager
