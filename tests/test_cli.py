@@ -27,7 +27,8 @@ def fake_run(monkeypatch):
     state = SimpleNamespace(calls=[], does=lambda folder: {"score": 1.0})
 
     def record(name):
-        def call(settings, folder, **others):
+        def call(settings, folder, *run, **others):
+            others |= {"run": run[0]} if run else {}
             state.calls.append(
                 SimpleNamespace(name=name, settings=settings, folder=folder, argv=list(sys.argv), **others)
             )
@@ -39,6 +40,8 @@ def fake_run(monkeypatch):
         module = ModuleType(f"partcraft_lit.commands.{name}.{name}")
         setattr(module, name, record(name))
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    opened = lambda folder, values: SimpleNamespace(folder=folder, values=values)  # noqa: E731
+    monkeypatch.setattr("partcraft_lit.composer.run.Run", opened)
     return state
 
 
@@ -356,8 +359,8 @@ def test_generate_and_evaluate_read_the_run(start, fake_run):
     result = start("generate", "prompt=a photo of a <head:3> bird", "num_images=2", "trainer=cpu")
     assert result.code == 0, result.err
     call = fake_run.calls[-1]
-    assert call.settings.prompt == "a photo of a <head:3> bird" and call.trained.parts.M == 3
-    assert call.run_folder == run_folder and call.folder.parent == run_folder / "generated"
+    assert call.settings.prompt == "a photo of a <head:3> bird" and call.run.values["parts"]["M"] == 3
+    assert call.run.folder == run_folder and call.folder.parent == run_folder / "generated"
     result = start("evaluate", f"run={run_folder.name}", "eval.compositions=3", "trainer=cpu")
     assert result.code == 0, result.err
     call = fake_run.calls[-1]

@@ -137,14 +137,17 @@ def trial(root: Path, rng: random.Random, seconds: float, whole: Result) -> tupl
                 code = wait(process, _LIMIT_S)
                 done.append(f"{chosen.name}{' group' if group else ''} {code}")
                 if code not in (0, -chosen, 128 + chosen):
-                    return ", ".join(done), [f"exit code {code} after {chosen.name}", out.read_text()[-3000:]]
+                    return ", ".join(done), [
+                        f"exit code {code} after {chosen.name}",
+                        out.read_text(encoding="utf-8")[-3000:],
+                    ]
                 if code == 0:
                     break
                 continue
         else:
             code = wait(process, _LIMIT_S)
         if code != 0:
-            return ", ".join(done), [f"exit code {code}", out.read_text()[-3000:]]
+            return ", ".join(done), [f"exit code {code}", out.read_text(encoding="utf-8")[-3000:]]
         break
     folders = list((root / "logs" / "train" / "runs").iterdir())
     wrong = [f"{len(folders)} run folders"] if len(folders) != 1 else Result.of(folders[0]).differences(whole)
@@ -165,7 +168,7 @@ def main(trials: int = 20, seed: int = 0) -> int:
         whole_root.mkdir()
         code = wait(start(command, root / "out.txt"), _LIMIT_S)
         if code != 0:
-            print((root / "out.txt").read_text())
+            print((root / "out.txt").read_text(encoding="utf-8"))
             return 1
         seconds = time.monotonic() - started
         (folder,) = (whole_root / "logs" / "train" / "runs").iterdir()

@@ -107,13 +107,19 @@ def start(folder: Path) -> Path:
         # In a folder of /tmp that others may write to, it starts only when told so.
         for command in (["munged", "--force", *munged], ["slurmctld", "-c"], ["slurmd"]):
             started = subprocess.run(
-                [_program(command[0]) or command[0], *command[1:]], env=environment, capture_output=True, text=True
+                [_program(command[0]) or command[0], *command[1:]],
+                env=environment,
+                capture_output=True,
+                encoding="utf-8",
             )
             if started.returncode:
                 raise RuntimeError(f"{command[0]} does not start: {started.stdout}{started.stderr}")
         _wait_until_idle(environment)
     except RuntimeError as error:
-        logs = "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-3000:]}" for path in folder.glob("*.log"))
+        logs = "\n".join(
+            f"{path.name}:\n{path.read_text(encoding='utf-8', errors='replace')[-3000:]}"
+            for path in folder.glob("*.log")
+        )
         stop(folder)
         raise RuntimeError(f"{error}\n{logs}") from None
     return configuration
@@ -144,7 +150,7 @@ def _wait_until_idle(environment: dict[str, str]) -> None:
     state = ""
     until = time.monotonic() + _STARTS_WITHIN_S
     while time.monotonic() < until:
-        asked = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True)
+        asked = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, encoding="utf-8")
         state = asked.stdout.strip() + asked.stderr.strip()
         if asked.returncode == 0 and set(asked.stdout.split()) == {"idle"}:
             return

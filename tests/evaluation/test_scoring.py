@@ -14,11 +14,11 @@ def test_two_classes_give_no_hybrids_of_four(tmp_path, capsys):
     """The settings as shipped ask for up to four species; a folder with two classes is scored without an error."""
     settings = SimpleNamespace(reconstructions=2, compositions=3, species=(1, 2, 3, 4), seed=0)
     codes = torch.zeros(6, 6, dtype=torch.long)
-    scorer = Scorer(settings, None, codes, torch.arange(6) % 2, tmp_path)
+    scorer = Scorer(settings, SimpleNamespace(retired=()), codes, torch.arange(6) % 2, tmp_path)
     assert list(scorer.protocols()) == ["reconstruction", "1 species", "2 species"]
     scorer.log_left_out(Stages())
     assert "eval.species: 3, 4 left out; 6 images, 2 classes and 6 parts" in capsys.readouterr().out
-    alike = Scorer(settings, None, codes, None, tmp_path)
+    alike = Scorer(settings, SimpleNamespace(retired=()), codes, None, tmp_path)
     assert list(alike.protocols())[-1] == "4 species"
     alike.log_left_out(Stages())
     assert not capsys.readouterr().out

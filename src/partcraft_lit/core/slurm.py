@@ -24,7 +24,7 @@ def requeue() -> str | None:
         return None
     try:
         done = subprocess.run(
-            ["scontrol", "requeue", job], capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
+            ["scontrol", "requeue", job], capture_output=True, encoding="utf-8", errors="replace", timeout=_TIMEOUT_S
         )
         refusal = "" if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
