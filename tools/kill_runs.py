@@ -18,11 +18,11 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from forked import start, wait
 
 STEPS = 12
 #: Logged every two steps, saved every three, looked at every four: a stop falls between them in all ways.
@@ -73,45 +73,6 @@ class Result:
             lost, more = [x for x in theirs if x not in ours], [x for x in ours if x not in theirs]
             found.append(f"metrics: {len(ours)} lines instead of {len(theirs)}; lost {lost[:2]}; more {more[:2]}")
         return found
-
-
-def start(command: Sequence[str], out: Path) -> int:
-    """Forks a process that runs the command in a group of its own, with its output in ``out``; returns its id."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        os.setsid()
-        _be_command(command, out)
-    except SystemExit as ended:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(ended.code or 0))
-    except BaseException:
-        traceback.print_exc()
-    os._exit(99)
-
-
-def _be_command(command: Sequence[str], out: Path) -> NoReturn:
-    from partcraft_lit import cli
-
-    with out.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = ["partcraft", *command]
-    cli.main(list(command))
-
-
-def wait(process: int, seconds: float) -> int | None:
-    """Its exit code, negative for a signal that killed it; None if it still runs then."""
-    until = time.monotonic() + seconds
-    while True:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
-            return None
-        time.sleep(0.005)
 
 
 def preload() -> None:

@@ -21,11 +21,12 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
+
+from forked import start, wait
 
 OBJECTIVE = "eval/emr@4_species"
 TRIALS = 12  # the last two are proposed by what the first ten scored
@@ -60,45 +61,6 @@ def train(settings: Any, folder: Path, **others: Any) -> dict[str, float]:
             file.write(f"{folder.name}\n")
     time.sleep(_TRAINS_S)
     return {OBJECTIVE: score(settings.loss.lambda_attn, settings.lora.rank, settings.parts.K)}
-
-
-def start(command: Sequence[str], out: Path) -> int:
-    """Forks a process that runs the command, with its output in ``out``; returns its id."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        os.setsid()
-        _be_command(command, out)
-    except SystemExit as ended:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(ended.code or 0))
-    except BaseException:
-        traceback.print_exc()
-    os._exit(99)
-
-
-def _be_command(command: Sequence[str], out: Path) -> NoReturn:
-    from partcraft_lit import cli
-
-    with out.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = ["partcraft", *command]
-    cli.main(list(command))
-
-
-def wait(process: int, seconds: float) -> int | None:
-    """Its exit code, negative for a signal that killed it; None if it still runs then."""
-    until = time.monotonic() + seconds
-    while True:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
-            return None
-        time.sleep(0.005)
 
 
 def preload() -> None:

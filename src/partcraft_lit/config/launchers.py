@@ -6,6 +6,7 @@ runs what is missing, failed or changed, and takes the values of the others from
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,8 +145,13 @@ class _JobLauncher(Launcher):
         self._context, self._config = hydra_context, config
         self._settings = self._checked()
 
+    @abstractmethod
     def _checked(self) -> PoolSettings | SlurmSettings:
-        raise NotImplementedError
+        """Settings of the launcher.
+
+        Raises:
+            UserError: for what this machine cannot do.
+        """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs jobs; one that fails does not raise, its ``JobReturn`` does when it is asked for its value."""

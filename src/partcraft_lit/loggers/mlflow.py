@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from partcraft_lit.loggers.background import Background
 from partcraft_lit.loggers.guard import Guard
+from partcraft_lit.loggers.guarded import GuardedLogger
 from partcraft_lit.loggers.identity import RunIdentity
 from partcraft_lit.loggers.run_logger import STEP, Logged
 
@@ -33,7 +33,7 @@ _ID_TAG = "partcraft.run_id"
 _BATCH, _LONGEST = 100, 500
 
 
-class MlflowRunLogger(Logger):
+class MlflowRunLogger(GuardedLogger):
     """A run of MLflow, found again by the id in the run folder.
 
     Parameters are flattened (``loss.lambda_attn``) and, as a whole, the artifact ``config.json``. Names have a dot
@@ -66,32 +66,14 @@ class MlflowRunLogger(Logger):
         artifacts: bool = False,
         replay: bool = False,
     ) -> None:
-        super().__init__()
-        self._folder, self._id, self._identity = folder, run_id, identity
-        self._experiment_name, self._tracking_uri, self._artifact_root = experiment, tracking_uri, artifact_root
-        self._finish_timeout_s, self._artifacts, self._replay = finish_timeout_s, artifacts, replay
         kept = "The run goes on without it; 'partcraft dashboard sync logger=mlflow' replays it later."
-        self._guard = Guard("MLflow", kept, quiet=replay)
+        super().__init__(folder, run_id, identity, experiment, Guard("MLflow", kept, quiet=replay))
+        self._tracking_uri, self._artifact_root = tracking_uri, artifact_root
+        self._finish_timeout_s, self._artifacts, self._replay = finish_timeout_s, artifacts, replay
         self._background = Background(self._guard, init_timeout_s)
         self._client: MlflowClient | None = None
         self._run: Any = None
         self._last_step, self._newest = -1, 0
-
-    @property
-    def name(self) -> str:
-        return self._experiment_name
-
-    @property
-    def version(self) -> str:
-        return self._id
-
-    @property
-    def save_dir(self) -> str:
-        return str(self._folder)
-
-    @property
-    def trouble(self) -> str | None:
-        return self._guard.trouble
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -171,10 +153,10 @@ class MlflowRunLogger(Logger):
         return str(self._run.info.run_id)
 
     def _experiment_of(self, client: MlflowClient) -> str:
-        found = client.get_experiment_by_name(self._experiment_name)
+        found = client.get_experiment_by_name(self._project)
         if found is not None:
             return str(found.experiment_id)
-        return str(client.create_experiment(self._experiment_name, artifact_location=self._artifact_root))
+        return str(client.create_experiment(self._project, artifact_location=self._artifact_root))
 
     def _tags(self) -> dict[str, str]:
         identity = self._identity

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from partcraft_lit.loggers.guard import Guard
+from partcraft_lit.loggers.guarded import GuardedLogger
 from partcraft_lit.loggers.identity import RunIdentity
 from partcraft_lit.loggers.run_logger import Logged
 
 
-class TrackioRunLogger(Logger):
+class TrackioRunLogger(GuardedLogger):
     """A run of trackio, in the local files that ``trackio show`` reads.
 
     It is found again by the id in the run folder, whatever its name. A resumed run logs no step that trackio has.
@@ -43,30 +43,12 @@ class TrackioRunLogger(Logger):
         artifacts: bool = False,
         replay: bool = False,
     ) -> None:
-        super().__init__()
-        self._folder, self._id, self._identity, self._project = folder, run_id, identity, project
-        self._artifacts, self._replay = artifacts, replay
         kept = "The run goes on without it; 'partcraft dashboard sync logger=trackio' replays it later."
-        self._guard = Guard("trackio", kept, quiet=replay)
+        super().__init__(folder, run_id, identity, project, Guard("trackio", kept, quiet=replay))
+        self._artifacts, self._replay = artifacts, replay
         self._config: dict[str, Any] = {}
         self._run: Any = None
         self._last_step, self._newest = -1, 0
-
-    @property
-    def name(self) -> str:
-        return self._project
-
-    @property
-    def version(self) -> str:
-        return self._id
-
-    @property
-    def save_dir(self) -> str:
-        return str(self._folder)
-
-    @property
-    def trouble(self) -> str | None:
-        return self._guard.trouble
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
