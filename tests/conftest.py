@@ -378,3 +378,12 @@ def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:
         raise
     finally:
         dist.destroy_process_group()
+
+
+@pytest.fixture
+def no_account(monkeypatch, tmp_path):
+    """No key, server or mode of W&B that this machine may have."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
