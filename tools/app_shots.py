@@ -144,9 +144,9 @@ def screens(page: Page, out: Path) -> None:
     page.check("#train-quick")
     page.click("#train-start")
     page.wait_for_selector('.job[data-kind="train"] .progress', timeout=300_000)
-    for _ in range(600):
+    for _ in range(2400):
         step = page.locator(".job").first.get_attribute("data-step") or "0"
-        if int(step) >= 20:
+        if int(step) >= 300:
             break
         page.wait_for_timeout(500)
     shoot(page, out / "app-train.png")

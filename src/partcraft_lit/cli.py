@@ -435,7 +435,7 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
         _end_further_process(0)
         stopping.end_followers(by_themselves=True)
         scores = f"partcraft evaluate run={folder} scores what there is"
-        _say_end(f"stopped by trainer.max_time {end.reached}", _left(progress), scores)
+        _print_end(f"stopped by trainer.max_time {end.reached}", _left(progress), scores)
         return None
     except Exception as error:
         progress.errors.append(error)
@@ -489,7 +489,7 @@ def _stopped(error: KeyboardInterrupt, progress: _Progress) -> int:
     stopping.end_followers(by_themselves=stop.agreed)
     reached = f"stopped by {stop.name}" + (f" {stop.reached}" if stop.reached else "")
     requeued = slurm.requeue() if stop.name == "SIGUSR1" else None
-    _say_end(reached, requeued, _left(progress))
+    _print_end(reached, requeued, _left(progress))
     return stop.code
 
 
@@ -502,7 +502,7 @@ def _end_further_process(code: int) -> None:
         os._exit(code)
 
 
-def _say_end(*parts: str | None) -> None:
+def _print_end(*parts: str | None) -> None:
     print(f"\npartcraft: {'; '.join(filter(None, parts))}.", file=sys.stderr, flush=True)
 
 

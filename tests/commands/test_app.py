@@ -13,7 +13,7 @@ from partcraft_lit.commands import app
 from partcraft_lit.commands.app.browse import Cache, _stride
 from partcraft_lit.commands.app.draw import DrawRequest, sentence_of
 from partcraft_lit.commands.app.guard import Guard
-from partcraft_lit.commands.app.shelf import DrawnImages, Newest, Runs, title_of
+from partcraft_lit.commands.app.shelf import DrawnImages, RecentCache, Runs, title_of
 from partcraft_lit.config import compose as config
 from partcraft_lit.core.errors import UserError
 
@@ -174,7 +174,7 @@ def test_an_error_in_the_app_is_an_answer(caplog):
 
 
 def test_newest_and_cache_are_bounded():
-    newest = Newest(3)
+    newest = RecentCache(3)
     names = [newest.put(number) for number in range(5)]
     assert len(newest) == 3 and newest.get(names[0]) is None and newest.get(names[4]) == 4
     assert len(set(names)) == 5 and all(len(name) == 32 for name in names)

@@ -17,7 +17,7 @@ from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Conditioning
-from partcraft_lit.runs.memory import apply_memory_options, broken_promise, in_passes, offloaded
+from partcraft_lit.runs.memory import apply_memory_options, batch_limit_note, in_passes, offloaded
 from partcraft_lit.runs.settings import TrainSettings
 
 NONE = HardwareSettings(gradient_checkpointing=False, max_batch_size=None, offload=(), compile=False)
@@ -47,10 +47,10 @@ def test_prior_images_count_among_those_at_once(most, passes):
 
 def test_it_is_said_where_two_images_go_where_one_was_asked_for():
     asked = ("hardware.max_batch_size=1", "data.batch_size=8")
-    assert broken_promise(in_passes(settings_for(*asked))[0]) is None
-    said = broken_promise(in_passes(settings_for(*asked, "prior.weight=1"))[0])
+    assert batch_limit_note(in_passes(settings_for(*asked))[0]) is None
+    said = batch_limit_note(in_passes(settings_for(*asked, "prior.weight=1"))[0])
     assert said is not None and "max_batch_size=1: 2 images go through" in said
-    assert broken_promise(settings_for("hardware.max_batch_size=2", "prior.weight=1")) is None
+    assert batch_limit_note(settings_for("hardware.max_batch_size=2", "prior.weight=1")) is None
 
 
 def test_without_a_gpu_the_networks_of_the_first_minutes_rest():

@@ -164,10 +164,10 @@ def test_a_search_of_which_all_fails_ends(tmp_path):
     with Search(tmp_path, SETTINGS, SPACE, ["score"]) as search:
         for _ in range(2):
             search.tell(search.claim()[0].number, Failed())
-            search.check_hope()
+            search.raise_if_all_failed()
         search.tell(search.claim()[0].number, Failed())
         with pytest.raises(UserError, match="All 3 trials failed"):
-            search.check_hope()
+            search.raise_if_all_failed()
 
 
 def test_a_study_is_not_mixed_with_another(tmp_path):

@@ -226,7 +226,7 @@ class OptunaSweeper(Sweeper):
             try:
                 while batch := search.claim():
                     self._run(search, batch)
-                    search.check_hope()
+                    search.raise_if_all_failed()
             finally:
                 trials = write_results(search)
             print(summary(search, trials), flush=True)  # noqa: T201

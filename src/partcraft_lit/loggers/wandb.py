@@ -197,7 +197,7 @@ class WandbRunLogger(WandbLogger):
             if mode == "online":
                 # What W&B would print while the run goes on: that something did not arrive.
                 messages = logging.Logger(f"{__name__}.messages")
-                messages.addHandler(_Told(self._guard.tell))
+                messages.addHandler(_UploadErrors(self._guard.tell))
                 wandb.termsetup(self._wandb_init["settings"], messages)
             if run.resumed:
                 self._last_step = int(run.summary.get(STEP, -1))
@@ -216,7 +216,7 @@ def _with_images(data: list[list[Any]] | None) -> list[list[Any]] | None:
     return [[wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in data]
 
 
-class _Told(logging.Handler):
+class _UploadErrors(logging.Handler):
     """Hands on what says that something did not arrive; W&B also warns of tables that it has already."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:

@@ -47,7 +47,7 @@ def images_per_example(settings: TrainSettings) -> int:
     return 2 if settings.prior.weight else 1
 
 
-def broken_promise(settings: TrainSettings) -> str | None:
+def batch_limit_note(settings: TrainSettings) -> str | None:
     """A sentence where more images go through the networks at once than ``hardware.max_batch_size`` says."""
     most, least = settings.hardware.max_batch_size, images_per_example(settings)
     if most is None or most >= least:

@@ -27,7 +27,7 @@ _NOT_INHERITED = ("HYDRA_FULL_ERROR",)
 
 
 @dataclass(frozen=True)
-class End:
+class TaskResult:
     """How a task ended; ``error`` is the end of the output unless it ended well, ``code`` the exit code."""
 
     seconds: float
@@ -92,7 +92,7 @@ def run_task(
     ledger: Ledger | None,
     run: Callable[[tuple[str, ...], int, Mapping[str, str], int], int],
     cluster_id: str = "",
-) -> End:
+) -> TaskResult:
     """Runs the steps of a task that are not done.
 
     Args:
@@ -107,7 +107,7 @@ def run_task(
     if ledger is not None:
         ledger.append(entry_of(task, ledger, "running", cluster_id=cluster_id))
     code, error = _run_steps(task, {**environment, **task.environment}, held, run)
-    end = End(round(time.monotonic() - started, 3), error, code)
+    end = TaskResult(round(time.monotonic() - started, 3), error, code)
     if ledger is not None:
         message = (error or "") if end.status == "failed" else ""
         more = {"code": code, "seconds": end.seconds, "message": message, "cluster_id": cluster_id}

@@ -22,7 +22,7 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import locked, make_folder
 from partcraft_lit.scheduling.ledger import Entry, Ledger
 from partcraft_lit.scheduling.locks import try_lock
-from partcraft_lit.scheduling.running import PATIENCE_S, End, Processes, entry_of, environment_of, run_task
+from partcraft_lit.scheduling.running import PATIENCE_S, Processes, TaskResult, entry_of, environment_of, run_task
 from partcraft_lit.scheduling.settings import SlurmSettings
 from partcraft_lit.scheduling.tasks import LOG, Outcome, Task
 
@@ -159,7 +159,7 @@ class SlurmTask:
         process of the job, and SIGTERM, which the cluster sends before it takes the machine away or ends the job.
         """
         self._processes, self._ended = Processes(), False
-        ends: list[End | None] = []
+        ends: list[TaskResult | None] = []
         threading.Thread(target=self._run, args=(ends, self._processes), daemon=True).start()
         while not self._ended:
             time.sleep(_POLL_S)
@@ -183,7 +183,7 @@ class SlurmTask:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_processes": None, "_ended": False}
 
-    def _run(self, ends: list[End | None], processes: Processes) -> None:
+    def _run(self, ends: list[TaskResult | None], processes: Processes) -> None:
         try:
             while (held := try_lock(self.task.folder)) is None:
                 time.sleep(_POLL_S)

@@ -40,7 +40,7 @@ class Supervisor:
         if hasattr(signal, "SIGUSR2"):
             # By it SLURM warns every process of a job that submitit started, and submitit's own sees to the rest.
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        before = functools.partial(_die_with, os.getpid()) if sys.platform == "linux" else None
+        before = functools.partial(_end_with_parent, os.getpid()) if sys.platform == "linux" else None
         self._job = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=before)
         if (early := self._signal) is not None and not self._passed_on:  # it came while the command was being started
             self.stop(early)
@@ -78,7 +78,7 @@ class Supervisor:
                 self._job.kill()
 
 
-def _die_with(parent: int) -> None:
+def _end_with_parent(parent: int) -> None:
     """In the command's process: the system kills it when its parent, the supervisor, is killed."""
     import ctypes
 

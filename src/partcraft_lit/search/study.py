@@ -177,7 +177,7 @@ class Search(AbstractContextManager["Search"]):
         attributes = {trial.number: trial.user_attrs for trial in self._trials()}
         return {own[_RETRY_OF]: number for number, own in attributes.items() if _RETRY_OF in own}
 
-    def check_hope(self) -> None:
+    def raise_if_all_failed(self) -> None:
         """Raises a UserError if nothing but failures came so far: the next trials would fail as well."""
         if self._failed_now < max(_HOPELESS, self.settings.block):
             return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from partcraft_lit.commands.app.browse import choices_of, data_uri
-from partcraft_lit.commands.app.shelf import DrawnImages, Newest, Runs
+from partcraft_lit.commands.app.shelf import DrawnImages, RecentCache, Runs
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.settings import Seed
 
@@ -39,7 +39,7 @@ class Choice(BaseModel):
     weight: Annotated[float, Field(ge=0, le=4)] = 1.0
 
 
-class Wanted(BaseModel):
+class CompositionRequest(BaseModel):
     """A composition as the page has it; words that are None are the model's own."""
 
     model_config = ConfigDict(extra="forbid")
@@ -57,7 +57,7 @@ class PreviewRequest(BaseModel):
     """A preview."""
 
     run: Text
-    composition: Wanted
+    composition: CompositionRequest
     seed: Seed = 0
 
 
@@ -65,7 +65,7 @@ class DrawRequest(BaseModel):
     """Images in full quality; None takes the settings of the model."""
 
     run: Text
-    composition: Wanted
+    composition: CompositionRequest
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=64)]
     steps: Annotated[int, Field(ge=1, le=200)] | None = None
     guidance: Annotated[float, Field(ge=0, le=50)] | None = None
@@ -96,7 +96,7 @@ class Drawings:
         self.runs = runs
         self.images = DrawnImages(folder / "images", kept)
         self.max_images = max_images
-        self._results: Newest[tuple[Run, Result]] = Newest(_ATTENTIVE)
+        self._results: RecentCache[tuple[Run, Result]] = RecentCache(_ATTENTIVE)
 
     def preview(self, data: dict[str, Any]) -> dict[str, Any]:
         request = PreviewRequest.model_validate(data)

@@ -106,7 +106,7 @@ class Guard:
         if self._secret is not None and path not in _WITHOUT_PASSWORD:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             if kind.lower() != b"basic" or not secrets.compare_digest(given.strip(), self._secret):
-                return 401, "Wanted are the user and the password."
+                return 401, "CompositionRequest are the user and the password."
         return None
 
     def _post_refusal(self, headers: dict[bytes, bytes], host: str) -> tuple[int, str] | None:
@@ -116,7 +116,7 @@ class Guard:
         # No form of another site can send these types without asking first.
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if kind not in (b"application/json", b"application/octet-stream"):
-            return 415, "Wanted is JSON, or a file as application/octet-stream."
+            return 415, "CompositionRequest is JSON, or a file as application/octet-stream."
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._limit(kind):
             return 413, "That file is too large."

@@ -16,11 +16,11 @@ from urllib.parse import unquote
 
 from partcraft_lit.commands.app import browse, give
 from partcraft_lit.commands.app.correct import Corrector
-from partcraft_lit.commands.app.draw import Drawings, Wanted, for_queue, sentence_of
+from partcraft_lit.commands.app.draw import CompositionRequest, Drawings, for_queue, sentence_of
 from partcraft_lit.commands.app.guard import Guard
 from partcraft_lit.commands.app.jobs import Jobs, state_of
 from partcraft_lit.commands.app.settings import ServerSettings
-from partcraft_lit.commands.app.shelf import Newest, Runs, version
+from partcraft_lit.commands.app.shelf import RecentCache, Runs, version
 from partcraft_lit.commands.app.train import Trainer
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.progress import Stages
@@ -66,9 +66,9 @@ def start(settings: ServerSettings, folder: Path, *, logs: Path, first: Path | N
     server = gradio.Server(title="partcraft", docs_url=None, redoc_url=None, openapi_url=None)
     for work in (drawings.preview, drawings.draw, drawings.attention):
         server.api(for_queue(work), name=work.__name__, concurrency_limit=1, concurrency_id="model")
-    Site(settings, runs, drawings).add_to(server)
+    PageRoutes(settings, runs, drawings).add_to(server)
     if not settings.public:
-        Workplace(settings, runs, logs).add_to(server)
+        LocalRoutes(settings, runs, logs).add_to(server)
     server.add_middleware(
         Guard,
         host=settings.host,
@@ -121,7 +121,7 @@ def _load_model(run: Any) -> None:
         sentence_of(error)
 
 
-class Site:
+class PageRoutes:
     """The page and what it asks without waiting."""
 
     def __init__(self, settings: ServerSettings, runs: Runs, drawings: Drawings) -> None:
@@ -129,7 +129,7 @@ class Site:
         self.runs = runs
         self.drawings = drawings
         self.cache = browse.Cache()
-        self.photos: Newest[Any] = Newest(_PHOTOS)
+        self.photos: RecentCache[Any] = RecentCache(_PHOTOS)
         self.features: list[Any] = []
 
     def add_to(self, server: gradio.Server) -> None:
@@ -281,7 +281,7 @@ class Site:
     def describe_composition(self, request: Request) -> dict[str, Any]:
         values = json.loads(request.state.content)
         run = self._run(request)
-        composition = Wanted.model_validate(values["composition"]).compose(run)
+        composition = CompositionRequest.model_validate(values["composition"]).compose(run)
         seeds = [int(seed) for seed in values["seeds"]][:64]
         sample = {"steps": values.get("steps"), "guidance_scale": values.get("guidance")}
         place = request.path_params["run"]
@@ -369,7 +369,7 @@ def _adder(server: gradio.Server, method: str) -> Callable[[str, Callable[[Any],
     return add
 
 
-class Workplace:
+class LocalRoutes:
     """What changes things on this computer: training, corrections, exports. Not there for the public."""
 
     def __init__(self, settings: ServerSettings, runs: Runs, logs: Path) -> None:

@@ -31,7 +31,7 @@ def new_id() -> str:
     return secrets.token_hex(16)
 
 
-class Newest(Generic[T]):
+class RecentCache(Generic[T]):
     """The newest objects by id; for any number of threads."""
 
     def __init__(self, number: int) -> None:

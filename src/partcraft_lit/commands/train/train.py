@@ -19,7 +19,7 @@ from partcraft_lit.parts.dataset_parts import check_dataset_parts
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.runs.assembly import build_module
 from partcraft_lit.runs.discovery import discover_parts, write_discovery, write_rejected
-from partcraft_lit.runs.memory import broken_promise
+from partcraft_lit.runs.memory import batch_limit_note
 from partcraft_lit.runs.settings import TrainSettings
 
 
@@ -61,7 +61,7 @@ def check(run: RunContext) -> None:
     if settings.prior.weight:
         prior_prompt(settings.prior, source.class_noun)
     run.notes = write_rejected(source, run.folder, run.stages)
-    if note := broken_promise(settings):
+    if note := batch_limit_note(settings):
         run.notes.append(note)
         run.stages.log(note)
 

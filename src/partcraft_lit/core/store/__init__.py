@@ -228,7 +228,7 @@ class Store:
         own, others = turns(len(blocks), share)
         for place, number in enumerate([*own, *others]):
             if place == len(own) and patience_s and environment.position()[1] > 1:
-                _wait_for_news(lambda: len(look(list(missing))), patience_s)
+                _wait_until_stalled(lambda: len(look(list(missing))), patience_s)
             batch = look([key for key in blocks[number] if key in missing])
             computed += len(batch)
             if batch:
@@ -258,7 +258,7 @@ def turns(number: int, share: Sequence[int] | None = None) -> tuple[Sequence[int
     return own, others
 
 
-def _wait_for_news(missing: Callable[[], int], patience_s: float) -> None:
+def _wait_until_stalled(missing: Callable[[], int], patience_s: float) -> None:
     """Waits until nothing is missing, or as much has been missing for some seconds."""
     left, since = missing(), time.monotonic()
     while left and time.monotonic() - since < patience_s:

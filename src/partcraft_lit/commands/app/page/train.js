@@ -83,7 +83,7 @@ function card(job, refresh) {
       fact(`${progress.step.toLocaleString("en")} of ${progress.max_steps.toLocaleString("en")}`, "steps"),
       job.state === "running" && progress.seconds_left !== null && progress.seconds_left > 0 && fact(duration(progress.seconds_left), "to go"),
       progress.loss != null && fact(progress.loss.toFixed(3), "loss")),
-    job.line && h("p", { class: "quiet", style: { "overflow-wrap": "anywhere" } }, job.line),
+    !progress && job.line && h("p", { class: "quiet", style: { "overflow-wrap": "anywhere" } }, job.line),
     job.message && h("p", { class: "note bad" }, job.message),
     job.kind === "discover" && job.atlas && h("img", { class: "samples", src: `/api/jobs/${job.id}/atlas.jpg`, alt: "The parts that were found, each row with images that show it" }),
     job.sample && h("figure", { style: { margin: 0 } }, h("img", { class: "samples", src: `/api/jobs/${job.id}/sample.png?${job.sample}`, alt: "What it draws so far" }), h("figcaption", { class: "quiet" }, "What it draws so far")));
