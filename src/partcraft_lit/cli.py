@@ -77,12 +77,25 @@ def main(arguments: Sequence[str] | None = None, verb: str | None = None) -> NoR
     given = list(sys.argv[1:] if arguments is None else arguments)
     code = _READER_GONE
     progress = _Progress()
-    with suppress(BrokenPipeError), stopping.caught(lambda stop: _stopped(stop, progress)):
+    with suppress(BrokenPipeError), stopping.caught(lambda stop: _stopped(stop, progress)), _log_files_closed():
         code = _dispatch(given, verb, progress)
         sys.stdout.flush()
     if code in (0, _READER_GONE) and _reader_gone():  # else Python would say so at exit
         code = _READER_GONE
     sys.exit(code)
+
+
+@contextmanager
+def _log_files_closed() -> Iterator[None]:
+    """Takes the files away again that Hydra logs to: a caller that lives on must not write into a folder that is done."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    try:
+        yield
+    finally:
+        for handler in [one for one in root.handlers if isinstance(one, logging.FileHandler) and one not in before]:
+            root.removeHandler(handler)
+            handler.close()
 
 
 def _dispatch(given: list[str], verb: str | None, progress: _Progress) -> int:
