@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None, verb: str | None = None) -> NoR
 
 @contextmanager
 def _log_files_closed() -> Iterator[None]:
-    """Takes the files away again that Hydra logs to: a caller that lives on must not write into a folder that is done."""
+    """Closes the files that Hydra logs to in the end: a caller that lives on must not write into a finished folder."""
     root = logging.getLogger()
     before = list(root.handlers)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -18,12 +20,14 @@ from partcraft_lit.world.pretrain.denoiser import (
     build_scheduler,
     build_text_encoder,
     build_unet,
+    cell_weights,
+    told_shapes,
     train_denoiser,
     words_of_parts,
 )
 from partcraft_lit.world.pretrain.recipe import use_published_names
 from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
-from partcraft_lit.world.zoo.captions import COLOR_WORDS, SPECIES_NAMES
+from partcraft_lit.world.zoo.captions import COLOR_WORDS, SPECIES_NAMES, tells_shapes
 from partcraft_lit.world.zoo.looks import BEAST, BIRD, NUM_PARTS, TEXTURES
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
 from pretraining import loop_settings
@@ -93,7 +97,8 @@ def test_denoiser_sees_text_at_16_by_16():
 def test_denoiser_trains_text_and_unet_and_leaves_the_autoencoder(vae, tmp_path):
     tokenizer = build_tokenizer()
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    first, second = (train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path / name, silent) for name in "ab")
+    settings = dataclasses.replace(SETTINGS, optimizer="muon")
+    first, second = (train_denoiser(vae, tokenizer, SCENES, settings, tmp_path / name, silent, 0.1) for name in "ab")
     for name, value in vae.state_dict().items():
         assert torch.equal(value, before[name]), name
     torch.manual_seed(SCENES.seed)
@@ -103,6 +108,40 @@ def test_denoiser_trains_text_and_unet_and_leaves_the_autoencoder(vae, tmp_path)
     moved = [name for name, value in first.state_dict().items() if not torch.equal(value, start[name])]
     assert any(name.startswith("text_encoder.") for name in moved)
     assert any(name.startswith("unet.") and "attn2" in name for name in moved)
+
+
+def test_without_the_grounding_loss_another_base_comes_out(vae, tmp_path):
+    tokenizer = build_tokenizer()
+    told, plain = (
+        train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path / str(weight), silent, weight)
+        for weight in (0.1, 0.0)
+    )
+    assert not torch.equal(told.unet.mid_block.resnets[0].conv1.weight, plain.unet.mid_block.resnets[0].conv1.weight)
+
+
+def test_shapes_that_a_caption_says():
+    shape = BIRD.shapes[0][1]
+    text = f"a photo of a bird with red {shape} head, blue body and {SPECIES_NAMES['bird'][0]} wing"
+    assert tells_shapes(BIRD, text) == [True, False, True, False, False]
+    assert tells_shapes(BIRD, f"a photo of a {SPECIES_NAMES['bird'][0]} with red head") == [True] * NUM_PARTS
+    beast = f"a beast with {BEAST.shapes[3][1]} legs"
+    said = told_shapes([(BIRD, BEAST), (BIRD,)], [f"{text} and {beast}", ""])
+    assert said.tolist() == [
+        [True, False, True, False, False, *tells_shapes(BEAST, beast)],
+        [False] * 2 * NUM_PARTS,
+    ]
+    assert sum(tells_shapes(BEAST, beast)) == 1
+
+
+def test_weights_of_cells_by_hand():
+    label_maps = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    label_maps[0, :4, :4] = 1
+    label_maps[0, 5, 9] = 2  # a dot that no cell's middle sees, in the cell (1, 2)
+    cells = label_maps[:, 2::4, 2::4]
+    expected = torch.full((1, 4, 4), 15**-0.5)
+    expected[0, 0, 0] = 1.0
+    expected[0, 1, 2] *= 2
+    assert_close(cell_weights(label_maps, cells), expected / expected.mean())
 
 
 def test_words_of_both_creatures_are_known():

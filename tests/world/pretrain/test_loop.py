@@ -60,6 +60,14 @@ def test_killed_and_resumed_equals_never_stopped(tmp_path, killed_at):
     assert_same(averaged, resumed_averaged)
 
 
+def test_killed_and_resumed_with_muon(tmp_path):
+    settings = dataclasses.replace(SETTINGS, optimizer="muon")
+    model, _ = train(tmp_path / "whole", settings)
+    with pytest.raises(Killed):
+        train(tmp_path / "parts", settings, killed_at=73)
+    assert_same(model, train(tmp_path / "parts", settings)[0])
+
+
 def test_killed_before_the_first_checkpoint_it_starts_anew(tmp_path):
     with pytest.raises(Killed):
         train(tmp_path, killed_at=20)

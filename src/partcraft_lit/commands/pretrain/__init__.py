@@ -42,7 +42,13 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         "oracle_missing": settings.oracle_missing,
     }
     pretrain = factories.pretrainer(lengths, factories.device(values))
-    result = pretrain(settings.stage, settings.seed, folder=folder, output_dir=settings.output_dir)
+    result = pretrain(
+        settings.stage,
+        settings.seed,
+        folder=folder,
+        output_dir=settings.output_dir,
+        grounding_weight=settings.grounding_weight,
+    )
     rundir.mark_finished(folder)
     return result
 

@@ -19,6 +19,7 @@ class LoopLength:
     ema_decay: Share
     precision: Literal["fp32", "bf16"]
     save_every_s: NonNegative
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class PretrainSettings:
         seed: of images and first weights.
         output_dir: folder that the weights replace; None leaves them in the run folder.
         autoencoder, denoiser: of the model, one after the other.
+        grounding_weight: of the loss by which the words of a part look at that part, in the denoiser; 0 for a base
+            whose attention was never told, as Stable Diffusion's was not.
         features: of the patch features.
         oracle, oracle_missing: of the oracle, on whole creatures and then with parts missing.
         paths: where run folders are.
@@ -40,6 +43,7 @@ class PretrainSettings:
     output_dir: UserPath | None
     autoencoder: LoopLength
     denoiser: LoopLength
+    grounding_weight: NonNegative
     features: LoopLength
     oracle: LoopLength
     oracle_missing: LoopLength

@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from partcraft_lit.backbones.attention import AttentionCapture, cross_attention_sides
 from partcraft_lit.core.images import to_unit
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.losses.attention import entropy_attention_loss
-from partcraft_lit.losses.diffusion import diffusion_loss, diffusion_target
+from partcraft_lit.losses.diffusion import diffusion_target
 from partcraft_lit.world.pretrain.loop import Log, LoopSettings, train_loop
 from partcraft_lit.world.pretrain.readout import Features, LookReadout
-from partcraft_lit.world.zoo.captions import AND_A, parts_of_words
+from partcraft_lit.world.zoo.captions import AND_A, parts_of_words, tells_shapes
 from partcraft_lit.world.zoo.looks import FAMILIES, NUM_PARTS, Family
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
 
@@ -26,11 +27,13 @@ EMPTY_CAPTIONS = 0.1
 #: Timesteps are drawn as 1000 * u ** TILT: what a caption decides is decided where there is much noise. For the same
 #: reason the velocity loss is not weighted; min-SNR weights (arXiv 2303.09556) all but silence those steps.
 TILT = 0.75
-#: Weight of the grounding loss: the words that describe a part look at that part. Their parts are known here, and
-#: on two cores a base that has to find this out by itself does not follow captions in hours.
-GROUNDING = 0.1
 #: Weights of the cross-entropies by which the looks of parts are read from the denoiser. Outlines are learnt last.
-READOUT = {"part": 0.05, "shape": 0.15, "color": 0.05, "texture": 0.05}
+READOUT = {"part": 0.05, "shape": 0.4, "color": 0.05, "texture": 0.05}
+#: Each is weighted by this power of the share of noise, 1 - alphas_cumprod: where there is little noise an outline can
+#: be read off the noisy image itself, and reading it teaches nothing about captions.
+NOISE_POWER = {"part": 0.0, "shape": 2.0, "color": 0.0, "texture": 0.0}
+#: Weight of cells that an outline crosses.
+OUTLINE = 2.0
 TEXT_WIDTH = 128
 
 
@@ -103,8 +106,20 @@ def train_denoiser(
     settings: LoopSettings,
     folder: Path,
     log: Log,
+    grounding_weight: float,
 ) -> TextAndDenoiser:
-    """Trains on fresh renders, each seen once: v-prediction, a tenth of the captions empty."""
+    """Trains on fresh renders, each seen once: v-prediction, a tenth of the captions empty.
+
+    Args:
+        vae: its latents.
+        tokenizer: of the captions.
+        scenes: images and captions by index.
+        settings: how long and how fast.
+        folder: of checkpoint and curve.
+        log: where a line for people goes.
+        grounding_weight: of the loss by which the words that describe a part look at that part. Their parts are known
+            here, and a base that has to find this out by itself follows captions later.
+    """
     torch.manual_seed(scenes.seed)
     model = TextAndDenoiser(build_text_encoder(tokenizer), build_unet(vae.config.latent_channels))
     scheduler = build_scheduler()
@@ -133,20 +148,29 @@ def train_denoiser(
         places, parts = (tensor.to(device) for tensor in words_of_parts(families, captions))
         with capture.armed(places):
             predicted = model(noisy, timesteps, ids).float()
-        cells = drawing.label_maps[:, 2::4, 2::4].to(device)  # the middle of each cell of 4 x 4 pixels
+        label_maps = drawing.label_maps.to(device)
+        cells = label_maps[:, 2::4, 2::4]  # the middle of each cell of 4 x 4 pixels
         grounding = entropy_attention_loss(capture.maps(), parts, cells, 2 * NUM_PARTS).mean()
         capture.clear()
         kinds = [[list(FAMILIES.values()).index(one) for one in (shown[0], shown[-1])] for shown in families]
         looks = scenes.looks(indices).to(device)
-        readout = model.readout(features.take(), cells, looks, torch.tensor(kinds, device=device))
+        told = told_shapes(families, captions).to(device)
+        noise_share = 1 - alphas_cumprod[timesteps]
+        readout = {
+            name: (value * noise_share ** NOISE_POWER[name]).mean()
+            for name, value in model.readout(
+                features.take(), cells, looks, torch.tensor(kinds, device=device), told
+            ).items()
+        }
         target = diffusion_target(latents, noise, timesteps, alphas_cumprod, "v_prediction")
-        diffusion = diffusion_loss(predicted, target).mean()
+        diffusion = ((predicted - target).square().mean(dim=1) * cell_weights(label_maps, cells)).mean()
         parts_of_loss = {"diffusion": diffusion, "grounding": grounding, **readout}
         numbers = {name: float(value.detach()) for name, value in parts_of_loss.items()}
         readout_loss = sum(READOUT[name] * value for name, value in readout.items())
-        return diffusion + GROUNDING * grounding + readout_loss, numbers
+        return diffusion + grounding_weight * grounding + readout_loss, numbers
 
-    averaged = train_loop(model, loss, settings, folder / "denoiser.pt", log)
+    ends = (model.unet.conv_in, model.unet.conv_out, model.readout)
+    averaged = train_loop(model, loss, settings, folder / "denoiser.pt", log, ends)
     capture.remove()
     features.remove()
     assert isinstance(averaged, TextAndDenoiser)
@@ -175,6 +199,34 @@ def words_of_parts(families: Sequence[tuple[Family, ...]], captions: Sequence[st
     most = max(1, max(map(len, rows)))
     padded = torch.tensor([row + [(-1, -1)] * (most - len(row)) for row in rows])
     return padded[..., 0], padded[..., 1]
+
+
+def told_shapes(families: Sequence[tuple[Family, ...]], captions: Sequence[str]) -> Tensor:
+    """(B, 2 * parts) bool: whether the caption says the shape of each part of the one or two creatures."""
+    told = torch.zeros(len(captions), 2 * NUM_PARTS, dtype=torch.bool)
+    for row, (shown, text) in enumerate(zip(families, captions, strict=True)):
+        for creature, (family, half) in enumerate(zip(shown, text.split(AND_A), strict=False)):
+            told[row, creature * NUM_PARTS : (creature + 1) * NUM_PARTS] = torch.tensor(tells_shapes(family, half))
+    return told
+
+
+def cell_weights(label_maps: Tensor, cells: Tensor) -> Tensor:
+    """Weights of the cells in the diffusion loss: small parts and outlines are a small share of an image.
+
+    Args:
+        label_maps: (B, 4 h, 4 w), 0 background, 1 + part elsewhere.
+        cells: (B, h, w), the label of each cell.
+
+    Returns:
+        (B, h, w), mean 1 in each image: one over the square root of the area of the cell's label, times ``OUTLINE``
+        where a cell holds more than one label.
+    """
+    shown = F.one_hot(cells.flatten(1).long(), 1 + 2 * NUM_PARTS).float()
+    weights = (shown / shown.sum(dim=1, keepdim=True).clamp_min(1).sqrt()).sum(dim=-1).view_as(cells)
+    blocks = label_maps.unflatten(2, (-1, 4)).unflatten(1, (-1, 4)).movedim(3, 2).flatten(3).long()
+    mixed = blocks.amin(dim=-1) != blocks.amax(dim=-1)
+    weights = weights * torch.where(mixed, OUTLINE, 1.0)
+    return weights / weights.mean(dim=(1, 2), keepdim=True)
 
 
 def _labels(family: Family, text: str, offset: int) -> list[int | None]:

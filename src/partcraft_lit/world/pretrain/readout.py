@@ -31,8 +31,10 @@ class LookReadout(nn.Module):
             nn.GroupNorm(16, channels), nn.Conv2d(channels, 128, 1), nn.SiLU(), nn.Conv2d(128, sum(self.classes), 1)
         )
 
-    def forward(self, features: Tensor, label_maps: Tensor, looks: Tensor, families: Tensor) -> dict[str, Tensor]:
-        """Cross-entropies, means over the places where the question has an answer.
+    def forward(
+        self, features: Tensor, label_maps: Tensor, looks: Tensor, families: Tensor, told: Tensor
+    ) -> dict[str, Tensor]:
+        """Cross-entropies of each image. In all but ``part`` every part counts the same, however small it is.
 
         Args:
             features: (B, channels, h, w).
@@ -40,26 +42,38 @@ class LookReadout(nn.Module):
                 first.
             looks: (B, 2 * parts, 3) shape, colour, texture.
             families: (B, 2) place of each creature's family among all families.
+            told: (B, 2 * parts) bool, whether the caption says the shape of the part: no other is asked for.
 
         Returns:
-            Scalars by name: ``part`` (which part, and of which shape; background is a class), ``shape`` (which of the
-            part's shapes, where the part is known), ``color``, ``texture``.
+            (B,) by name: ``part`` (which part, and of which shape; background is a class), ``shape`` (which of the
+            part's shapes, where the part is known), ``color``, ``texture``. 0 where there is nothing to ask.
         """
+        batch = len(looks)
         places = self.heads(features.float()).movedim(1, -1).flatten(0, 2).split(self.classes, dim=1)
         labels = label_maps.flatten().long()
         inside = labels > 0
         part = (labels - 1).clamp_min(0)
-        row = torch.arange(len(looks), device=looks.device).repeat_interleave(label_maps[0].numel())
+        row = torch.arange(batch, device=looks.device).repeat_interleave(label_maps[0].numel())
         shape, color, texture = looks[row, part].unbind(dim=1)
         family = families[row, part // NUM_PARTS]
         kind = (family * NUM_PARTS + part % NUM_PARTS) * NUM_SHAPES + shape + 1
         shapes = (kind - shape)[:, None] + torch.arange(NUM_SHAPES, device=kind.device)  # of the part that is there
-        outside = torch.where(inside, 0, -100)  # cross_entropy's "no answer"
+        shown = F.one_hot(labels.view(batch, -1), 1 + looks.shape[1])[..., 1:].float()  # (B, h * w, 2 * parts)
+
+        def by_part(logits: Tensor, answer: Tensor, asked: Tensor) -> Tensor:
+            values = F.cross_entropy(logits, answer, reduction="none").view(batch, -1)
+            area = shown.sum(dim=1)
+            means = torch.einsum("bn,bnp->bp", values, shown) / area.clamp_min(1)
+            counts = (asked & (area > 0)).float()
+            return (means * counts).sum(dim=1) / counts.sum(dim=1).clamp_min(1)
+
+        everything = torch.ones_like(told)
+        kinds = F.cross_entropy(places[0], torch.where(inside, kind, 0), reduction="none")
         return {
-            "part": F.cross_entropy(places[0], torch.where(inside, kind, 0)),
-            "shape": F.cross_entropy(places[0].gather(1, shapes), torch.where(inside, shape, outside)),
-            "color": F.cross_entropy(places[1], torch.where(inside, color, outside)),
-            "texture": F.cross_entropy(places[2], torch.where(inside, texture, outside)),
+            "part": kinds.view(batch, -1).mean(dim=1),
+            "shape": by_part(places[0].gather(1, shapes), shape, told),
+            "color": by_part(places[1], color, everything),
+            "texture": by_part(places[2], texture, everything),
         }
 
 

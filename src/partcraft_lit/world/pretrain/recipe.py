@@ -39,7 +39,13 @@ SHEET_CAPTIONS: tuple[str, ...] = (
 
 
 def pretrain(
-    seed: int, autoencoder: LoopSettings, denoiser: LoopSettings, work: Path, output: Path, log: Log
+    seed: int,
+    autoencoder: LoopSettings,
+    denoiser: LoopSettings,
+    work: Path,
+    output: Path,
+    log: Log,
+    grounding_weight: float,
 ) -> dict[str, float]:
     """Trains autoencoder, then text encoder and UNet, and writes the folder; a stopped run goes on where it was.
 
@@ -50,6 +56,7 @@ def pretrain(
         work: checkpoints, curves and the sample sheet.
         output: folder in diffusers' format.
         log: where a line for people goes.
+        grounding_weight: see ``train_denoiser``.
 
     Returns:
         Measured quality, as in ``pretraining.json`` in ``output``.
@@ -62,7 +69,7 @@ def pretrain(
         vae = train_autoencoder(PretrainingScenes(seed), autoencoder, work, log)
         vae.save_pretrained(vae_folder)
     tokenizer = build_tokenizer()
-    model = train_denoiser(vae, tokenizer, PretrainingScenes(seed + 1), denoiser, work, log)
+    model = train_denoiser(vae, tokenizer, PretrainingScenes(seed + 1), denoiser, work, log, grounding_weight)
     return package(vae, model, tokenizer, seed, output, work, log)
 
 

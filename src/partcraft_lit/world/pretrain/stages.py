@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from partcraft_lit.core.progress import Stages
@@ -16,7 +17,14 @@ from partcraft_lit.world.pretrain.patch_features import train_patch_features
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
 
 
-def pretrain(stage: str, seed: int, loops: Mapping[str, LoopSettings], folder: Path, output_dir: Path | None) -> Path:
+def pretrain(
+    stage: str,
+    seed: int,
+    loops: Mapping[str, LoopSettings],
+    folder: Path,
+    output_dir: Path | None,
+    grounding_weight: float,
+) -> Path:
     """One of the embedded networks, from nothing or from where it was stopped.
 
     Args:
@@ -25,6 +33,7 @@ def pretrain(stage: str, seed: int, loops: Mapping[str, LoopSettings], folder: P
         loops: "autoencoder", "denoiser", "features", "oracle", "oracle_missing" -> how that network trains.
         folder: run folder; checkpoints, curves and sample sheet are in its ``checkpoints``.
         output_dir: folder that the weights replace; None leaves them in ``weights`` of the run folder.
+        grounding_weight: of the loss that ties words to parts, in the denoiser of the model.
 
     Returns:
         The folder with the weights.
@@ -32,7 +41,8 @@ def pretrain(stage: str, seed: int, loops: Mapping[str, LoopSettings], folder: P
     stages = Stages()
     work, made = folder / "checkpoints", folder / "weights"
     work.mkdir(parents=True, exist_ok=True)
-    train = {"model": _model, "features": _features, "oracle": _oracle}[stage]
+    model = partial(_model, grounding_weight=grounding_weight)
+    train = {"model": model, "features": _features, "oracle": _oracle}[stage]
     with stages.stage(f"pretrain {stage}"):
         train(seed, loops, work, made, stages)
     if output_dir is not None:
@@ -53,8 +63,10 @@ def replace_folder(made: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _model(seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages) -> None:
-    recipe.pretrain(seed, loops["autoencoder"], loops["denoiser"], work, made, stages.log)
+def _model(
+    seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages, grounding_weight: float
+) -> None:
+    recipe.pretrain(seed, loops["autoencoder"], loops["denoiser"], work, made, stages.log, grounding_weight)
 
 
 def _features(seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages) -> None:

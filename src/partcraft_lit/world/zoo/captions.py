@@ -79,7 +79,7 @@ def caption(family: Family, parts: list[PartWords], rng: np.random.Generator, in
         if part.species >= 0 and rng.random() < 2 / 3:
             described.append(f"{names[part.species]} {family.part_names[index]}")
         else:
-            described.append(describe_look(family, int(index), part.look, with_shape=bool(rng.random() < 0.6)))
+            described.append(describe_look(family, int(index), part.look, with_shape=bool(rng.random() < 0.8)))
     if not in_a_sentence:
         return join(noun, described)
     if described and rng.random() < 1 / 7:
@@ -103,3 +103,15 @@ def parts_of_words(family: Family, text: str) -> list[int | None]:
         elif word not in describing:
             start = place + 1
     return spoken
+
+
+def tells_shapes(family: Family, text: str) -> list[bool]:
+    """Whether a caption says which shape each part has: by a word for it, or by the name of a species."""
+    words = re.findall(r"[a-z]+|[^\sa-z]+", text)
+    names = SPECIES_NAMES[family.noun]
+    spoken = parts_of_words(family, text)
+    told = [any(word in names and part is None for word, part in zip(words, spoken, strict=True))] * len(family.shapes)
+    for word, part in zip(words, spoken, strict=True):
+        if part is not None and (word in family.shapes[part] or word in names):
+            told[part] = True
+    return told
