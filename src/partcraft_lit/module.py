@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from partcraft_lit.backbones.attention import AttentionCapture
 from partcraft_lit.backbones.sampling import sample
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.backbones.trainable_weights import trainable_groups
@@ -20,14 +19,9 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.finite import first_nonfinite
 from partcraft_lit.core.images import to_unit
 from partcraft_lit.core.randomness import torch_generator
-from partcraft_lit.core.types import Backbone, LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
-from partcraft_lit.losses.diffusion import (
-    add_noise,
-    diffusion_loss,
-    diffusion_target,
-    min_snr_weight,
-    signal_to_noise_ratio,
-)
+from partcraft_lit.core.types import AttentionRecorder, Backbone, LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
+from partcraft_lit.losses.diffusion import diffusion_loss
+from partcraft_lit.losses.objective import objective_of
 from partcraft_lit.losses.region import combine_regions, prompted_region
 from partcraft_lit.losses.settings import RegionMean, SnrForm
 from partcraft_lit.methods.method import Method
@@ -80,7 +74,7 @@ class PersonalizationModule(LightningModule):
         self._region_mean: RegionMean = region_mean
         self._prior_weight = prior_weight
         self._terms: dict[str, LossTerm] = {}
-        self._capture: AttentionCapture | None = None
+        self._capture: AttentionRecorder | None = None
         self._requests = 0
         #: Codes of each part of a corrected dictionary, and of the one underneath; see ``use_corrected``.
         self._num_codes: tuple[int, ...] | None = None
@@ -91,9 +85,7 @@ class PersonalizationModule(LightningModule):
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         step = self.forward_step(batch)
-        scheduler = self.backbone.noise_scheduler
-        snr = signal_to_noise_ratio(scheduler.alphas_cumprod, batch.timesteps)
-        weight = min_snr_weight(snr, self._snr_gamma, scheduler.config.prediction_type, self._snr_form)
+        weight = objective_of(self.backbone).weights(batch.timesteps, self._snr_gamma, self._snr_form)
         errors = diffusion_loss(step.model_pred, step.target, weight, self._loss_region(batch), self._region_mean)
         diffusion = _mean(errors, batch.prior)
         total = diffusion
@@ -113,12 +105,10 @@ class PersonalizationModule(LightningModule):
 
     def forward_step(self, batch: TrainingBatch) -> StepOutput:
         """One forward pass of a batch that is complete: no chance is left in it."""
-        scheduler = self.backbone.noise_scheduler
+        objective = objective_of(self.backbone)
         conditioning = self.backbone.encode_prompts(batch.tokens, self.part_vectors(batch), batch.crops)
-        noisy_latents = add_noise(batch.latents, batch.noise, batch.timesteps, scheduler.alphas_cumprod)
-        target = diffusion_target(
-            batch.latents, batch.noise, batch.timesteps, scheduler.alphas_cumprod, scheduler.config.prediction_type
-        )
+        noisy_latents = objective.add_noise(batch.latents, batch.noise, batch.timesteps)
+        target = objective.target(batch.latents, batch.noise, batch.timesteps)
         capture = self._capture
         with capture.armed(self._captured_positions(batch)) if capture else nullcontext():
             model_pred = self.backbone.denoise(noisy_latents, batch.timesteps, conditioning)
@@ -132,7 +122,7 @@ class PersonalizationModule(LightningModule):
             return positions
         return torch.cat([positions, torch.where(positions < 0, positions, positions + 1)], dim=1)
 
-    def _maps(self, capture: AttentionCapture | None, batch: TrainingBatch) -> tuple[Tensor | None, Tensor | None]:
+    def _maps(self, capture: AttentionRecorder | None, batch: TrainingBatch) -> tuple[Tensor | None, Tensor | None]:
         """Attention of part tokens, and of the words behind them."""
         if capture is None:
             return None, None
@@ -232,7 +222,7 @@ class PersonalizationModule(LightningModule):
     def request_attention(self) -> None:
         """From now on ``StepOutput.attention_maps`` is filled; requests are counted."""
         if self._capture is None:
-            self._capture = self._new_capture()
+            self._capture = self.backbone.capture_attention()
         self._requests += 1
 
     def release_attention(self) -> None:
@@ -241,9 +231,6 @@ class PersonalizationModule(LightningModule):
         if self._requests == 0 and self._capture is not None:
             self._capture.remove()
             self._capture = None
-
-    def _new_capture(self) -> AttentionCapture:
-        return AttentionCapture(self.backbone.unet, self.backbone.attention_layers, self.backbone.attention_size)
 
     @property
     def sampling(self) -> SampleSettings:
@@ -307,7 +294,7 @@ class PersonalizationModule(LightningModule):
     def image_attention(
         self, images: Tensor, prompts: list[str], seeds: Sequence[int]
     ) -> tuple[Tensor, TokenizedPrompts]:
-        """Attention of the part tokens of prompts on images, in one denoising step two fifths into the noise schedule.
+        """Attention of the part tokens of prompts on images, in one denoising step at ``Objective.probe_timestep``.
 
         Args:
             images: (B, 3, H, W) uint8, of the backbone's resolution.
@@ -322,13 +309,17 @@ class PersonalizationModule(LightningModule):
         latents, _ = backbone.encode_images(to_unit(images).to(self.device))
         generators = [torch_generator(seed, "attention") for seed in seeds]
         noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
-        alphas = backbone.noise_scheduler.alphas_cumprod
-        timesteps = torch.full((len(images),), len(alphas) * 2 // 5, device=self.device)
-        noisy_latents = add_noise(latents, noise.to(latents), timesteps, alphas)
+        objective = objective_of(backbone)
+        timesteps = torch.full((len(images),), objective.probe_timestep, device=self.device)
+        noisy_latents = objective.add_noise(latents, noise.to(latents), timesteps)
         conditioning = backbone.encode_prompts(tokens, self._weighted_vectors(tokens))
-        with self._new_capture() as capture, capture.armed(tokens.part_positions):
-            backbone.denoise(noisy_latents, timesteps, conditioning)
+        capture = backbone.capture_attention()
+        try:
+            with capture.armed(tokens.part_positions):
+                backbone.denoise(noisy_latents, timesteps, conditioning)
             maps = capture.maps()
+        finally:
+            capture.remove()
         return maps.cpu(), tokens.to("cpu")
 
     def use_corrected(self, base_codes: Sequence[int]) -> None:

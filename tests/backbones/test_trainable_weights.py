@@ -54,7 +54,9 @@ def test_keys_and_values_of_sd15(sd15_unet):
     unet = copy.deepcopy(sd15_unet)
     count = sum(p.numel() for _, p in cross_kv(unet))
     assert count == 2 * 768 * (5 * 320 + 5 * 640 + 6 * 1280) == 19_169_280
-    backbone = SimpleNamespace(unet=unet, vae=torch.nn.Identity(), text_encoders=())
+    backbone = SimpleNamespace(
+        denoiser=unet, vae=torch.nn.Identity(), text_encoders=(), cross_kv=lambda: cross_kv(unet)
+    )
     set_trainable(backbone, "cross_kv", False, **LORA)
     assert sum(p.numel() for p in trainable_groups(backbone)["unet"]) == count
     assert all(".attn2." in name for name in trainable(unet))

@@ -42,7 +42,10 @@ class Shape:
     """A backbone of a UNet alone."""
 
     def __init__(self, unet) -> None:
-        self.unet, self.vae, self.text_encoders = unet, torch.nn.Identity(), [torch.nn.Identity()]
+        self.denoiser, self.vae, self.text_encoders = unet, torch.nn.Identity(), [torch.nn.Identity()]
+
+    def cross_kv(self):
+        return cross_kv(self.denoiser)
 
 
 def test_the_count_on_sd15(tmp_path):
@@ -54,7 +57,7 @@ def test_the_count_on_sd15(tmp_path):
     set_trainable(backbone, "cross_kv", False, rank=4, alpha=None, scope="cross", seed=0)
     groups = trainable_groups(backbone)
     assert sum(p.numel() for p in groups["unet"]) == 1536 * 12480 == 19_169_280
-    assert len(cross_kv(backbone.unet)) == 32
+    assert len(backbone.cross_kv()) == 32
 
 
 @pytest.mark.parametrize("detached", [True, False])

@@ -67,9 +67,17 @@ class AttentionCapture:
         self._positions: Tensor | None = None
         self._maps: dict[str, Tensor] = {}
         self._originals: list[tuple[Any, Any]] = []
-        for name, layer in [(name, _attention_layer(unet, name)) for name in layer_names]:
+        for name, layer in [(name, self._layer(unet, name)) for name in layer_names]:
             self._originals.append((layer, layer.processor))
-            layer.set_processor(_CapturingProcessor(self, name))
+            layer.set_processor(self._processor(name, layer))
+
+    def _layer(self, denoiser: nn.Module, name: str) -> Any:
+        """The attention layer of this name; overridden for layers of other classes."""
+        return _attention_layer(denoiser, name)
+
+    def _processor(self, name: str, layer: Any) -> Any:
+        """A processor that records, with the outputs of the layer's own."""
+        return _CapturingProcessor(self, name)
 
     @contextmanager
     def armed(self, token_positions: Tensor) -> Iterator[Self]:
@@ -122,6 +130,15 @@ class AttentionCapture:
     ) -> None:
         self.remove()
 
+    @property
+    def positions(self) -> Tensor | None:
+        """(B, T) positions of part tokens while armed, else None."""
+        return self._positions
+
+    def record(self, name: str, layer_map: Tensor) -> None:
+        """Takes (B, T, side, side) probabilities of a layer, mean over heads."""
+        self._maps[name] = layer_map
+
     @torch.compiler.disable
     def _record(self, name: str, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
         if self._positions is not None:
@@ -166,7 +183,7 @@ def token_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, positio
     Raises:
         ValueError: if batch sizes differ or the map is not square.
     """
-    with _outside_checkpointing():
+    with outside_checkpointing():
         return _token_columns(_probabilities(query, key, mask), positions)
 
 
@@ -184,14 +201,14 @@ def _token_columns(probabilities: Tensor, positions: Tensor) -> Tensor:
         raise ValueError(f"Attention maps must be square, got {probabilities.shape[2]} pixels; use square images.")
     if len(positions) != len(probabilities):
         raise ValueError(f"token_positions is for {len(positions)} prompts, the UNet got {len(probabilities)}.")
-    with _outside_checkpointing():
+    with outside_checkpointing():
         mean = probabilities.mean(dim=1).transpose(1, 2)  # (B, L, pixels)
         used = (positions >= 0)[:, :, None]
         index = positions.clamp_min(0)[:, :, None].expand(-1, -1, mean.shape[-1])
         return (mean.gather(1, index) * used).unflatten(2, (side, side))
 
 
-def _outside_checkpointing() -> AbstractContextManager[object]:
+def outside_checkpointing() -> AbstractContextManager[object]:
     """Keeps these saved tensors out of activation checkpointing: its recomputation runs when nothing is armed.
 
     Detached, since a node that saves its own result with its graph is a reference cycle, which frees memory late.

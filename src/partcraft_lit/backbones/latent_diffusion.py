@@ -1,43 +1,33 @@
-"""Base class of Stable Diffusion backbones: frozen networks, latents, denoising, attention layers."""
+"""Base class of Stable Diffusion backbones: a UNet with cross-attention, CLIP text encoders."""
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, Self, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from partcraft_lit.backbones.attention import cross_attention_sides
+from partcraft_lit.backbones.attention import AttentionCapture, cross_attention_sides
 from partcraft_lit.backbones.cpu_attention import CpuAttnProcessor
 from partcraft_lit.backbones.im2col import use_im2col_convolutions
-from partcraft_lit.backbones.text import plain_tokens
-from partcraft_lit.backbones.weights import weights_hash
+from partcraft_lit.backbones.latent_model import LatentModel, Precision, check_hash
+from partcraft_lit.backbones.lora import lora_targets
+from partcraft_lit.backbones.trainable_weights import cross_kv
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.core.store.mapped import MappedWeights
-from partcraft_lit.core.types import Conditioning, TokenizedPrompts
+from partcraft_lit.core.types import Conditioning
+
+__all__ = ["LatentDiffusion", "Precision", "check_hash", "choose_attention_layers"]
 
 #: Attention is captured at the coarsest resolution of at least this side: 16 for SD1.5 at 512 px, as in PartCraft.
 MIN_ATTENTION_SIZE = 16
 
-#: Recompilations per block type (widths, map sizes, batch sizes) before torch falls back to eager.
-_COMPILED_VARIANTS = 64
 
-Precision = Literal["float32", "bfloat16", "float16"]
+class LatentDiffusion(LatentModel):
+    """A latent diffusion model with one or more CLIP text encoders; subclasses implement ``encode_text``.
 
-
-class LatentDiffusion(nn.Module, ABC):
-    """A latent diffusion model with one or more CLIP text encoders; subclasses implement ``encode_prompts``.
-
-    All networks are frozen and in evaluation mode; adapters are added to ``unet`` later. The UNet's attention
-    processors become ``CpuAttnProcessor`` and its large convolutions ``Im2colConv2d``: equal up to rounding, and
-    faster on a CPU.
+    The UNet's attention processors become ``CpuAttnProcessor`` and its large convolutions ``Im2colConv2d``: equal up to
+    rounding, and faster on a CPU.
 
     Args:
         name: for logs and metadata.
@@ -49,26 +39,14 @@ class LatentDiffusion(nn.Module, ABC):
         resolution: side of the square images in pixels; None for the UNet's own.
         attention_size: side of the captured cross-attention maps; None for the coarsest of at least
             ``MIN_ATTENTION_SIZE``.
-        dtype: of the UNet and the text encoders.
-        vae_dtype: of the VAE; float32 by default, since some VAEs overflow float16.
+        dtype, vae_dtype: see ``LatentModel``.
 
     Raises:
         UserError: if the UNet does not support the resolution or attention size.
     """
 
-    name: str
-    hash: str
+    denoiser_name = "unet"
     unet: nn.Module
-    vae: nn.Module
-    text_encoders: Sequence[nn.Module]
-    tokenizers: Sequence[Any]
-    noise_scheduler: Any
-    resolution: int
-    vae_scale_factor: int
-    latent_channels: int
-    token_widths: tuple[int, ...]
-    attention_layers: tuple[str, ...]
-    attention_size: int
 
     def __init__(
         self,
@@ -86,94 +64,28 @@ class LatentDiffusion(nn.Module, ABC):
     ) -> None:
         from diffusers import DDPMScheduler
 
-        super().__init__()
-        self.name = name
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.latent_channels = int(unet.config.in_channels)
-        self.resolution = _checked_resolution(unet, self.vae_scale_factor, resolution)
-        self.attention_size, self.attention_layers = choose_attention_layers(
-            unet, self.resolution // self.vae_scale_factor, attention_size
+        vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        side = _checked_resolution(unet, vae_scale_factor, resolution)
+        size, layers = choose_attention_layers(unet, side // vae_scale_factor, attention_size)
+        super().__init__(
+            name=name,
+            denoiser=unet,
+            vae=vae,
+            text_encoders=text_encoders,
+            tokenizers=tokenizers,
+            # Latents are unbounded: never clip, whatever the scheduler's default.
+            noise_scheduler=DDPMScheduler.from_config(scheduler.config, clip_sample=False),
+            resolution=side,
+            vae_scale_factor=vae_scale_factor,
+            latent_channels=int(unet.config.in_channels),
+            attention_size=size,
+            attention_layers=layers,
+            dtype=dtype,
+            vae_dtype=vae_dtype,
         )
-        self._scale = float(vae.config.scaling_factor)
-        self._shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
-        self.hash = weights_hash([unet, vae, *text_encoders], self._scale, self._shift)
-        self.unet = _cast(unet, dtype)
         self.unet.set_attn_processor(CpuAttnProcessor())  # type: ignore[operator]
         use_im2col_convolutions(self.unet)
-        self.vae = _cast(vae, vae_dtype)
-        encoders = nn.ModuleList([_cast(encoder, dtype) for encoder in text_encoders])
-        self.text_encoders = cast(Sequence[nn.Module], encoders)
-        self.tokenizers = tuple(tokenizers)
-        self.token_widths = tuple(int(encoder.config.hidden_size) for encoder in text_encoders)
-        # Latents are unbounded: never clip, whatever the scheduler's default.
-        self.noise_scheduler = DDPMScheduler.from_config(scheduler.config, clip_sample=False)
-        self._vae_offloaded = False
-        self._vae_file: MappedWeights | None = None
         self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Switches the UNet alone, for an adapter's dropout."""
-        super().train(False)
-        self.training = mode
-        self.unet.train(mode)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the UNet's frozen weights, or of its weights if all train."""
-        first = next(self.unet.parameters())
-        return next((parameter for parameter in self.unet.parameters() if not parameter.requires_grad), first).dtype
-
-    def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior of the scaled latents.
-
-        Args:
-            pixel_values: (B, 3, H, W) in -1...1; H and W are multiples of ``vae_scale_factor``.
-
-        Returns:
-            Mean and standard deviation, (B, C, H/f, W/f) each, float32.
-
-        Raises:
-            ValueError: if a side is no multiple of ``vae_scale_factor``.
-        """
-        if any(side % self.vae_scale_factor for side in pixel_values.shape[-2:]):
-            raise ValueError(
-                f"Sides of pixel_values must be multiples of {self.vae_scale_factor}, got {tuple(pixel_values.shape)}."
-            )
-        with torch.no_grad(), self._vae_on_device(pixel_values) as pixels:
-            posterior = self.vae.encode(pixels).latent_dist  # type: ignore[operator]
-        mean, std = (value.to(pixel_values.device).float() for value in (posterior.mean, posterior.std))
-        return (mean - self._shift) * self._scale, std * self._scale
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) latents in the UNet's scale -> (B, 3, h * f, w * f), about -1...1, float32, not clamped."""
-        with self._vae_on_device(latents.float() / self._scale + self._shift) as unscaled:
-            decoded = cast(Tensor, self.vae.decode(unscaled).sample)  # type: ignore[operator]
-        return decoded.to(latents.device).float()
-
-    @abstractmethod
-    def encode_prompts(
-        self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
-    ) -> Conditioning:
-        """Text conditioning, and the size and crop conditioning of models that take it.
-
-        Args:
-            tokens: B prompts.
-            part_vectors: (B, T, sum of ``token_widths``), which replace the embeddings at ``tokens.part_positions``;
-                None if no prompt has a part token.
-            crops: (B, 4) as ``TrainingBatch.crops``; None for whole images of ``resolution``.
-
-        Raises:
-            ValueError: for part tokens without vectors, or if shapes differ.
-        """
-
-    def encode_unconditional(self) -> Conditioning:
-        """Unconditional embedding of classifier-free guidance, one row."""
-        return self.encode_prompts(plain_tokens(self.tokenizers, [""]).to(self.device), None)
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's prediction for (B, C, h, w) latents at (B,) timesteps, in float32."""
@@ -187,92 +99,17 @@ class LatentDiffusion(nn.Module, ABC):
         )
         return cast(Tensor, output[0]).float()
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Enables gradient checkpointing in the UNet."""
-        self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+    def capture_attention(self) -> AttentionCapture:
+        """Probabilities of the cross-attention layers at ``attention_size``."""
+        return AttentionCapture(self.unet, self.attention_layers, self.attention_size)
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compiles the UNet's transformer blocks, once per width and map size; adapters must be in place.
+    def lora_targets(self, scope: str) -> list[str]:
+        """Projections of cross-attention, or of all attention."""
+        return lora_targets(self.unet, scope)
 
-        Blocks only: they hold the small operations worth fusing, and a whole UNet compiles many times longer.
-
-        Args:
-            backend: of ``torch.compile``; "inductor" needs a C++ compiler.
-
-        Raises:
-            UserError: without a compiler.
-        """
-        compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++", "cl"]
-        if backend == "inductor" and not any(map(shutil.which, compilers)):
-            raise UserError("hardware.compile=true wants a C++ compiler: install g++, or set hardware.compile=false.")
-        dynamo = torch._dynamo.config
-        dynamo.recompile_limit = max(dynamo.recompile_limit, _COMPILED_VARIANTS)
-        self.unet.compile_repeated_blocks(backend=backend, dynamic=False)  # type: ignore[operator]
-
-    def offload_vae(self, folder: Path | None = None) -> None:
-        """Offloads the VAE to the CPU, or on a CPU to a memory-mapped file, except while it encodes or decodes.
-
-        Args:
-            folder: of the unlinked file, see ``MappedWeights``.
-        """
-        self._vae_offloaded = True
-        self.vae.to("cpu")
-        if self.device.type == "cpu" and self._vae_file is None:
-            self._vae_file = MappedWeights(self.vae, folder)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """``to`` and its like leave an offloaded VAE where it is."""
-        if not self._vae_offloaded:
-            return super()._apply(fn, recurse)
-        vae = self._modules.pop("vae")
-        try:
-            return super()._apply(fn, recurse)
-        finally:
-            self._modules["vae"] = vae
-
-    @contextmanager
-    def _vae_on_device(self, values: Tensor) -> Iterator[Tensor]:
-        """The values in the VAE's dtype, outside autocast and on its device."""
-        if self._vae_offloaded:
-            self.vae.to(self.device)
-        weight = next(self.vae.parameters())
-        try:
-            with torch.autocast(weight.device.type, enabled=False):
-                yield values.to(weight.device if self._vae_offloaded else values.device, weight.dtype)
-        finally:
-            if self._vae_offloaded:
-                self.vae.to("cpu")
-            if self._vae_file is not None:
-                self._vae_file.release()
-
-
-def _cast(network: Any, precision: torch.dtype | Precision) -> Any:
-    """Casts a network to a dtype or its name."""
-    dtype = precision if isinstance(precision, torch.dtype) else getattr(torch, precision)
-    # Not the network's own ``to``: that of diffusers warns about float32 layers, which these have not.
-    return nn.Module.to(network, dtype)
-
-
-def check_hash(backbone: LatentDiffusion, sha256: str | None) -> None:
-    """Verifies the weights.
-
-    Args:
-        backbone: as loaded.
-        sha256: expected ``Backbone.hash``, or at least its first 8 digits; None accepts any.
-
-    Raises:
-        UserError: if they differ.
-    """
-    if sha256 is None:
-        return
-    if not re.fullmatch(r"[0-9a-f]{8,64}", sha256):
-        raise UserError(f"backbone.sha256={sha256}: wanted 8 to 64 hexadecimal digits in small letters.")
-    if not backbone.hash.startswith(sha256):
-        raise UserError(
-            f"The weights of {backbone.name!r} have the hash {backbone.hash}, backbone.sha256={sha256} was asked for: "
-            f"this is another model, another version of it, or a damaged copy. It is a hash of the values of all "
-            f"tensors, not of a file. Take it from a run that is trusted, or set backbone.sha256=null."
-        )
+    def cross_kv(self) -> list[tuple[str, nn.Parameter]]:
+        """Keys and values of cross-attention."""
+        return cross_kv(self.unet)
 
 
 def choose_attention_layers(

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a UNet's attention, through peft."""
+"""Low-rank adapters on a denoiser's attention, through peft."""
 
 from __future__ import annotations
 
@@ -46,20 +46,26 @@ class LoraLayer:
 
 
 def add_lora(
-    unet: Any, rank: int = 4, alpha: float | None = None, scope: Literal["cross", "all"] = "cross", seed: int = 0
+    unet: Any,
+    rank: int = 4,
+    alpha: float | None = None,
+    scope: Literal["cross", "all"] = "cross",
+    seed: int = 0,
+    targets: list[str] | None = None,
 ) -> list[nn.Parameter]:
-    """Adds LoRA to q, k, v and out projections; everything else in the UNet is frozen.
+    """Adds LoRA to the projections of attention; everything else in the denoiser is frozen.
 
     The down projection starts at N(0, 1 / rank) as a standard deviation and the up projection at zero, so that nothing
     changes before training; the draw depends on the seed and the layer's name only. Parameters are float32 also in a
-    UNet of half precision.
+    denoiser of half precision.
 
     Args:
-        unet: a UNet2DConditionModel without an adapter.
+        unet: the denoiser, without an adapter.
         rank: at least 1.
         alpha: scale times rank; None means equal to rank, the scale 1.
         scope: "cross" (the paper) or "all" attention (the released code).
         seed: of the down projections.
+        targets: names of the adapted layers; None for q, k, v and out of a UNet's attention of this scope.
 
     Returns:
         The parameters that train.
@@ -70,16 +76,18 @@ def add_lora(
 
     Source: PartCraft; the initialisation is diffusers' ``LoRALinearLayer`` of its release.
     """
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     _check_settings(rank, alpha, scope)
     if _lora_parameters(unet):
         raise ValueError("The UNet already has a LoRA adapter; call remove_lora(unet) before adding another.")
     unet.requires_grad_(False)
-    unet.add_adapter(
-        LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=lora_targets(unet, scope)),
-        adapter_name=_ADAPTER,
-    )
+    chosen = lora_targets(unet, scope) if targets is None else targets
+    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=chosen)
+    if hasattr(unet, "add_adapter"):
+        unet.add_adapter(config, adapter_name=_ADAPTER)
+    else:  # not every model of diffusers has its PeftAdapterMixin
+        inject_adapter_in_model(config, unet, adapter_name=_ADAPTER)
     parameters = _lora_parameters(unet)
     for name, parameter in parameters.items():
         parameter.data = parameter.data.float()
@@ -98,8 +106,14 @@ def lora_targets(unet: nn.Module, scope: str) -> list[str]:
 
 def remove_lora(unet: Any) -> None:
     """Undoes ``add_lora``; without an adapter it does nothing."""
-    if _lora_parameters(unet):
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+
+    if not _lora_parameters(unet):
+        return
+    if hasattr(unet, "unload_lora"):
         unet.unload_lora()
+    else:
+        recurse_remove_peft_layers(unet)
 
 
 def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
@@ -117,6 +131,15 @@ def _check_settings(rank: int, alpha: float | None, scope: str) -> None:
         raise UserError(f"lora.rank={rank}: it must be at least 1; method.unet=none trains without LoRA.")
     if alpha is not None and alpha <= 0:
         raise UserError(f"lora.alpha={alpha}: it must be positive; null means equal to lora.rank.")
+    check_scope(scope)
+
+
+def check_scope(scope: str) -> None:
+    """Checks the name of a scope.
+
+    Raises:
+        UserError: if it is unknown.
+    """
     if scope not in _SCOPES:
         raise UserError(
             f"lora.scope={scope!r}: known are 'cross' (cross-attention only) and 'all' (also self-attention)."

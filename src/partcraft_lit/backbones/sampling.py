@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "euler": ("EulerDiscreteScheduler", {}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+}
+#: Likewise for models of flow matching.
+FLOW_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
 }
 
 
@@ -60,7 +66,7 @@ def sample(
         steps: denoising steps.
         guidance_scale: 1 disables guidance, the negative prompt and half of the cost.
         scheduler: "dpm++", "dpm++_trailing" (for few steps) or "unipc", of second order and multistep; or "ddim",
-            "euler" or "ddpm".
+            "euler" or "ddpm". For flow matching "flow_euler" or "flow_heun".
         batch_size: None for all images at once.
 
     Returns:
@@ -77,7 +83,7 @@ def sample(
     if count == 0:
         return torch.empty((0, 3, backbone.resolution, backbone.resolution), dtype=torch.uint8)
     guided = guidance_scale != 1.0
-    with _evaluation_mode(backbone.unet):
+    with _evaluation_mode(backbone.denoiser):
         positive = _encode(backbone, tokens, part_vectors)
         negative = _encode_negative(backbone, negative_tokens, negative_vectors) if guided else None
         rows = rows.to(positive.encoder_hidden_states.device)
@@ -96,11 +102,16 @@ def sample(
     return torch.cat(chunks)
 
 
+def scheduler_class(name: str) -> tuple[str, dict[str, Any]]:
+    """diffusers' class of a sampling scheduler, and its arguments."""
+    return (SCHEDULERS | FLOW_SCHEDULERS)[name]
+
+
 def make_scheduler(noise_scheduler: Any, name: str) -> Any:
     """A sampling scheduler with the noise schedule and prediction type of the model."""
     import diffusers
 
-    kind, settings = SCHEDULERS[name]
+    kind, settings = scheduler_class(name)
     return getattr(diffusers, kind).from_config(noise_scheduler.config, **settings)
 
 
@@ -122,12 +133,15 @@ def _denoise(
 ) -> Tensor:
     device = positive.encoder_hidden_states.device
     generators = [torch_generator(seed, "sample") for seed in seeds]
-    scheduler.set_timesteps(steps, device=device)
+    backbone.set_timesteps(scheduler, steps, device)
     conditioning = positive if negative is None else _joined(negative, positive)
-    latents = initial_noise(backbone, generators).to(device) * scheduler.init_noise_sigma
+    latents = initial_noise(backbone, generators).to(device)
+    flows = backbone.flow is not None  # these schedulers neither scale the noise nor the model's input
+    if not flows:
+        latents = latents * scheduler.init_noise_sigma
     extra = {"generator": generators} if isinstance(scheduler, _stochastic()) else {}
     for timestep in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(latents, timestep)
+        model_input = latents if flows else scheduler.scale_model_input(latents, timestep)
         if negative is not None:
             model_input = torch.cat([model_input, model_input])  # negative prompts first, as in ``conditioning``
         model_pred = backbone.denoise(model_input, timestep.expand(len(model_input)), conditioning)
@@ -146,7 +160,7 @@ def _stochastic() -> tuple[type, ...]:
 
 
 def _encode(backbone: Backbone, tokens: TokenizedPrompts, part_vectors: Tensor | None) -> Conditioning:
-    device = next(backbone.unet.parameters()).device
+    device = next(backbone.denoiser.parameters()).device
     vectors = None if part_vectors is None else part_vectors.to(device)
     return backbone.encode_prompts(tokens.to(device), vectors)
 
@@ -163,20 +177,20 @@ def _rows(conditioning: Conditioning, rows: Tensor) -> Conditioning:
             return None
         return value.expand(len(rows), *value.shape[1:]) if len(value) == 1 else value[rows]
 
-    hidden = cut(conditioning.encoder_hidden_states)
-    assert hidden is not None
-    return Conditioning(hidden, cut(conditioning.pooled_prompt_embeds), cut(conditioning.time_ids))
+    return _mapped(lambda values: cut(values[0]), conditioning)
 
 
 def _joined(first: Conditioning, second: Conditioning) -> Conditioning:
-    def join(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-        return None if one is None or other is None else torch.cat([one, other])
+    def join(values: Sequence[Tensor | None]) -> Tensor | None:
+        present = [value for value in values if value is not None]
+        return torch.cat(present) if len(present) == len(values) else None
 
-    return Conditioning(
-        torch.cat([first.encoder_hidden_states, second.encoder_hidden_states]),
-        join(first.pooled_prompt_embeds, second.pooled_prompt_embeds),
-        join(first.time_ids, second.time_ids),
-    )
+    return _mapped(join, first, second)
+
+
+def _mapped(function: Callable[[Sequence[Tensor | None]], Tensor | None], *each: Conditioning) -> Conditioning:
+    """Applies a function to each field of conditionings."""
+    return Conditioning(**{f.name: function([getattr(one, f.name) for one in each]) for f in fields(Conditioning)})
 
 
 def _ranges(count: int, batch_size: int) -> Iterator[tuple[int, int]]:
@@ -194,11 +208,31 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
+def check_scheduler(scheduler: str, flows: bool) -> None:
+    """Checks that a sampling scheduler is for models of this kind.
+
+    Args:
+        scheduler: its name.
+        flows: whether the model was trained by flow matching.
+
+    Raises:
+        UserError: if it is unknown, or for models of the other kind.
+    """
+    known, others = (FLOW_SCHEDULERS, SCHEDULERS) if flows else (SCHEDULERS, FLOW_SCHEDULERS)
+    if scheduler in others:
+        kinds = ("flow matching", "diffusion") if flows else ("diffusion", "flow matching")
+        raise UserError(
+            f"scheduler={scheduler!r} is for {kinds[1]}, and this backbone was trained by {kinds[0]}: set "
+            f"sample.scheduler to {' or '.join(known)}."
+        )
+    if scheduler not in known:
+        raise UserError(f"scheduler={scheduler!r} is unknown. {did_you_mean(scheduler, known)}")
+
+
 def _check_settings(
     backbone: Backbone, steps: int, guidance_scale: float, scheduler: str, batch_size: int | None
 ) -> None:
-    if scheduler not in SCHEDULERS:
-        raise UserError(f"scheduler={scheduler!r} is unknown. {did_you_mean(scheduler, SCHEDULERS)}")
+    check_scheduler(scheduler, getattr(backbone, "flow", None) is not None)
     longest = backbone.noise_scheduler.config.num_train_timesteps
     if not 1 <= steps <= longest:
         raise UserError(f"steps={steps}: it must be between 1 and {longest}, the length of the noise schedule.")

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from partcraft_lit.core.settings import NonNegative, Positive, Rate
 
-Scheduler = Literal["dpm++", "dpm++_trailing", "unipc", "ddim", "euler", "ddpm"]
+Scheduler = Literal["dpm++", "dpm++_trailing", "unipc", "ddim", "euler", "ddpm", "flow_euler", "flow_heun"]
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,8 @@ class StableDiffusion(LatentDiffusion):
     def __init__(self, *, text_encoder: Any, tokenizer: Any, **others: Any) -> None:
         super().__init__(text_encoders=[text_encoder], tokenizers=[tokenizer], **others)
 
-    def encode_prompts(
-        self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
-    ) -> Conditioning:
-        """The last layer of the text encoder, after its final norm; this UNet is told nothing of crops."""
+    def encode_text(self, tokens: TokenizedPrompts, part_vectors: Tensor | None) -> Conditioning:
+        """The last layer of the text encoder, after its final norm."""
         output = encode_text(self.text_encoders[0], tokens.input_ids[0], tokens.part_positions, part_vectors)
         return Conditioning(encoder_hidden_states=output.last_hidden_state)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,8 @@ class StableDiffusionXL(LatentDiffusion):
         super().__init__(text_encoders=[text_encoder, text_encoder_2], tokenizers=[tokenizer, tokenizer_2], **others)
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
 
-    def encode_prompts(
-        self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
-    ) -> Conditioning:
-        """Penultimate states of both encoders, the second one's pooled embedding, and six size and crop values.
-
-        These are height and width of the original image, top and left of the crop, and twice ``resolution``. Without
-        ``crops``: an uncropped image of that size.
-        """
+    def encode_text(self, tokens: TokenizedPrompts, part_vectors: Tensor | None) -> Conditioning:
+        """Penultimate states of both encoders, and the second one's pooled embedding."""
         shares: list[Tensor | None] = [None, None]
         if part_vectors is not None:
             shares = list(part_vectors.split(self.token_widths, dim=-1))
@@ -66,7 +61,16 @@ class StableDiffusionXL(LatentDiffusion):
             for encoder, input_ids, share in zip(self.text_encoders, tokens.input_ids, shares, strict=True)
         ]
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        return Conditioning(hidden, outputs[1].text_embeds, self._time_ids(crops, len(hidden), hidden.device))
+        return Conditioning(hidden, outputs[1].text_embeds)
+
+    def _sized(self, conditioning: Conditioning, crops: Tensor | None) -> Conditioning:
+        """Six size and crop values.
+
+        These are height and width of the original image, top and left of the crop, and twice ``resolution``. Without
+        ``crops``: an uncropped image of that size.
+        """
+        hidden = conditioning.encoder_hidden_states
+        return replace(conditioning, time_ids=self._time_ids(crops, len(hidden), hidden.device))
 
     def encode_unconditional(self) -> Conditioning:
         """Zeros or the empty prompt, as the model was published."""

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
-def detach_start_token(unet: nn.Module) -> list[RemovableHandle]:
-    """Stops gradients through the start token's keys and values in cross-attention, by forward hooks.
+def detach_start_token(denoiser: nn.Module) -> list[RemovableHandle]:
+    """Stops gradients through the start token's keys and values, by forward hooks.
 
     The start token is the same in every text and attracts much attention: training on it would change every image.
     Outputs stay bit-identical. Hooks are on the projections, so any attention processor works.
 
     Args:
-        unet: diffusers' UNet.
+        denoiser: diffusers' UNet with cross-attention, or a transformer with keys and values of the text in one layer.
 
     Returns:
         Handles, to remove the hooks.
@@ -25,10 +25,15 @@ def detach_start_token(unet: nn.Module) -> list[RemovableHandle]:
     """
     return [
         projection.register_forward_hook(_detach_first)
-        for name, layer in unet.named_modules()
-        if name.rpartition(".")[2] == "attn2"
-        for projection in (layer.to_k, layer.to_v)
+        for name, layer in denoiser.named_modules()
+        for projection in _text_projections(name.rpartition(".")[2], layer)
     ]
+
+
+def _text_projections(kind: str, layer: Any) -> tuple[nn.Module, ...]:
+    if kind == "attn2":
+        return (layer.to_k, layer.to_v)
+    return (layer,) if kind == "txt_kv_proj" else ()
 
 
 def _detach_first(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Trainable weights of a backbone: LoRA, the whole UNet, cross-attention keys and values, text encoders, or none."""
+"""Trainable weights of a backbone: LoRA, the whole denoiser, keys and values of the text, text encoders, or none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def set_trainable(
 
     Args:
         backbone: without an adapter.
-        unet: what trains in the UNet.
+        unet: what trains in the denoiser.
         text_encoder: whether the text encoders train, except for their embedding tables and for layers whose output is
             unused.
         rank, alpha, scope, seed: of the adapter, see ``add_lora``.
@@ -39,14 +39,15 @@ def set_trainable(
     Raises:
         ValueError: for an unknown ``unet``.
     """
-    for network in (backbone.unet, backbone.vae, *backbone.text_encoders):
+    for network in (backbone.denoiser, backbone.vae, *backbone.text_encoders):
         network.requires_grad_(False)
     if unet == "lora":
-        add_lora(backbone.unet, rank=rank, alpha=alpha, scope=scope, seed=seed)
+        targets = backbone.lora_targets(scope)
+        add_lora(backbone.denoiser, rank=rank, alpha=alpha, scope=scope, seed=seed, targets=targets)
     elif unet == "full":
-        backbone.unet.float().requires_grad_(True)
+        backbone.denoiser.float().requires_grad_(True)
     elif unet == "cross_kv":
-        _release(dict(cross_kv(backbone.unet)))
+        _release(dict(backbone.cross_kv()))
     elif unet != "none":
         raise ValueError(f"unet={unet!r}: known are 'lora', 'full', 'cross_kv' and 'none'.")
     if text_encoder:
@@ -68,7 +69,7 @@ def _unread(encoder: nn.Module) -> re.Pattern[str]:
 
 
 def cross_kv(unet: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Names and weights of the cross-attention key and value projections."""
+    """Names and weights of the cross-attention key and value projections of a UNet."""
     return [(name, p) for name, p in unet.named_parameters() if _CROSS_KV.search(name)]
 
 
@@ -78,7 +79,7 @@ def trainable_groups(backbone: Backbone) -> dict[str, list[nn.Parameter]]:
     Empty groups are omitted.
     """
     groups: dict[str, list[nn.Parameter]] = {"lora": [], "unet": [], "text_encoder": []}
-    for name, parameter in backbone.unet.named_parameters():
+    for name, parameter in backbone.denoiser.named_parameters():
         if parameter.requires_grad:
             groups["lora" if ".lora_" in name else "unet"].append(parameter)
     for encoder in backbone.text_encoders:

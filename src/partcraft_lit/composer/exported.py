@@ -224,7 +224,7 @@ class ExportedParts(Composer):
         method = PartTokens(self._vocabulary, mapper, CaptionBuilder(self._vocabulary), backbone.tokenizers)
         nothing_trains = cast(Any, None)
         module = PersonalizationModule(backbone, method, nothing_trains, None, self.sample)
-        return module.to(next(backbone.unet.parameters()).device).eval()
+        return module.to(next(backbone.denoiser.parameters()).device).eval()
 
     def _load_backbone(self) -> Backbone:
         from partcraft_lit.backbones.stable_diffusion import load_sd15

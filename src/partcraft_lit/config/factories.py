@@ -197,12 +197,45 @@ def check_words(values: Mapping[str, Any], settings: RecipeSettings, class_noun:
 
     settings.method.check(settings, class_noun)
     node = values["backbone"]
-    if not {"source", "path"} & node.keys():
+    if not {"source", "path"} & node.keys() or not _reads_clip(node):
         return
     place = node.get("source", node.get("path")) or packaged_weights("mini")
     tokenizers = tokenizers_without_networks(place, config=node.get("config"), revision=node.get("revision"))
     if tokenizers:
         settings.method.check_words(tokenizers, class_noun)
+
+
+def check_backbone_kind(values: Mapping[str, Any]) -> None:
+    """Samplers and loss weights against what the backbone was trained for.
+
+    Raises:
+        UserError: for a sampler of diffusion with a model of flow matching or the reverse, or min-SNR weights with the
+            latter.
+    """
+    from partcraft_lit.backbones.sampling import check_scheduler
+    from partcraft_lit.losses.objective import refuse_snr_weights
+
+    flows = getattr(_backbone_class(values["backbone"]), "flow", None) is not None
+    check_scheduler(values["sample"]["scheduler"], flows)
+    if values["prior"]["weight"]:
+        check_scheduler(values["prior"]["scheduler"], flows)
+    if flows:
+        refuse_snr_weights(values["loss"]["snr_gamma"])
+
+
+def _backbone_class(node: Mapping[str, Any]) -> Any:
+    """What the loader is annotated to return; None where it is not."""
+    annotation = inspect.signature(config.target_of(node, "backbone"), eval_str=True).return_annotation
+    return annotation if inspect.isclass(annotation) else None
+
+
+def _reads_clip(node: Mapping[str, Any]) -> bool:
+    """Whether the backbone's tokenizers are CLIP's; those of others are checked when they are loaded."""
+    from partcraft_lit.backbones.latent_diffusion import LatentDiffusion
+    from partcraft_lit.backbones.latent_model import LatentModel
+
+    kind = _backbone_class(node)
+    return kind is None or issubclass(kind, LatentDiffusion) or not issubclass(kind, LatentModel)
 
 
 def backbone_loader(values: Mapping[str, Any]) -> Callable[[], Backbone]:

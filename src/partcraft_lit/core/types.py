@@ -7,9 +7,10 @@ background, part 0), codes per part (K), feature width (D).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from partcraft_lit.core.movable import Movable, packed, unpacked
 ABSENT = -1
 #: Index of the background among the parts.
 BACKGROUND = 0
+
+#: Where part vectors enter: "before" the text encoder, as token embeddings, or "after" it, as hidden states.
+Inject = Literal["before", "after"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class TokenizedPrompts(Movable):
         part_ids: (B, T) part of each part token; -1 where unused.
         code_ids: (B, T) code of each part token; -1 where unused.
         part_weights: (B, T) float; 1 where unused. None if all are 1.
+        attention_mask: (B, L) bool, False at padding; None for backbones that read the padding too.
     """
 
     input_ids: tuple[Tensor, ...]
@@ -49,21 +54,24 @@ class TokenizedPrompts(Movable):
     part_ids: Tensor
     code_ids: Tensor
     part_weights: Tensor | None = None
+    attention_mask: Tensor | None = None
 
 
 @dataclass
 class Conditioning(Movable):
-    """Conditioning of the UNet.
+    """Conditioning of the denoiser; the first dimension of every tensor is the batch.
 
     Attributes:
         encoder_hidden_states: (B, L, width).
         pooled_prompt_embeds: (B, width); None for backbones without it.
         time_ids: (B, 6); None likewise.
+        attention_mask: (B, L) bool, False where the denoiser must not look; None likewise.
     """
 
     encoder_hidden_states: Tensor
     pooled_prompt_embeds: Tensor | None = None
     time_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
 
 
 @dataclass
@@ -74,7 +82,7 @@ class TrainingExample:
         latents: (C, s, s) float32, sampled from the posterior, cropped and flipped; with ``pixel_values``, the standard
             normal noise to sample them with.
         noise: same shape, standard normal.
-        timestep: 0...num_train_timesteps - 1.
+        timestep: as ``Objective.draw_timestep`` gives it.
         label_map: (attention size, attention size) uint8, part of each cell, cropped and flipped alike.
         codes: (M + 1,) codes of the caption.
         prompt: the caption.
@@ -88,7 +96,7 @@ class TrainingExample:
 
     latents: Tensor
     noise: Tensor
-    timestep: int
+    timestep: float
     label_map: Tensor
     codes: Tensor
     prompt: str
@@ -114,7 +122,7 @@ class TrainingBatch(Movable):
     Attributes:
         latents: (B, C, h, w) scaled latents, sampled from the posterior, cropped and flipped.
         noise: same shape, standard normal.
-        timesteps: (B,) integers.
+        timesteps: (B,) integers for diffusion, float32 for flow matching.
         label_map: (B, s, s) uint8, part of each cell of the attention map, cropped and flipped alike.
         tokens: the captions.
         prompts: the captions as text, for logs.
@@ -151,7 +159,7 @@ class StepOutput:
 
     Attributes:
         batch: the input.
-        model_pred: (B, C, h, w) prediction of the UNet.
+        model_pred: (B, C, h, w) prediction of the denoiser.
         target: (B, C, h, w).
         attention_maps: (B, T, s, s) attention probabilities of the part tokens (order of ``batch.tokens``), mean over
             heads and captured layers, float32; None without a capture.
@@ -295,57 +303,164 @@ class PartPredictor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Flow:
+    """Flow matching on straight paths: noisy latents are (1 - sigma) * latents + sigma * noise.
+
+    The model predicts the velocity noise - latents; its timestep is ``num_train_timesteps`` * sigma.
+
+    Attributes:
+        density: of sigma in training before the shift: "uniform" in (0, 1), or "logit_normal".
+        mean, std: of the logit, for "logit_normal".
+        shift: sigma -> shift * sigma / (1 + (shift - 1) * sigma); more than 1 trains more at the noisy end.
+        uniform_share: share of the samples whose sigma is uniform and not shifted, beside those of ``density``.
+        num_train_timesteps: the timestep of pure noise.
+    """
+
+    density: Literal["uniform", "logit_normal"] = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+    uniform_share: float = 0.0
+    num_train_timesteps: int = 1000
+
+
+class TextFormat(Protocol):
+    """How prompts become token ids where the text encoder is not CLIP: cleaning, template, length, padding.
+
+    Picklable, for loader workers: tokenizers and plain values alone.
+    """
+
+    #: Positions of the text (L).
+    max_length: int
+
+    def __call__(self, prompts: Sequence[Sequence[str | PartToken]], fill: str | None = None) -> TokenizedPrompts:
+        """Tokenizes prompts in which each part token takes one position.
+
+        Args:
+            prompts: of each prompt the texts and part tokens in their order; spaces belong to the texts.
+            fill: the word of a single token that stands at part tokens; None for any ordinary id.
+
+        Raises:
+            UserError: for a prompt that is too long.
+        """
+        ...
+
+    def word_id(self, word: str) -> int:
+        """The id of a word inside a text.
+
+        Raises:
+            UserError: if it is not a single token.
+        """
+        ...
+
+
+class AttentionRecorder(Protocol):
+    """Attention of part tokens in the layers of a backbone, see ``backbones.attention.AttentionCapture``."""
+
+    def armed(self, token_positions: Tensor) -> AbstractContextManager[Any]:
+        """Records forward passes; (B, T) positions in the text, -1 where unused."""
+        ...
+
+    def maps(self) -> Tensor:
+        """(B, T, s, s) of the last forward pass, float32."""
+        ...
+
+    def clear(self) -> None: ...
+
+    def remove(self) -> None:
+        """Gives the layers their own processors again."""
+        ...
+
+
 class Backbone(Protocol):
-    """A text-to-image model. All networks are frozen until an adapter is added."""
+    """A text-to-image model: text encoders, a denoiser and a VAE. All are frozen until an adapter is added."""
 
     name: str
     #: Hash of all frozen weights.
     hash: str
-    unet: nn.Module
     vae: nn.Module
     text_encoders: Sequence[nn.Module]
     tokenizers: Sequence[Any]
+    #: Scheduler of diffusers, from whose configuration those of sampling are made.
     noise_scheduler: Any
+    #: What the denoiser was trained for: flow matching, or None for diffusion with the schedule of ``noise_scheduler``.
+    flow: Flow | None
+    #: None for CLIP: 77 positions, all of them read.
+    text_format: TextFormat | None
+    #: Where part vectors enter; set by the method before training.
+    inject: Inject
     #: Side of the square images in pixels; latents have this over ``vae_scale_factor``.
     resolution: int
     vae_scale_factor: int
     latent_channels: int
     #: Width of the token embeddings of each text encoder; the mapper's output is split accordingly.
     token_widths: tuple[int, ...]
-    #: Cross-attention layers of the attention losses, as module names inside the UNet.
+    #: Likewise of what the denoiser reads, for part vectors that enter "after" the text encoder.
+    context_widths: tuple[int, ...]
+    #: Layers of the attention losses, as module names inside the denoiser.
     attention_layers: tuple[str, ...]
     #: Side of those layers' maps at ``resolution``.
     attention_size: int
 
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network that adapters are added to: a UNet or a transformer."""
+        ...
+
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) in -1...1 -> posterior mean and std, (B, C, H/f, W/f) each, scaled for the UNet."""
+        """(B, 3, H, W) in -1...1 -> posterior mean and std, (B, C, H/f, W/f) each, scaled for the denoiser."""
         ...
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) scaled latents -> (B, 3, H, W) in -1...1."""
         ...
 
+    def plain_tokens(self, prompts: Sequence[str]) -> TokenizedPrompts:
+        """Tokenizes prompts without part tokens."""
+        ...
+
     def encode_prompts(
         self, tokens: TokenizedPrompts, part_vectors: Tensor | None, crops: Tensor | None = None
     ) -> Conditioning:
-        """Part vectors (B, T, sum of token_widths) replace the embeddings at ``tokens.part_positions``; ``crops`` as in
-        ``TrainingBatch``."""
+        """Part vectors (B, T, sum of widths) replace the embeddings or the hidden states at ``tokens.part_positions``,
+        as ``inject`` says; ``crops`` as in ``TrainingBatch``."""
         ...
 
     def encode_unconditional(self) -> Conditioning:
         """Unconditional embedding of classifier-free guidance, one row."""
         ...
 
+    def word_states(self, words: Sequence[str]) -> Tensor:
+        """(words, sum of ``context_widths``) what the denoiser reads at each word of "a photo of a WORD", float32."""
+        ...
+
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's prediction, (B, C, h, w)."""
+        """The denoiser's prediction, (B, C, h, w)."""
+        ...
+
+    def set_timesteps(self, scheduler: Any, steps: int, device: torch.device) -> None:
+        """Prepares a sampling scheduler for this model and resolution."""
+        ...
+
+    def capture_attention(self) -> AttentionRecorder:
+        """Starts to capture the attention of ``attention_layers``."""
+        ...
+
+    def lora_targets(self, scope: str) -> list[str]:
+        """Module names in the denoiser of the layers that a LoRA adapts: "cross" or "all" attention."""
+        ...
+
+    def cross_kv(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and weights of the keys and values of the text in the denoiser."""
         ...
 
     def enable_gradient_checkpointing(self) -> None:
-        """Enables gradient checkpointing in the UNet."""
+        """Enables gradient checkpointing in the denoiser."""
         ...
 
     def compile_blocks(self) -> None:
-        """Compiles the UNet's transformer blocks; adapters must be in place."""
+        """Compiles the denoiser's transformer blocks; adapters must be in place."""
         ...
 
     def offload_vae(self, folder: Path | None = None) -> None:

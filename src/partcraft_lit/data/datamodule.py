@@ -76,7 +76,7 @@ class Collate:
         return TrainingBatch(
             latents=torch.stack([example.latents for example in examples]),
             noise=torch.stack([example.noise for example in examples]),
-            timesteps=torch.tensor([example.timestep for example in examples], dtype=torch.long),
+            timesteps=torch.tensor([example.timestep for example in examples]),  # int64, or float32 for flow matching
             label_map=torch.stack([example.label_map for example in examples]),
             tokens=self._tokenize(prompts),
             prompts=prompts,

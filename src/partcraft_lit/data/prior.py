@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from partcraft_lit.backbones.sampling import sample
-from partcraft_lit.backbones.text import plain_tokens
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.store import Entry, Store, stable_hash
 from partcraft_lit.core.types import Backbone, ImageSource
@@ -94,7 +93,7 @@ def prior_source(
     def compute(indices: list[int]) -> Iterator[Entry]:
         images = sample(
             backbone,
-            plain_tokens(backbone.tokenizers, [prompt] * len(indices)),
+            backbone.plain_tokens([prompt] * len(indices)),
             None,
             seeds=[seeds[index] for index in indices],
             steps=settings.steps,

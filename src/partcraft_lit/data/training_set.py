@@ -38,12 +38,13 @@ class TrainingSet(Dataset[TrainingExample]):
         resolution: side of the training crop in pixels.
         vae_scale_factor: pixels per latent.
         attention_size: side of the returned label maps.
-        num_train_timesteps: timesteps are drawn below this.
+        num_train_timesteps: timesteps are drawn uniformly below this.
         flip: mirror half of the samples.
         crop: "random" or "center", in whole latents.
         present_only: omit parts from the caption that the crop cut away, so that no token attends to nothing.
         texts: N captions that come with the images, given to ``make_caption``; "" for none. None if no image has one.
         transform: applied to each complete example, or None.
+        draw_timestep: draws a sample's timestep instead, as the model's own training does; picklable.
 
     Raises:
         UserError: for incompatible settings.
@@ -67,6 +68,7 @@ class TrainingSet(Dataset[TrainingExample]):
         present_only: bool = True,
         texts: Sequence[str] | None = None,
         transform: ExampleTransform | None = None,
+        draw_timestep: Callable[[torch.Generator], float] | None = None,
     ) -> None:
         if crop not in ("random", "center"):
             raise UserError(f"The crop is {crop!r}. {did_you_mean(str(crop), ('random', 'center'))}")
@@ -96,6 +98,7 @@ class TrainingSet(Dataset[TrainingExample]):
         self._crop = crop
         self._present_only = present_only
         self._transform = transform
+        self._draw_timestep = draw_timestep
 
     @property
     def num_images(self) -> int:
@@ -108,11 +111,10 @@ class TrainingSet(Dataset[TrainingExample]):
         label_map = self._label_map(image_id, flip, crop)
         codes = self._present_codes(image_id, label_map)
         posterior = torch.randn(crop.shape, generator=self._generator("posterior", sample_id))
-        steps = torch.randint(self._num_train_timesteps, (), generator=self._generator("timestep", sample_id))
         example = TrainingExample(
             latents=posterior if crop.posterior is None else crop.posterior[0] + crop.posterior[1] * posterior,
             noise=torch.randn(crop.shape, generator=self._generator("noise", sample_id)),
-            timestep=int(steps),
+            timestep=self._timestep(self._generator("timestep", sample_id)),
             label_map=label_map,
             codes=codes,
             prompt=self._caption(image_id, codes, self._generator("caption", sample_id)),
@@ -123,6 +125,11 @@ class TrainingSet(Dataset[TrainingExample]):
         )
         # The stream keeps its first name: another one would change the bytes of every augmented run.
         return self._transform(example, self._generator("alter", sample_id)) if self._transform else example
+
+    def _timestep(self, generator: torch.Generator) -> float:
+        if self._draw_timestep is not None:
+            return self._draw_timestep(generator)
+        return int(torch.randint(self._num_train_timesteps, (), generator=generator))
 
     def _caption(self, image_id: int, codes: Tensor, generator: torch.Generator) -> str:
         if self._texts is None:

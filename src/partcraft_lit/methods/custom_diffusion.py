@@ -52,6 +52,6 @@ class CustomDiffusion(PartTokensRecipe):
         def prepare(backbone: Backbone) -> None:
             release(backbone)
             if self.detach_start:
-                detach_start_token(backbone.unet)
+                detach_start_token(backbone.denoiser)
 
         return prepare

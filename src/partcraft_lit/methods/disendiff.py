@@ -119,6 +119,7 @@ class DisenDiff(CustomDiffusion):
             caption_builder=self.make_captions(context),
             tokenizers=context.backbone.tokenizers,
             prepare=self.preparation(context.lora, context.seed),
+            tokenize=context.prompt_tokenizer(self.tokens),
         )
 
     def _check_nouns(self, nouns: Sequence[str], tokenizers: Sequence[Any]) -> None:

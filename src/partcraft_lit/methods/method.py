@@ -15,16 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from partcraft_lit.backbones.settings import LoraSettings
-from partcraft_lit.core.types import Backbone, ExampleTransform, LossTerm, TokenizedPrompts
+from partcraft_lit.core.types import Backbone, ExampleTransform, Inject, LossTerm, TokenizedPrompts
 from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.parts.settings import PartsSettings
 from partcraft_lit.tokens.captions import TEMPLATES, CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper, mean_norm
-from partcraft_lit.tokens.settings import CaptionSettings, MapperSettings
+from partcraft_lit.tokens.settings import CaptionSettings, MapperSettings, TokenSettings
+from partcraft_lit.tokens.tokenize import PromptTokenizer
+from partcraft_lit.tokens.words import word_vector
 
 #: ``class_noun`` that puts the part's name after each token.
 EACH = "each"
+
+#: Words whose hidden states have the norm that ``mapper.norm_match`` gives to vectors after the text encoder.
+_COMMON_WORDS = ("bird", "dog", "house", "person", "car", "tree", "chair", "flower")
 
 
 class Method(Protocol):
@@ -96,19 +101,46 @@ class MethodContext:
     lora: LoraSettings
     seed: int
 
-    def make_mapper(self) -> TokenMapper:
-        """Token mapper for the dictionary and the backbone's embedding widths."""
-        settings = self.mapper
+    def make_mapper(self, inject: Inject = "before") -> TokenMapper:
+        """Token mapper for the dictionary and the widths of what its vectors replace."""
+        settings, backbone = self.mapper, self.backbone
         return TokenMapper(
             num_parts=self.vocabulary.num_parts,
             num_codes=self.vocabulary.max_codes,
-            widths=self.backbone.token_widths,
+            widths=backbone.token_widths if inject == "before" else backbone.context_widths,
             layers=settings.layers,
             position=settings.position,
-            norm_match=tuple(map(mean_norm, self.embeddings())) if settings.norm_match else None,
+            norm_match=self._norms(inject) if settings.norm_match else None,
             hidden=settings.hidden,
             init_std=settings.init_std,
             seed=self.seed,
+        )
+
+    def _norms(self, inject: Inject) -> tuple[float, ...]:
+        """Norms of what part vectors replace: of all token embeddings, or of the hidden states of common words."""
+        if inject == "before":
+            return tuple(map(mean_norm, self.embeddings()))
+        states = self.backbone.word_states(_COMMON_WORDS)
+        return tuple(map(mean_norm, states.split(self.backbone.context_widths, dim=-1)))
+
+    def word_vectors(self, words: Sequence[str], inject: Inject = "before") -> Tensor:
+        """(words, width) what part vectors start from: token embeddings of words, or their hidden states.
+
+        Raises:
+            UserError: if a word is not a single token.
+        """
+        if inject == "after":
+            return self.backbone.word_states(words).cpu()
+        if (text_format := self.backbone.text_format) is not None:
+            (table,) = self.embeddings()
+            return torch.stack([table.detach()[text_format.word_id(word)].float() for word in words])
+        return torch.stack([word_vector(word, self.backbone.tokenizers, self.embeddings()) for word in words])
+
+    def prompt_tokenizer(self, tokens: TokenSettings) -> PromptTokenizer:
+        """Tokenization of the backbone, with what stands at part tokens."""
+        fill = tokens.fill if tokens.inject == "after" else None
+        return PromptTokenizer(
+            self.vocabulary, tuple(self.backbone.tokenizers), text_format=self.backbone.text_format, fill=fill
         )
 
     def make_captions(self, captions: CaptionSettings) -> CaptionBuilder:

@@ -19,8 +19,8 @@ from partcraft_lit.tokens.captions import CaptionBuilder
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper
 from partcraft_lit.tokens.settings import CaptionSettings, TokenSettings
-from partcraft_lit.tokens.tokenize import CLIP_LENGTH, PromptTokenizer
-from partcraft_lit.tokens.words import word_ids, word_vector
+from partcraft_lit.tokens.tokenize import PromptTokenizer
+from partcraft_lit.tokens.words import word_ids
 
 #: Sets ``requires_grad`` in a backbone.
 Preparation = Callable[[Backbone], None]
@@ -35,7 +35,7 @@ class PartTokens(nn.Module):
         caption_builder: with the same vocabulary.
         tokenizers: one per text encoder.
         prepare: sets ``requires_grad`` in the backbone; None leaves it as it is.
-        max_length: positions of the text encoders.
+        tokenize: of prompts; None for CLIP's with these tokenizers.
 
     Raises:
         ValueError: for arguments of different dictionaries.
@@ -50,7 +50,7 @@ class PartTokens(nn.Module):
         caption_builder: CaptionBuilder,
         tokenizers: Sequence[Any],
         prepare: Preparation | None = None,
-        max_length: int = CLIP_LENGTH,
+        tokenize: PromptTokenizer | None = None,
     ) -> None:
         super().__init__()
         if (mapper.num_parts, mapper.num_codes) != (vocabulary.num_parts, vocabulary.max_codes):
@@ -63,7 +63,7 @@ class PartTokens(nn.Module):
         self.vocabulary = vocabulary
         self.mapper = mapper
         self.make_caption: Callable[[Tensor, torch.Generator], str] = caption_builder
-        self.tokenize = PromptTokenizer(vocabulary, tuple(tokenizers), max_length)
+        self.tokenize = PromptTokenizer(vocabulary, tuple(tokenizers)) if tokenize is None else tokenize
         self.transform: ExampleTransform | None = None
         self._captions = caption_builder
         self._prepare = prepare
@@ -139,6 +139,11 @@ class PartTokensRecipe:
                 "Nothing would train: set method.tokens.trained=true, method.text_encoder=true, or method.unet to "
                 "lora, full or cross_kv."
             )
+        if self.tokens.inject == "after" and self.text_encoder:
+            raise UserError(
+                "method.tokens.inject=after runs the text encoder without gradients, and method.text_encoder=true "
+                "trains it: set one of the two back."
+            )
         if self.captions.class_noun == "auto":
             require_noun(class_noun, "method.captions.class_noun")
         if self.captions.class_noun == EACH and not settings.parts.names and settings.parts.source == "discover":
@@ -149,12 +154,12 @@ class PartTokensRecipe:
         check_phases(settings.optim.phases, self.groups())
 
     def check_words(self, tokenizers: Sequence[Any], class_noun: str) -> None:
-        """Checks that initial words are single tokens.
+        """Checks that words which stand for part tokens are single tokens.
 
         Raises:
             UserError: if one is not.
         """
-        for word in self.words(class_noun):
+        for word in (*self.words(class_noun), *([self.tokens.fill] if self.tokens.inject == "after" else [])):
             word_ids(word, tokenizers)
 
     def groups(self) -> list[str]:
@@ -186,6 +191,7 @@ class PartTokensRecipe:
             caption_builder=self.make_captions(context),
             tokenizers=context.backbone.tokenizers,
             prepare=self.preparation(context.lora, context.seed),
+            tokenize=context.prompt_tokenizer(self.tokens),
         )
 
     def make_captions(self, context: MethodContext) -> CaptionBuilder:
@@ -197,14 +203,12 @@ class PartTokensRecipe:
         Raises:
             UserError: if a word is not a single token.
         """
-        mapper = context.make_mapper()
+        mapper = context.make_mapper(self.tokens.inject)
         # Without a noun the module is for a trained run, whose embeddings come from its checkpoint: see ``check``.
         known = context.class_noun or "auto" not in self.tokens.init
         words = self.words(context.class_noun) if known else ()
         if words:
-            vectors = torch.stack(
-                [word_vector(word, context.backbone.tokenizers, context.embeddings()) for word in words]
-            )
+            vectors = context.word_vectors(words, self.tokens.inject)
             split_off = mapper.num_parts - len(vectors)
             if len(vectors) > 1 and split_off > 0:  # pieces that corrections appended have no word of their own
                 vectors = torch.cat([vectors, vectors.mean(dim=0, keepdim=True).expand(split_off, -1)])
@@ -214,6 +218,7 @@ class PartTokensRecipe:
 
     def preparation(self, lora: LoraSettings, seed: int) -> Preparation:
         def prepare(backbone: Backbone) -> None:
+            backbone.inject = self.tokens.inject
             set_trainable(
                 backbone, self.unet, self.text_encoder, rank=lora.rank, alpha=lora.alpha, scope=lora.scope, seed=seed
             )

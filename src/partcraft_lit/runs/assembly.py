@@ -116,4 +116,4 @@ def load_weights(module: PersonalizationModule, checkpoint: Path) -> None:
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"])
-    module.to(next(module.backbone.unet.parameters()).device).eval()
+    module.to(next(module.backbone.denoiser.parameters()).device).eval()

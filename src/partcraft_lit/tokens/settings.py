@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from partcraft_lit.core.settings import Positive, Rate, Share
+from partcraft_lit.core.types import Inject
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,12 @@ class TokenSettings:
         init: words that they are initialised from: none for random ones, one for all foreground parts, or one each;
             "auto" is the dataset's noun. Only with ``mapper.layers=0``.
         trained: whether they train; otherwise they stay at ``init``.
+        inject: "before" the text encoder, in place of token embeddings; or "after" it, in place of its hidden states,
+            so that no gradient passes through it and each prompt is encoded once.
+        fill: the word that the text encoder reads at part tokens, for "after"; a single token.
     """
 
     init: tuple[str, ...]
     trained: bool
+    inject: Inject = "before"
+    fill: str = "thing"

@@ -1,4 +1,4 @@
-"""Tokenizes prompts with part tokens: text as CLIP does, one position per part token."""
+"""Tokenizes prompts with part tokens: one position per part token, text as CLIP or the backbone's format does."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from partcraft_lit.core.errors import UserError
-from partcraft_lit.core.types import PartToken, TokenizedPrompts
+from partcraft_lit.core.types import PartToken, TextFormat, TokenizedPrompts
 from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
+from partcraft_lit.tokens.words import word_ids
 
 #: Positions of CLIP's text encoders, the start and the end of the text included.
 CLIP_LENGTH = 77
@@ -27,9 +28,13 @@ class _Word:
 
 
 def tokenize(
-    prompts: Sequence[str], vocabulary: PartVocabulary, tokenizers: Sequence[Any], max_length: int = CLIP_LENGTH
+    prompts: Sequence[str],
+    vocabulary: PartVocabulary,
+    tokenizers: Sequence[Any],
+    max_length: int = CLIP_LENGTH,
+    fill: str | None = None,
 ) -> TokenizedPrompts:
-    """Tokenizes prompts with part tokens.
+    """Tokenizes prompts with part tokens for CLIP.
 
     Without part tokens, ids are those of ``tokenizer(prompt, padding="max_length", max_length=max_length)``. A part
     token
@@ -41,6 +46,7 @@ def tokenize(
         vocabulary: parts and codes.
         tokenizers: one CLIP tokenizer per text encoder, with the same ids for a text; padding may differ.
         max_length: positions of the text encoder (L).
+        fill: a word of one token that stands at part tokens instead, for encoders that read what is there.
 
     Returns:
         CPU tensors; T is the largest number of part tokens of a prompt.
@@ -56,7 +62,7 @@ def tokenize(
     rows = [_fit(_words(prompt, vocabulary, tokenizers, known), max_length) for prompt in prompts]
     tokens = [[(place, word.token) for place, word in _placed(row) if word.token is not None] for row in rows]
     return TokenizedPrompts(
-        input_ids=tuple(_ids(rows, tokenizer, max_length) for tokenizer in tokenizers),
+        input_ids=tuple(_ids(rows, tokenizer, max_length, fill) for tokenizer in tokenizers),
         part_positions=_padded([[place for place, _ in row] for row in tokens]),
         part_ids=_padded([[token.part for _, token in row] for row in tokens]),
         code_ids=_padded([[token.code for _, token in row] for row in tokens]),
@@ -66,14 +72,23 @@ def tokenize(
 
 @dataclass(frozen=True)
 class PromptTokenizer:
-    """Picklable ``tokenize`` for loader workers, called with prompts alone."""
+    """Tokenization with prompts as its only argument; picklable, for loader workers.
+
+    Attributes:
+        vocabulary, tokenizers, max_length, fill: as for ``tokenize``.
+        text_format: of a backbone whose text encoder is not CLIP; it has tokenizer and length itself.
+    """
 
     vocabulary: PartVocabulary
     tokenizers: Sequence[Any]
     max_length: int = CLIP_LENGTH
+    text_format: TextFormat | None = None
+    fill: str | None = None
 
     def __call__(self, prompts: Sequence[str]) -> TokenizedPrompts:
-        return tokenize(prompts, self.vocabulary, self.tokenizers, self.max_length)
+        if self.text_format is None:
+            return tokenize(prompts, self.vocabulary, self.tokenizers, self.max_length, self.fill)
+        return self.text_format([parse(prompt, self.vocabulary) for prompt in prompts], self.fill)
 
 
 def placeholder_id(tokenizer: Any) -> int:
@@ -141,9 +156,9 @@ def _placed(words: list[_Word]) -> list[tuple[int, _Word]]:
     return placed
 
 
-def _ids(rows: list[list[_Word]], tokenizer: Any, max_length: int) -> Tensor:
+def _ids(rows: list[list[_Word]], tokenizer: Any, max_length: int, fill: str | None) -> Tensor:
     """(B, L) ids with BOS, EOS and padding."""
-    blank = placeholder_id(tokenizer)
+    blank = placeholder_id(tokenizer) if fill is None else word_ids(fill, [tokenizer])[0]
     ids = torch.full((len(rows), max_length), int(tokenizer.pad_token_id), dtype=torch.long)
     for row, words in zip(ids, rows, strict=True):
         text = [blank if number < 0 else number for word in words for number in word.ids]

@@ -69,7 +69,7 @@ class StepProbe:
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.backbone.unet.parameters()).device
+        return next(self.module.backbone.denoiser.parameters()).device
 
     def measure(self, examples: int) -> Measured:
         """The second of two steps of so many examples; the weights stay as they were."""

@@ -110,7 +110,7 @@ def verify(
     scorer = replace(scorer, draw_images=require_drawn)
     scores = _scores_of_data(scorer, source, backbone, settings, run_folder, stages)
     if any(key.startswith("untrained/") for key in numbers):
-        module.to(next(backbone.unet.parameters()).device).eval()
+        module.to(next(backbone.denoiser.parameters()).device).eval()
         score_untrained(scorer, module, scores, None, stages)
     load_weights(module, checkpoint)
     score_images(scorer, module, scores, stages)

@@ -53,6 +53,8 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     settings = check(values)
     run_folder = runs.run_of(values)
     trained = _trained_values(values)
+    settings_of_run = factories.settings_of(TrainSettings, trained)
+    _check_injection(settings, settings_of_run)
     made, output = folder / "files", _output(settings, folder)
     shutil.rmtree(made, ignore_errors=True)  # of an export that was interrupted
 
@@ -63,7 +65,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         settings,
         made,
         run_folder=run_folder,
-        trained=factories.settings_of(TrainSettings, trained),
+        trained=settings_of_run,
         load_backbone=factories.backbone_loader({**trained, "trainer": values["trainer"]}),
         origin=Origin(**_origin(trained)),
     )
@@ -101,6 +103,16 @@ def _origin(trained: Mapping[str, Any]) -> dict[str, Any]:
         "model_is_packaged": not source,
         "data_is_drawn": factories.is_drawn(trained),
     }
+
+
+def _check_injection(settings: ExportSettings, trained: TrainSettings) -> None:
+    """Embeddings go in front of the text encoder in all these tools."""
+    if trained.method.tokens.inject == "after":
+        raise UserError(
+            f"to=[{','.join(settings.to)}]: this run puts its part vectors behind the text encoder "
+            "(method.tokens.inject=after), and these tools put embeddings in front of it. `partcraft generate` and the "
+            "Python API draw with it; for an export train with method.tokens.inject=before."
+        )
 
 
 def _check_name(name: str | None) -> None:

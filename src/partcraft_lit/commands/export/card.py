@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from partcraft_lit.backbones.pipelines import pipeline_seed
-from partcraft_lit.backbones.sampling import SCHEDULERS
+from partcraft_lit.backbones.sampling import scheduler_class
 from partcraft_lit.commands.export.bundle import Bundle
 from partcraft_lit.commands.export.verify import Found
 from partcraft_lit.commands.export.workflow import SAMPLER, SCHEDULE, canvas_seed, matching_steps
@@ -96,7 +96,7 @@ def _gallery(bundle: Bundle, folder: Path, images: Mapping[str, Path]) -> str:
 
 def _diffusers(bundle: Bundle) -> str:
     sample, seed, two = bundle.settings.sample, bundle.settings.seed, len(bundle.family.embedding_keys) > 1
-    scheduler = SCHEDULERS[sample.scheduler][0]
+    scheduler = scheduler_class(sample.scheduler)[0]
     where = f'"{_PLACE}"'
     if bundle.origin.model_is_public:
         where = f'"{bundle.origin.model}"'

@@ -160,7 +160,7 @@ def ordinary_states(captions: Sequence[str], method: Method, backbone: Backbone)
 
 def _states(method: Method, backbone: Backbone, tokens: Any) -> Tensor:
     """(B, L, width) on the CPU."""
-    device = next(backbone.unet.parameters()).device
+    device = next(backbone.denoiser.parameters()).device
     tokens = tokens.to(device)
     return backbone.encode_prompts(tokens, method.part_vectors(tokens)).encoder_hidden_states.float().cpu()
 
@@ -196,7 +196,7 @@ def _method(run: Trained, found: _Learned, backbone: Backbone) -> Method:
     state = {name.removeprefix(_METHOD): v for name, v in found.state.items() if name.startswith(_METHOD)}
     if state:  # else the tokens are frozen at words
         method.load_state_dict(state)  # type: ignore[attr-defined]
-    return method.to(next(backbone.unet.parameters()).device)  # type: ignore[attr-defined]
+    return method.to(next(backbone.denoiser.parameters()).device)  # type: ignore[attr-defined]
 
 
 def _projections(state: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ def check(values: Mapping[str, Any]) -> TrainSettings:
     runs.check_ckpt_path(values)
     _check_objective(values)
     settings = factories.settings_of(TrainSettings, values)
+    factories.check_backbone_kind(values)
     factories.make_callbacks(values, settings.loss)
     return settings
 

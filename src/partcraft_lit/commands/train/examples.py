@@ -20,6 +20,7 @@ from partcraft_lit.data.latents import posterior
 from partcraft_lit.data.prior import FixedCaption, prior_prompt
 from partcraft_lit.data.scaled import ComposedTransform
 from partcraft_lit.data.training_set import TrainingSet
+from partcraft_lit.losses.objective import objective_of
 
 #: Images whose attention is shown over the course of training.
 _PROBE_IMAGES = 4
@@ -82,8 +83,7 @@ def probe_batch(run: RunContext) -> TrainingBatch:
     )
     batch = Collate(run.module.method.tokenize)([examples[number] for number in range(_PROBE_IMAGES)])
     batch = encode_crops(batch, functools.partial(posterior, run.backbone))
-    middle = len(run.backbone.noise_scheduler.alphas_cumprod) * 2 // 5
-    return replace(batch, timesteps=torch.full_like(batch.timesteps, middle))
+    return replace(batch, timesteps=torch.full_like(batch.timesteps, objective_of(run.backbone).probe_timestep))
 
 
 def _plain_caption(run: RunContext) -> Callable[[Tensor, torch.Generator], str]:
@@ -102,5 +102,6 @@ def _geometry(run: RunContext, label_side: int) -> dict[str, Any]:
         "resolution": run.backbone.resolution,
         "vae_scale_factor": run.backbone.vae_scale_factor,
         "attention_size": label_side,
-        "num_train_timesteps": len(run.backbone.noise_scheduler.alphas_cumprod),
+        "num_train_timesteps": run.backbone.noise_scheduler.config.num_train_timesteps,
+        "draw_timestep": objective_of(run.backbone).draw_timestep,
     }

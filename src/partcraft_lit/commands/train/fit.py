@@ -55,7 +55,7 @@ def fit(run: RunContext) -> None:
                 _fit(run, callbacks, stop, checkpoint)
             except NonFiniteTraining as again:
                 raise UserError(f"{again} {_DIVERGED}") from again
-    run.module.to(next(run.backbone.unet.parameters()).device).eval()
+    run.module.to(next(run.backbone.denoiser.parameters()).device).eval()
     if best := read_best(run.folder / "checkpoints"):
         run.stages.log(f"  {best['why']}")
 

@@ -70,7 +70,8 @@ def load_models(run: RunContext) -> None:
     with run.stages.stage("load models"):
         run.backbone, run.features = run.load.backbone(), run.load.features()
         run.image_features = run.load.image_features() if run.settings.eval.enabled else []
-    run.settings.method.check_words(run.backbone.tokenizers, run.source.class_noun)
+    if run.backbone.text_format is None:  # else the method checks them when it is built
+        run.settings.method.check_words(run.backbone.tokenizers, run.source.class_noun)
 
 
 def discover(run: RunContext) -> None:
