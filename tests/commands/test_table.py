@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
+import random
 import shutil
+from pathlib import Path
 
 import pytest
+import yaml
 
 from partcraft_lit import cli
 from partcraft_lit.commands import evaluate
 from partcraft_lit.commands import table as verb
 from partcraft_lit.commands.table import table as run_table
+from partcraft_lit.commands.table import tuning
 from partcraft_lit.config import compose as config
 from partcraft_lit.core import rundir
+from partcraft_lit.core.environment import Checkout
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import read_image
 from partcraft_lit.evaluation.image_scores import write_networks, write_rows
 from partcraft_lit.scheduling.tasks import Outcome
+from partcraft_lit.search.storage import open_storage
 
 TABLES = sorted(path.stem for path in (config.conf_dir() / "table").glob("*.yaml"))
 METHODS = {path.stem for path in (config.conf_dir() / "method").glob("*.yaml")}
@@ -28,7 +35,8 @@ def settings(tmp_path):
     def made(*overrides, table="lambda_attn"):
         given = [f"table={table}", f"paths.logs={tmp_path}/logs", f"paths.store={tmp_path}/store", *overrides]
         written = [config.as_written(text, multirun=False) for text in given]
-        return verb.check(config.plain(config.compose("table", written)))
+        renamed = [config.renamed(text, "table") for text in written]
+        return verb.check(config.plain(config.compose("table", renamed)))
 
     return made
 
@@ -39,12 +47,15 @@ def settings(tmp_path):
 def test_every_row_of_every_table_composes(name, scale, settings):
     values = config.plain(config.compose("table", [f"table={name}", f"scale={scale}"]))
     rows = values["table"]["rows"]
+    if scale not in values["table"]["scales"]:
+        pytest.skip(f"{name} is a table of the embedded world")
+    searched = [] if values["table"].get("tuning") is None else ["tune=true"]  # its rows need studies, trials do not
     known = [row for row in rows if not _methods_of(rows[row]) - METHODS]
     for row in rows.keys() - known:
         with pytest.raises(UserError, match=rf"table\.rows\.{row}: method="):
-            settings(f'rows=["{row}"]', f"scale={scale}", table=name)
+            settings(f'rows=["{row}"]', f"scale={scale}", *searched, table=name)
     chosen = ",".join(f"'{row}'" for row in known)
-    planned = settings(f"rows=[{chosen}]", f"scale={scale}", table=name)
+    planned = settings(f"rows=[{chosen}]", f"scale={scale}", *searched, table=name)
     assert verb.rows_of(planned) == known
 
 
@@ -98,7 +109,7 @@ def test_new_networks_make_new_runs(settings, monkeypatch):
 # Whole tables, with a stand-in for the training command.
 
 ROWS = "rows=['0','1e-4','1e-2']"
-SMALL = (ROWS, "table.seeds=[0,1]", "resamples=100", "logger=none")
+SMALL = (ROWS, "table.seeds=[0,1]", "resamples=100", "logger=none", "allow_dirty=true")
 
 
 class Trainer:
@@ -107,6 +118,7 @@ class Trainer:
     def __init__(self):
         self.trained = []
         self.failing = set()
+        self.noise = 0.0  # of the scores, by seed
 
     def __call__(self, tasks, where=None, log=print, ledger=None):
         errors = {}
@@ -126,6 +138,8 @@ class Trainer:
         from omegaconf import OmegaConf
 
         strength = float(row)
+        seed = next(int(text.partition("=")[2]) for text in overrides if text.startswith("seed="))
+        shift = self.noise * random.Random(f"{row} {seed}").random()
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         given = [text for text in overrides if not text.startswith("hydra.")]
         values = verb._composed(tuple(given), f"table.rows.{row}")  # composed already
@@ -136,11 +150,11 @@ class Trainer:
                 image = folder / "evaluation" / f"{protocol}-{index}.png"
                 image.parent.mkdir(exist_ok=True)
                 image.touch()
-                score = min(1.0, 0.3 + 40 * strength + 0.02 * index)
+                score = min(1.0, 0.3 + 40 * strength + 0.02 * index - shift)
                 facts = {"protocol": protocol, "index": index, "seed": 1, "prompt": "a bird", "image": image.name}
                 rows.append({**facts, "emr/all": score, "cosim/all": score / 2, "part_accuracy/all": float("nan")})
         write_rows(folder / "evaluation" / "scores.csv", rows)
-        numbers = {f"pictures/fid@mini@{name}": 0.1 - strength for name in ("reconstruction", "2_species")}
+        numbers = {f"pictures/fid@mini@{name}": 0.1 - strength + shift for name in ("reconstruction", "2_species")}
         numbers |= {f"pictures/kid@mini@{name}": (1 - strength) / 1000 for name in ("reconstruction", "2_species")}
         (folder / "scores.json").write_text(json.dumps(numbers))
         (folder / "costs.json").write_text('{"trainable_parameters": 1234, "train_seconds": 90.0}')
@@ -249,6 +263,209 @@ def test_images_that_were_deleted_are_missing_work(start, trainer, tmp_path):
     assert start()[0] == 0 and len(trainer.trained) == 7
 
 
+def reread():
+    """The tool, which shares no code with the package."""
+    path = Path(__file__).parents[2] / "tools" / "reread_tables.py"
+    spec = importlib.util.spec_from_file_location("reread_tables", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+def test_an_independent_reading_gets_the_same_numbers(start, trainer, tmp_path, capsys):
+    pytest.importorskip("pandas")
+    trainer.noise = 0.05
+    assert start("table.seeds=[0,1,2,3]", "resamples=2000")[0] == 0
+    folder, tool = tmp_path / "experiments" / "lambda_attn", reread()
+    same, wrong, skipped = tool.reread(folder)
+    assert (wrong, skipped) == ([], []) and same > 3 * 5 * 4
+    assert tool.main([str(folder)]) == 0 and f"{same} numbers are the same" in capsys.readouterr().out
+    path = folder / "summary.csv"
+    lines = path.read_text().splitlines()
+    cells = lines[1].split(",")
+    cells[2] = str(float(cells[2]) + 0.01)
+    path.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]))
+    assert tool.main([str(folder)]) == 1 and "0, EMR, mean" in capsys.readouterr().out
+    (folder / "runs.csv").unlink()
+    assert "no runs.csv" in tool.reread(folder)[2][0]
+
+
+def test_uncommitted_code_starts_no_table_unless_that_is_wanted(start, trainer, tmp_path, monkeypatch):
+    changed = tuple(f"src/partcraft_lit/{name}.py" for name in "abcdefg")
+    monkeypatch.setattr(verb.environment, "checkout", lambda: Checkout("c" * 40, changed))
+    code, said = start("allow_dirty=false")
+    assert code == 2 and "a.py" in said and "and 2 more" in said and "allow_dirty=true" in said
+    assert not trainer.trained
+    assert start()[0] == 0
+    protocol = json.loads((tmp_path / "experiments" / "lambda_attn" / "protocol.json").read_text())
+    assert protocol["code"]["commit"] == "c" * 40 and len(protocol["code"]["changed"]) == 7
+    monkeypatch.setattr(verb.environment, "checkout", lambda: Checkout("d" * 40, ()))
+    assert start("allow_dirty=false")[0] == 0
+    monkeypatch.setattr(verb.environment, "checkout", lambda: None)  # an installed package
+    assert start("allow_dirty=false")[0] == 0
+    code = json.loads((tmp_path / "experiments" / "lambda_attn" / "protocol.json").read_text())["code"]
+    assert code["version"] and "commit" not in code
+
+
+def test_the_protocol_stands_before_the_first_run(start, tmp_path, monkeypatch):
+    path = tmp_path / "experiments" / "lambda_attn" / "protocol.json"
+    seen = []
+
+    def run_tasks(tasks, *more):
+        seen.append(json.loads(path.read_text())["hash"])
+        return Outcome(pending={"0, seed 0": "1"})
+
+    monkeypatch.setattr(run_table, "run_tasks", run_tasks)
+    assert start()[0] == 0 and len(seen) == 1
+
+
+def test_the_primary_column_is_named_everywhere(start, trainer, tmp_path):
+    assert start("+table.columns.EMR.primary=true")[0] == 0
+    folder = tmp_path / "experiments" / "lambda_attn"
+    assert json.loads((folder / "protocol.json").read_text())["primary"] == "EMR"
+    roles = {column: line["role"] for (_, column), line in summary(folder).items()}
+    assert roles.pop("EMR") == "primary" and set(roles.values()) == {"secondary"}
+    text = (folder / "table.md").read_text()
+    assert "EMR (primary)" in text and "- Primary: EMR. All other columns are secondary." in text
+    code, said = start("+table.columns.EMR.primary=true", "+table.columns.CoSim.primary=true")
+    assert code == 2 and "one column may be primary, not 2: EMR, CoSim" in said
+
+
+def test_values_of_whole_runs_are_written_beside_those_of_images(start, trainer, tmp_path):
+    assert start()[0] == 0
+    with (tmp_path / "experiments" / "lambda_attn" / "runs.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 3 * 2 * 2 and {line["column"] for line in lines} == {"FID (fid@mini)", "KID × 1000 (kid@mini)"}
+    assert next(line["value"] for line in lines if line["row"] == "1e-2" and line["column"].startswith("KID")) == "0.99"
+
+
+def test_another_base_has_a_folder_and_runs_of_its_own(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"weights/mini_plain: these weights .*partcraft pretrain .*grounding=0"):
+        settings("rows=['0']", "backbone=mini_plain")
+    (tmp_path / "weights" / "mini_plain").mkdir(parents=True)
+    plain, usual = settings("rows=['0']", "backbone=mini_plain"), settings("rows=['0']")
+    assert plain.folder == usual.folder / "mini_plain"
+    assert verb.run_values(plain, "0", 0)["backbone"]["path"] == "weights/mini_plain"
+    assert verb.table_run(plain, "0", 0).digest != verb.table_run(usual, "0", 0).digest
+    with pytest.raises(UserError, match=r"backbone=mini_plane.*no such option"):
+        settings("rows=['0']", "backbone=mini_plane")
+
+
+# Searches of rows, with a stand-in for the command.
+
+SEARCHED = "rows=[partcraft,dreambooth]"
+TRIALS = "table.tuning.trials=3"
+
+
+class Searcher:
+    """Does what a search does: a study with a value for each trial."""
+
+    def __init__(self):
+        self.started = []
+        self.trials = 3
+
+    def __call__(self, tasks, where=None, log=print, ledger=None):
+        optuna = pytest.importorskip("optuna")
+        for task in tasks:
+            if task.is_done():
+                continue
+            self.started.append(task.name)
+            task.folder.mkdir(parents=True, exist_ok=True)
+            storage = open_storage(str(task.folder / "search.journal"))
+            study = optuna.create_study(storage=storage, study_name="search", direction="minimize", load_if_exists=True)
+            for number in range(len(study.trials), self.trials):
+                trial = study.ask()
+                rate = trial.suggest_float("optim.mapper_lr", 2e-3, 5e-2, log=True)
+                trial.set_user_attr("worker", str(task.folder / ".workers" / "1"))
+                study.tell(trial, 0.5 - 0.1 * number if number < 2 else float("nan") if rate < 0 else 0.9)
+        return Outcome()
+
+
+@pytest.fixture
+def searcher(monkeypatch):
+    made = Searcher()
+    monkeypatch.setattr(tuning, "run_tasks", made)
+    return made
+
+
+def test_rows_take_what_their_searches_chose(settings, searcher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"'partcraft' takes its settings from a search.*tune=true"):
+        settings(SEARCHED, TRIALS, table="arena")
+    tuned = settings(SEARCHED, TRIALS, "tune=true", table="arena")
+    searches = [verb.row_search(tuned, row) for row in ("partcraft", "dreambooth")]
+    command = searches[1].task.steps[0].command[3:]
+    assert {"train", "-m", "hydra.sweeper.n_trials=3", "dataset.species_split=dev", "seed=1000"} <= set(command)
+    assert "optim.mapper_lr=tag(log,interval(2e-3,5e-2))" in command
+    searcher.trials = 2  # stopped before the last one
+    assert not tuning.search_rows(tuned, searches)
+    searcher.trials = 3
+    chosen = tuning.search_rows(tuned, searches)
+    assert [one.task.is_done() for one in searches] == [True, True] and len(searcher.started) == 4
+    assert chosen["dreambooth"].trial == 1 and chosen["dreambooth"].value == pytest.approx(0.4)
+    folder = tmp_path / "experiments" / "arena" / "studies" / "dreambooth"
+    written = yaml.safe_load((folder / "chosen.yaml").read_text())
+    assert str(tmp_path) not in (folder / "search.journal").read_text()
+    planned = settings(SEARCHED, TRIALS, table="arena")
+    values = verb.run_values(planned, "dreambooth", 3)
+    assert values["optim"]["mapper_lr"] == written["overrides"]["optim.mapper_lr"]
+    assert values["dataset"]["species_split"] == "test" and values["dataset"]["seed"] == 3
+    runs = [verb.table_run(planned, row, 0) for row in ("partcraft", "dreambooth")]
+    decided = run_table.write_protocol(planned, planned.folder, runs)
+    assert decided["studies"]["dreambooth"]["journal"] == written["journal"]
+    assert decided["primary"] == "excess error, 4 species"
+    assert {run.budget for run in runs} == {"600 steps of 16 images"}
+    assert not run_table._study_differences(planned, planned.folder, runs)
+    assert not run_table._protocol_differences(planned, planned.folder, runs)
+    (folder / "chosen.yaml").write_text((folder / "chosen.yaml").read_text().replace("trial: 1", "trial: 0"))
+    planned = settings(SEARCHED, TRIALS, table="arena")
+    runs = [verb.table_run(planned, row, 0) for row in ("partcraft", "dreambooth")]
+    assert "is not what its study says: trial 1" in run_table._study_differences(planned, planned.folder, runs)[0]
+    assert "is of other settings" in run_table._protocol_differences(planned, planned.folder, runs)[0]
+    with pytest.raises(UserError, match=r"is of another search .* than the table asks for now"):
+        settings(SEARCHED, "table.tuning.trials=4", table="arena")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["table.tuning.seed=4"], r"table\.tuning\.seed=4 is one of table\.seeds"),
+        (
+            ["table.rows.dreambooth.search={optim.mapper_rate: '1,2'}"],
+            r"table\.rows\.dreambooth\.search: .*mapper_rate",
+        ),
+        (["table.tuning.objective=truth"], r"objective"),
+    ],
+)
+def test_searches_that_cannot_be_are_told_before_any_trial(settings, overrides, message):
+    with pytest.raises(UserError, match=message):
+        settings("rows=[dreambooth]", "tune=true", *overrides, table="arena")
+
+
+def test_a_table_without_searches_has_nothing_to_tune(settings):
+    with pytest.raises(UserError, match=r"tune=true, and table=lambda_attn says nothing of searches"):
+        settings("rows=['0']", "tune=true")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "data.batch_size=16",
+            r"9,600 images through the denoiser in the row 'a' and 19,200 in 'b', prior images incl",
+        ),
+        ("sample.steps=9", r"'a' and 'b' of table=lambda_attn differ in sample"),
+    ],
+)
+def test_equal_terms_are_checked_before_any_run(settings, override, message):
+    other = f"'experiment=arena_test','method=dreambooth','data.batch_size=8','{override}'"
+    rows = ("+table.rows.a={overrides: ['experiment=arena_test']}", f"+table.rows.b={{overrides: [{other}]}}")
+    given = ("rows=[a,b]", "table.scales={small: []}", "table.equal_terms=true")
+    with pytest.raises(UserError, match=message):
+        settings(*rows, *given)
+
+
 def test_verifying_compares_the_table_with_the_images(start, trainer, tmp_path, monkeypatch):
     monkeypatch.setattr(verb, "_verify", lambda values, folder, scored: 24)
     assert start()[0] == 0
@@ -289,6 +506,7 @@ def test_a_whole_table_with_real_training(tmp_path, monkeypatch, capsys):
     )
     given = ["table", "table=lambda_attn", "rows=['0','1e-2']", "table.seeds=[0]", f"overrides={tiny}", "jobs=2"]
     given += [f"paths.logs={tmp_path}/logs", f"paths.store={tmp_path}/store", "resamples=100", "logger=none"]
+    given += ["allow_dirty=true"]
     for more in ([], [], ["verify=true"]):
         with pytest.raises(SystemExit) as ended:
             cli.main([*given, *more])

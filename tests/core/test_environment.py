@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 
 import pytest
 
@@ -96,3 +97,36 @@ def test_processes_that_lightning_starts_on_several_machines_are_numbered_throug
         monkeypatch.setenv("LOCAL_RANK", local)
         found.append(environment.position())
     assert found == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
+def git(folder, *arguments):
+    identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    subprocess.run(["git", "-C", folder, *identity, *arguments], check=True, capture_output=True)
+
+
+def test_a_checkout_names_its_commit_and_the_changes_that_decide_results(tmp_path):
+    package = tmp_path / "src" / "partcraft_lit"
+    package.mkdir(parents=True)
+    (package / "a.py").write_text("1")
+    (tmp_path / "README.md").write_text("1")
+    assert environment.checkout(package) is None
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    found = environment.checkout(package)
+    assert len(found.commit) == 40 and found.changed == ()
+    (tmp_path / "README.md").write_text("2")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "table.md").write_text("a result")
+    assert environment.checkout(package).changed == ()
+    (package / "a.py").write_text("2")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "my new.yaml").write_text("a: 1")
+    assert set(environment.checkout(package).changed) == {"src/partcraft_lit/a.py", "conf/my new.yaml"}
+    assert environment.checkout(package).commit == found.commit
+
+
+def test_a_package_below_the_repository_of_others_has_no_commit(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "venv" / "partcraft_lit").mkdir(parents=True)
+    assert environment.checkout(tmp_path / "venv" / "partcraft_lit") is None

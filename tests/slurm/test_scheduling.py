@@ -68,7 +68,7 @@ def test_a_table_whose_runs_are_jobs(slurm: Slurm) -> None:
     results = slurm.root / "table"
     jobs = ["launcher=slurm", "slurm.minutes=5", "slurm.poll_s=1"]
     folders = [f"paths.logs={slurm.root / 'logs'}", f"paths.store={slurm.root / 'store'}", f"output_dir={results}"]
-    rows = ["table=lambda_attn", "rows=['0','1e-2']", "table.seeds=[0]", f"overrides={tiny}"]
+    rows = ["table=lambda_attn", "rows=['0','1e-2']", "table.seeds=[0]", f"overrides={tiny}", "allow_dirty=true"]
     said = partcraft(slurm, "table", *rows, *jobs, *folders, "logger=none", "resamples=100")
     assert "Submitted 2 jobs" in said
     assert (results / "table.md").exists() and "1e-2" in (results / "table.md").read_text(encoding="utf-8")

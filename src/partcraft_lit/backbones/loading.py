@@ -71,6 +71,14 @@ def load_components(
     return _load_from_hub([_pinned(str(source), revision), *others], layout, variant, vae)
 
 
+def check_made(path: str | Path, made_by: str) -> None:
+    """Raises a UserError for weights that are not there, with the command that makes them."""
+    if not Path(path).expanduser().is_dir():
+        raise UserError(
+            f"backbone.path={path}: these weights are not packaged, and there is no such folder. Make it: {made_by}"
+        )
+
+
 def packaged_weights(name: str) -> Path:
     """Folder of weights shipped with the package.
 

@@ -72,8 +72,8 @@ PATH_KEYS = (
     "paths.store",
 )
 
-#: Per verb: what a user may write -> the key. "parts" is a group of other verbs: Hydra would look for an option of it.
-ALIASES = {"export": {"parts": "chosen"}}
+#: Per verb: what a user may write -> the key. These are groups of other verbs: Hydra would look for an option of them.
+ALIASES = {"export": {"parts": "chosen"}, "table": {"backbone": "base"}}
 
 #: Names of the parts that are found in drawn creatures, from the top of the image down, as their atlas shows.
 DRAWN_NAMES = {("bird", 5): ["head", "wing", "body", "tail", "legs"]}

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ PACKAGES = (
     "pillow",
     "safetensors",
 )
+#: Of a checkout: what decides results. Results themselves and documentation do not.
+DECIDING = ("src", "conf", "train.py", "pyproject.toml", "constraints.txt")
 
 
 def position() -> tuple[int, int]:
@@ -175,21 +178,47 @@ def _torch() -> dict[str, Any]:
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    def ask(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=10,
-            check=True,
-        )
-        return done.stdout.strip()
+    found = checkout(folder)
+    return None if found is None else {"commit": found.commit, "dirty": bool(found.changed)}
 
+
+@dataclass(frozen=True)
+class Checkout:
+    """The state of the code in a git checkout.
+
+    Attributes:
+        commit: its hash.
+        changed: files that decide results and differ from the commit, untracked ones included, relative to the root.
+    """
+
+    commit: str
+    changed: tuple[str, ...]
+
+
+def checkout(folder: Path | None = None) -> Checkout | None:
+    """The git checkout that this package is imported from; None for an installed package, or without git.
+
+    Args:
+        folder: inside the checkout; None for this package's.
+    """
+    place = Path(__file__).resolve().parent if folder is None else folder
     try:
-        root = ask("rev-parse", "--show-toplevel")
-        if not (Path(root) / "src" / "partcraft_lit").is_dir():  # installed below somebody else's repository
+        root = Path(_ask_git(place, "rev-parse", "--show-toplevel"))
+        if not (root / "src" / "partcraft_lit").is_dir():  # installed below somebody else's repository
             return None
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+        status = _ask_git(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "--", *DECIDING)
+        return Checkout(_ask_git(root, "rev-parse", "HEAD"), tuple(line[3:] for line in status.split("\0") if line))
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _ask_git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=10,
+        check=True,
+    )
+    return done.stdout.strip("\n")

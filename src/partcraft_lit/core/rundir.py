@@ -59,7 +59,13 @@ NOT_HASHED = (
 )
 #: Keys that are younger than some runs, with the value that leaves everything as it was before them: with it they are
 #: not part of the hash, so that those runs are found again, and a run without them has it.
-YOUNGER: Mapping[str, Any] = {"data.crops": "cut", "loss_terms": {}, "parts.corrections": "auto"}
+YOUNGER: Mapping[str, Any] = {
+    "data.crops": "cut",
+    "loss_terms": {},
+    "parts.corrections": "auto",
+    "dataset.species_split": "all",
+    "eval.held_out": 0,
+}
 
 
 def settings_hash(values: Mapping[str, Any], leave_out: Sequence[str] = NOT_HASHED) -> str:
@@ -193,11 +199,11 @@ def saved_so_far(folder: Path) -> str:
 
 
 def with_younger(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a run, with the keys that came after it."""
+    """The values of a run, with the keys that came after it; those of a data set have a default in its code."""
     completed = dict(values)
     for name, value in YOUNGER.items():
         group, _, key = name.rpartition(".")
-        if isinstance(completed.get(group), Mapping):
+        if group != "dataset" and isinstance(completed.get(group), Mapping):
             completed[group] = {key: value, **completed[group]}
     return completed
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,12 @@ FILE_NAME = "scores.csv"
 _NETWORKS = "networks.json"
 #: Columns that say what an image is; all others are scores.
 METADATA = ("protocol", "index", "seed", "prompt", "image", "asked", "found")
+#: Before the name of a score: that of the true drawing of the same request.
+TRUE_DRAWING = "true_"
+#: Before the name of a part, or "all": the error of part accuracy less that of the true drawing.
+EXCESS_ERROR = "excess_error/"
+#: Columns, and numbers of ``scores.json``, that older runs were scored without; beginnings of their names.
+_YOUNGER = (f"{TRUE_DRAWING}part_accuracy/", EXCESS_ERROR, "truth/excess_error@")
 #: Two computations of a score may differ by this much: codes are whole numbers, cosines are rounded.
 TOLERANCE = 1e-4
 #: The same for numbers of whole sets, which have sizes of their own.
@@ -52,7 +58,11 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def differences(stored: Sequence[Row], computed: Sequence[Row]) -> list[str]:
-    """What two tables disagree on, one sentence each; columns that only one of them has are compared too."""
+    """What two tables disagree on, one sentence each; columns that only one of them has are compared too.
+
+    A column that is younger than the whole stored table is none of its disagreements.
+    """
+    unknown = _younger((key for row in computed for key in row), {key for row in stored for key in row})
     ours = {_key(row): row for row in computed}
     theirs = {_key(row): row for row in stored}
     wrong = [f"{_where(row)} is not in the table." for key, row in ours.items() if key not in theirs]
@@ -62,7 +72,7 @@ def differences(stored: Sequence[Row], computed: Sequence[Row]) -> list[str]:
             before, value = (str(row[key].get(column, "")) for row in (theirs, ours))
             if before != value:
                 wrong.append(f"{_where(ours[key])}: {column} is {before!r} in the table, computed again {value!r}.")
-        for column in (ours[key].keys() | theirs[key].keys()).difference(METADATA):
+        for column in (ours[key].keys() | theirs[key].keys()).difference(METADATA, unknown):
             before, value = (row[key].get(column, math.nan) for row in (theirs, ours))
             if not _same(before, value):
                 wrong.append(f"{_where(ours[key])}: {column} is {before:.4f} in the table, computed again {value:.4f}.")
@@ -107,11 +117,19 @@ def _scores_in(path: Path) -> dict[str, float]:
 def score_differences(stored: Mapping[str, float], computed: Mapping[str, float]) -> list[str]:
     """Numbers that are not what was computed again, or cannot be computed again, one sentence each."""
     wrong = []
+    unknown = _younger(computed, stored)
     for key in dict.fromkeys([*computed, *stored]):
+        if key in unknown:
+            continue
         before, value = stored.get(key, math.nan), computed.get(key, math.nan)
         if not _close(before, value):
             wrong.append(f"{key} is {before:.6g} there, computed again {value:.6g}.")
     return wrong
+
+
+def _younger(computed: Iterable[str], stored: Container[str]) -> set[str]:
+    """Names that an older version did not write."""
+    return {key for key in computed if key.startswith(_YOUNGER) and key not in stored}
 
 
 def _close(stored: float, computed: float) -> bool:

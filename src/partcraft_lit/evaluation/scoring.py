@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from partcraft_lit.core.environment import is_first_process
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.images import read_image
 from partcraft_lit.core.progress import Stages
@@ -21,14 +22,16 @@ from partcraft_lit.core.store.cached import cached_values
 from partcraft_lit.core.types import BACKGROUND, Backbone, ImageSource, PartPrediction
 from partcraft_lit.evaluation.concepts import ConceptScorer
 from partcraft_lit.evaluation.image_scores import (
+    EXCESS_ERROR,
     FILE_NAME,
+    TRUE_DRAWING,
     Row,
     write_networks,
     write_rows,
 )
 from partcraft_lit.evaluation.sampling import Draw, draw_missing, recipe_of
 from partcraft_lit.evaluation.settings import EvalSettings
-from partcraft_lit.evaluation.truth import Truth
+from partcraft_lit.evaluation.truth import HasHeldOut, Truth, truth_of
 from partcraft_lit.evaluation.whole_images import ImageScorer
 from partcraft_lit.metrics.composition import (
     PartScores,
@@ -50,6 +53,8 @@ from partcraft_lit.parts.predictor import KMeansPartPredictor
 _VERSION = 1
 #: Images in memory at once while scores are computed.
 _READ_AT_ONCE = 16
+#: Images of the same classes that were not trained on.
+HELD_OUT = "held-out reconstruction"
 #: Before the name of a protocol: the same images as a perfect model would give them.
 CEILING = "ceiling "
 
@@ -105,6 +110,20 @@ class ProtocolScores:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Images of the same classes that were not trained on.
+
+    Attributes:
+        codes: (H, M + 1) that the predictor reads off them.
+        truth, pictures: as of a :class:`Scorer`, for these images.
+    """
+
+    codes: Tensor
+    truth: Truth | None
+    pictures: ImageScorer | None
+
+
+@dataclass(frozen=True)
 class Scorer:
     """Draws images for targets and reads them back.
 
@@ -119,6 +138,7 @@ class Scorer:
         concepts: asks for each concept by itself, where the data set has concepts.
         store: where images are kept that another start would draw again; None keeps none.
         draw_images: makes sure that images stand.
+        held_out: images that were not trained on, where they are wanted.
     """
 
     settings: EvalSettings
@@ -131,6 +151,7 @@ class Scorer:
     concepts: ConceptScorer | None = None
     store: Store | None = None
     draw_images: Draw = draw_missing
+    held_out: HeldOut | None = None
 
     @property
     def species(self) -> tuple[int, ...]:
@@ -155,6 +176,8 @@ class Scorer:
         targets: dict[str, Targets] = {}
         if chosen.reconstructions:
             targets["reconstruction"] = reconstruction_targets(self.codes, chosen.reconstructions, chosen.seed)
+        if self.held_out is not None:
+            targets[HELD_OUT] = reconstruction_targets(self.held_out.codes, chosen.held_out, chosen.seed)
         for species in self.species if chosen.compositions else ():
             targets[f"{species} species"] = composition_targets(
                 self.codes,
@@ -165,6 +188,12 @@ class Scorer:
                 retired=self.predictor.retired,
             )
         return targets
+
+    def of(self, protocol: str) -> Scorer:
+        """The scorer whose real images are those of a protocol."""
+        if protocol != HELD_OUT or self.held_out is None:
+            return self
+        return replace(self, truth=self.held_out.truth, pictures=self.held_out.pictures)
 
     def score(
         self,
@@ -283,6 +312,33 @@ def concept_scorer(
     return ConceptScorer.of(source, names, features, settings.concepts, settings.seed)
 
 
+def held_out_images(
+    settings: EvalSettings,
+    source: ImageSource,
+    predictor: KMeansPartPredictor,
+    features: Sequence[ImageFeatures],
+    metadata: Mapping[str, Any],
+) -> HeldOut | None:
+    """Images that were not trained on, with the codes that the predictor reads off them; None where none are wanted.
+
+    Raises:
+        UserError: if they are wanted and the data set has none.
+    """
+    if not settings.held_out:
+        return None
+    if not isinstance(source, HasHeldOut):
+        raise UserError(
+            f"eval.held_out={settings.held_out}: this data set knows no images of its classes beside those it trains "
+            "on. Set eval.held_out=0; drawn data sets have them (dataset=creatures)."
+        )
+    others = source.held_out(settings.held_out)
+    starts = range(0, len(others), _READ_AT_ONCE)
+    batches = [range(start, min(start + _READ_AT_ONCE, len(others))) for start in starts]
+    codes = torch.cat([predictor.predict([others.image(index) for index in batch]).codes for batch in batches])
+    pictures = ImageScorer(others, features, 0, metadata) if features else None
+    return HeldOut(codes.cpu(), truth_of(others, metadata), pictures)
+
+
 def write_scores(scores: Scores, folder: Path) -> dict[str, float]:
     """``scores.json`` with one number per key; returns them."""
     flat = scores.flat()
@@ -309,17 +365,36 @@ def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores,
 def score_images(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
     """All protocols of the trained model."""
     for protocol, targets in scorer.protocols().items():
+        own = scorer.of(protocol)
         with stages.stage("score") as counter:
             progress = functools.partial(counter.part, protocol)
-            of_protocol = scorer.score(module, targets, protocol, progress)
+            of_protocol = own.score(module, targets, protocol, progress)
             add_protocol(scores, protocol, of_protocol)
-        if scorer.truth is not None and (perfect := scorer.truth.perfect(targets)):
-            scores.truth[f"perfect {protocol}"] = perfect
-        if scorer.pictures is not None:
+        if own.truth is not None and (perfect := own.truth.perfect(targets)):
+            scores.truth[f"perfect {protocol}"] = perfect.means
+            scores.truth[protocol]["excess_error"] = _subtract_floor(of_protocol.rows, perfect.rows)
+        if own.pictures is not None:
             with stages.stage("score whole pictures"):
-                _score_pictures(scorer, scorer.pictures, protocol, targets, of_protocol.rows, module.backbone, scores)
+                _score_pictures(own, own.pictures, protocol, targets, of_protocol.rows, module.backbone, scores)
     if scorer.concepts is not None:
         _score_concepts(scorer, scorer.concepts, module, scores, stages)
+
+
+def _subtract_floor(rows: Sequence[Row], true: Sequence[Mapping[str, float]]) -> float:
+    """Adds to each image the part accuracy of the true drawing of its request, and by how much the error is higher.
+
+    The judge errs on true drawings too, and a pose hides parts: the error of part accuracy less that of the true
+    drawing is what the model could have done better.
+
+    Returns:
+        The mean of ``excess_error/all`` over images.
+    """
+    for row, of_true in zip(rows, true, strict=True):
+        for key, value in of_true.items():
+            row[f"{TRUE_DRAWING}{key}"] = value
+            row[f"{EXCESS_ERROR}{key.partition('/')[2]}"] = value - row[key]
+    errors = torch.tensor([row[f"{EXCESS_ERROR}all"] for row in rows], dtype=torch.float64)
+    return float(errors.nanmean())
 
 
 def _score_pictures(
@@ -370,7 +445,7 @@ def score_untrained(
     for protocol, targets in scorer.protocols().items() if few else ():
         with stages.stage("score untrained") as counter:
             progress = functools.partial(counter.part, protocol)
-            of_parts, truth = _cached_score(below, module, targets[:few], protocol, progress, store)
+            of_parts, truth = _cached_score(below.of(protocol), module, targets[:few], protocol, progress, store)
         scores.untrained[protocol] = of_parts
         if truth:
             scores.truth[f"untrained {protocol}"] = truth

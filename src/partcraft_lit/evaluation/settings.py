@@ -14,6 +14,7 @@ class EvalSettings:
     Attributes:
         enabled: whether a training run ends with them.
         reconstructions: source images that are drawn again from their own codes, at most.
+        held_out: images that were not trained on and are drawn again from the codes that are read off them; 0 for none.
         compositions: hybrids drawn for each number of species.
         species: numbers of source images that a hybrid is composed of.
         concepts: images per concept prompt, where a data set has concepts; 0 for none.
@@ -27,6 +28,7 @@ class EvalSettings:
 
     enabled: bool
     reconstructions: Count
+    held_out: Count
     compositions: Count
     species: tuple[Positive, ...]
     concepts: Count

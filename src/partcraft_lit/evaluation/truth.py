@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -40,9 +41,22 @@ class Truth(Protocol):
         """A new, empty tally."""
         ...
 
-    def perfect(self, targets: Targets) -> dict[str, float]:
-        """Scores of a perfect composer's images, an upper bound; empty where these cannot be rendered."""
+    def perfect(self, targets: Targets) -> PerfectScores | None:
+        """Scores of a perfect composer's images, an upper bound; None where these cannot be rendered."""
         ...
+
+
+@dataclass(frozen=True)
+class PerfectScores:
+    """What a judge says of true drawings.
+
+    Attributes:
+        means: as of ``TruthTally.compute``.
+        rows: one per image, as of ``TruthTally.update``.
+    """
+
+    means: dict[str, float]
+    rows: list[dict[str, float]]
 
 
 @runtime_checkable
@@ -51,6 +65,15 @@ class HasTruth(Protocol):
 
     def judge(self, match: Mapping[str, int | None]) -> Truth | None:
         """A judge, or None; ``match`` maps each true part to the discovered one, None for a part without a match."""
+        ...
+
+
+@runtime_checkable
+class HasHeldOut(Protocol):
+    """A data set that knows more images of its classes than it trains on."""
+
+    def held_out(self, count: int) -> ImageSource:
+        """At least ``count`` images of the same classes, none of which is in the data set."""
         ...
 
 

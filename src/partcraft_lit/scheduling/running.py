@@ -22,6 +22,8 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 #: Exit codes of commands that a signal ended, which is no failure.
 _STOPPED = frozenset(128 + getattr(signal, name) for name in _SIGNALS if hasattr(signal, name))
 _KILLED = "It was killed (SIGKILL): by a person, or by the system for lack of memory."
+#: Cores that a pool gave to this process.
+_SHARE = "PARTCRAFT_CORES"
 #: Set by the command line for itself: a job is a command of its own.
 _NOT_INHERITED = ("HYDRA_FULL_ERROR",)
 
@@ -147,10 +149,14 @@ def _run_steps(
 
 
 def environment_of(jobs: int, devices: str | None) -> dict[str, str]:
-    """That of this process, with the threads of one share of the cores, and the CUDA devices of the slot."""
+    """That of this process, with the threads of one share of the cores, and the CUDA devices of the slot.
+
+    A pool that is itself a job of a pool divides the cores of its share.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // jobs))
+    threads = str(max(1, int(os.environ.get(_SHARE) or cores) // jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    environment[_SHARE] = threads
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = devices
     return environment

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 #: Attributes of a trial: who works on it, why it has no value, whose settings it repeats, whose result
 #: it has.
-_WORKER, FAILURE, _RETRY_OF, FOLDER = "worker", "failure", "retry_of", "folder"
+_WORKER, FAILURE, RETRY_OF, FOLDER = "worker", "failure", "retry_of", "folder"
 #: Trials that all failed, without one that did not, after which a search ends.
 _HOPELESS = 3
 
@@ -175,7 +175,7 @@ class Search(AbstractContextManager["Search"]):
     def repeated(self) -> dict[int, int]:
         """Trials that failed -> the trial with the same values that counts instead."""
         attributes = {trial.number: trial.user_attrs for trial in self._trials()}
-        return {own[_RETRY_OF]: number for number, own in attributes.items() if _RETRY_OF in own}
+        return {own[RETRY_OF]: number for number, own in attributes.items() if RETRY_OF in own}
 
     def raise_if_all_failed(self) -> None:
         """Raises a UserError if nothing but failures came so far: the next trials would fail as well."""
@@ -245,7 +245,7 @@ class Search(AbstractContextManager["Search"]):
         for trial in self._trials():
             failed = trial.state.name == "FAIL" and trial.user_attrs.get(FAILURE) == "error"
             if failed and trial.number not in repeated and trial.params:
-                self.study.enqueue_trial(trial.params, user_attrs={_RETRY_OF: trial.number})
+                self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
 
     def _check_agreement(self) -> None:
         """What the study was begun with, or is begun with now."""

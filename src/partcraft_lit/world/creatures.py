@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +14,7 @@ from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.types import ABSENT, GroundTruth
 from partcraft_lit.world.truth import OracleTruth
 from partcraft_lit.world.zoo.draw import Drawing, draw
-from partcraft_lit.world.zoo.looks import BIRD, family_of, species_table
+from partcraft_lit.world.zoo.looks import BIRD, SpeciesSplit, family_of, species_table
 from partcraft_lit.world.zoo.scenes import pose_of
 from partcraft_lit.world.zoo.shapes import PLANS
 
@@ -27,18 +28,26 @@ class Creatures:
     Image ``i`` shows species ``i // images_per_species``. An image source with labels and ground truth.
 
     Args:
-        species: 1...30.
+        species: 1...30, or as many as the split has.
         images_per_species: images of each.
         image_size: side in pixels.
         seed: decides looks and poses.
         family: "bird" or "beast".
+        species_split: species of which part of the held-out world: "all" (30), "dev" (10), on which settings are
+            chosen, or "test" (20), on which methods are compared.
 
     Raises:
         UserError: for a number out of range or an unknown family.
     """
 
     def __init__(
-        self, species: int = 20, images_per_species: int = 30, image_size: int = 64, seed: int = 0, family: str = "bird"
+        self,
+        species: int = 20,
+        images_per_species: int = 30,
+        image_size: int = 64,
+        seed: int = 0,
+        family: str = "bird",
+        species_split: SpeciesSplit = "all",
     ) -> None:
         for name, value, least in (("images_per_species", images_per_species, 1), ("image_size", image_size, 16)):
             if value < least:
@@ -46,8 +55,11 @@ class Creatures:
         self._family = family_of(family)
         self._plan = PLANS[family]
         #: (species, parts, 3) look of every part of every species.
-        self.looks = torch.from_numpy(species_table(species, seed))
+        self.looks = torch.from_numpy(species_table(species, seed, split=species_split))
+        #: Neither poses nor images of one split are those of another.
+        self._split = () if species_split == "all" else (species_split,)
         self._images_per_species = images_per_species
+        self._first = 0  # number of each species' first image
         self._size = image_size
         self._seed = seed
         self.class_noun = self._family.noun
@@ -66,11 +78,11 @@ class Creatures:
         return drawing.images[row]
 
     def name(self, index: int) -> str:
-        species, number = divmod(self._checked(index), self._images_per_species)
+        species, number = self._key(index)
         return f"{self.class_names[species]}/{number:03d}"
 
     def content_hash(self, index: int) -> str:
-        settings = (_VERSION, self.class_noun, len(self.class_names), self._size)
+        settings = (_VERSION, *self._split, self.class_noun, len(self.class_names), self._size)
         return f"{derive_seed(self._seed, *settings, *self._key(index)):016x}"
 
     def label(self, index: int) -> int:
@@ -81,6 +93,14 @@ class Creatures:
         drawing, row = self._drawn(index)
         species = tuple(self.label(index) if visible else ABSENT for visible in drawing.visible[row].tolist())
         return GroundTruth(drawing.label_maps[row], species, tuple(self.part_names))
+
+    def held_out(self, count: int) -> Creatures:
+        """At least ``count`` images of the same species in other poses, which are not in this data set."""
+        other = copy.copy(self)
+        other._first = self._first + self._images_per_species
+        other._images_per_species = -(-count // len(self.class_names))
+        other._drawn_block = functools.lru_cache(maxsize=64)(other._draw_block)
+        return other
 
     def judge(self, match: Mapping[str, int | None]) -> OracleTruth | None:
         """The oracle as a judge of generated images; it reads birds only."""
@@ -97,7 +117,7 @@ class Creatures:
             The images that a perfect composer would make, with masks.
         """
         looks = self.looks[species, torch.arange(species.shape[1])]
-        pose = torch.stack([pose_of(self._seed, *self._key(index)) for index in indices])
+        pose = torch.stack([pose_of(self._seed, *self._split, *self._key(index)) for index in indices])
         return draw(self._plan, looks, pose, self._size)
 
     def _drawn(self, index: int) -> tuple[Drawing, int]:
@@ -112,7 +132,7 @@ class Creatures:
     def _key(self, index: int) -> tuple[int, int]:
         """Species and number, so that more species or images leave the ones there were as they are."""
         species, number = divmod(self._checked(index), self._images_per_species)
-        return species, number
+        return species, self._first + number
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from partcraft_lit.core.types import ABSENT
-from partcraft_lit.evaluation.truth import true_hybrids
+from partcraft_lit.evaluation.truth import PerfectScores, true_hybrids
 from partcraft_lit.metrics.composition import Targets
 from partcraft_lit.world.oracle import LookOracle, PartAccuracy, SpeciesOracle
 
@@ -56,17 +56,17 @@ class OracleTruth:
         """A new, empty tally."""
         return OracleTally(PartAccuracy(self._oracle))
 
-    def perfect(self, targets: Targets) -> dict[str, float]:
+    def perfect(self, targets: Targets) -> PerfectScores | None:
         """Scores of a perfect composer: the oracle's own errors, and parts that a pose hides.
 
-        No generated image can be expected to score higher. Empty where such images cannot be rendered.
+        No generated image can be expected to score higher. None where such images cannot be rendered.
         """
         true = true_hybrids(self._source, targets, {"quality": {"match": self._matched}})
         if true is None:
-            return {}
+            return None
         tally = self.tally()
-        tally.update(true, self.requested(targets))
-        return tally.compute()
+        rows = tally.update(true, self.requested(targets))
+        return PerfectScores(tally.compute(), rows)
 
     def requested(self, targets: Targets) -> Tensor:
         """(I, true parts) requested species of each part, ``ABSENT`` for none."""

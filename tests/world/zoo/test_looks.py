@@ -15,6 +15,7 @@ from partcraft_lit.world.zoo.looks import (
     TEXTURES,
     family_of,
     look_table,
+    most_species,
     species_table,
 )
 
@@ -63,6 +64,24 @@ def test_species_are_a_function_of_the_seed():
 def test_too_few_or_too_many_species_are_refused(count):
     with pytest.raises(UserError, match=rf"1 to 30 species.*got {count}"):
         species_table(count, seed=0)
+
+
+def test_species_of_development_and_of_tests_share_no_look_whatever_the_seeds():
+    dev = set().union(*(as_set(species_table(10, seed, split="dev")) for seed in range(20)))
+    test = set().union(*(as_set(species_table(20, seed, split="test")) for seed in range(20)))
+    assert not dev & test and dev | test == as_set(look_table("held_out"))
+    assert not {look[1:] for look in dev} & {look[1:] for look in test}
+
+
+@pytest.mark.parametrize(("split", "count"), [("all", 30), ("dev", 10), ("test", 20)])
+def test_a_split_has_every_shape_and_texture_and_no_color_tells_its_species(split, count):
+    assert most_species(split) == count
+    every = np.concatenate([species_table(count, seed, split=split).reshape(-1, 3) for seed in range(5)])
+    assert set(every[:, 0]) == set(range(NUM_SHAPES)) and set(every[:, 2]) == set(range(len(TEXTURES)))
+    colors, textures = np.unique(np.unique(every[:, 1:], axis=0)[:, 0], return_counts=True)
+    assert textures.mean() >= 2 and len(colors) >= 5
+    with pytest.raises(UserError, match=rf"1 to {count} species.*got {count + 1}"):
+        species_table(count + 1, 0, split=split)
 
 
 def test_an_unknown_family_is_refused_with_the_nearest():

@@ -74,3 +74,13 @@ def test_numbers_out_of_range(wrong):
 def test_pictures_that_are_not_there():
     with pytest.raises(IndexError, match="There are 1 images"):
         CreaturesPair().image(1)
+
+
+def test_pairs_of_different_splits_share_neither_looks_nor_images():
+    dev, test, every = (CreaturesPair(species_split=split) for split in ("dev", "test", "all"))
+    assert len({source.content_hash(0) for source in (dev, test, every)}) == 3
+    assert every.content_hash(0) == CreaturesPair().content_hash(0)
+    looks = [{tuple(look) for creature in source.looks for look in creature.tolist()} for source in (dev, test)]
+    assert not looks[0] & looks[1]
+    with pytest.raises(UserError, match=r"dataset\.bird must be between 0 and 9, got 10"):
+        CreaturesPair(bird=10, species_split="dev")

@@ -91,6 +91,24 @@ def test_hashes_name_the_pixels(creatures):
     assert hashes.isdisjoint(other.content_hash(index) for other in others for index in range(len(other)))
 
 
+def test_splits_share_neither_images_nor_hashes():
+    whole, dev, test = (Creatures(species=4, images_per_species=2, species_split=s) for s in ("all", "dev", "test"))
+    assert len({source.content_hash(index) for source in (whole, dev, test) for index in range(8)}) == 24
+    assert not torch.equal(dev.image(0), test.image(0))
+    assert torch.equal(whole.image(3), Creatures(species=4, images_per_species=2).image(3))
+
+
+def test_held_out_images_are_the_further_ones_of_each_species(creatures):
+    held_out = creatures.held_out(13)
+    assert len(held_out) == 18 and held_out.label(17) == 5 and held_out.name(3) == "species_01/020"
+    more = Creatures(species=6, images_per_species=23, seed=4)
+    for number in range(3):
+        assert torch.equal(held_out.image(2 * 3 + number), more.image(2 * 23 + 20 + number))
+        assert held_out.content_hash(2 * 3 + number) == more.content_hash(2 * 23 + 20 + number)
+    assert torch.equal(creatures.image(40), Creatures(species=6, images_per_species=20, seed=4).image(40))
+    assert torch.equal(held_out.looks, creatures.looks)
+
+
 @pytest.mark.parametrize("size", [16, 48, 128])
 def test_sizes(size):
     creatures = Creatures(species=2, images_per_species=3, image_size=size)
@@ -110,6 +128,7 @@ def test_beasts():
     [
         ({"species": 0}, "1 to 30 species"),
         ({"species": 31}, "got 31"),
+        ({"species": 11, "species_split": "dev"}, r"1 to 10 species.*dev.*got 11"),
         ({"images_per_species": 0}, r"dataset\.images_per_species must be at least 1, got 0"),
         ({"image_size": 8}, r"dataset\.image_size must be at least 16, got 8"),
         ({"family": "beats"}, "Did you mean 'beast'"),

@@ -24,6 +24,7 @@ from partcraft_lit.evaluation.scoring import (
     Scores,
     annotation_scores,
     concept_scorer,
+    held_out_images,
     image_scorer,
     labels_of,
     log_scores,
@@ -154,6 +155,7 @@ def scorer_of_run(
         truth_of(source, metadata),
         image_scorer(settings.eval, source, networks, metadata),
         concept_scorer(settings.eval, source, networks, dictionary.names),
+        held_out=held_out_images(settings.eval, source, predictor, networks, metadata),
     )
 
 

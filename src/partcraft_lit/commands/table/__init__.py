@@ -6,15 +6,17 @@ import functools
 import hashlib
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from partcraft_lit.commands import evaluate, train
-from partcraft_lit.commands.table.settings import TableSettings
+from partcraft_lit.commands.table.settings import SearchTerms, TableSettings
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
-from partcraft_lit.core import rundir
+from partcraft_lit.config.search import plan_of
+from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.loggers.identity import grouped
 from partcraft_lit.runs import stored
@@ -23,7 +25,9 @@ from partcraft_lit.scheduling.gpus import deal
 from partcraft_lit.scheduling.slurm import check_slurm
 
 if TYPE_CHECKING:
+    from partcraft_lit.commands.table.studies import Chosen
     from partcraft_lit.commands.table.table import TableRun
+    from partcraft_lit.commands.table.tuning import RowSearch
 
 #: Unlike a run that is continued, a run of a table has a length of its own.
 NOT_HASHED = tuple(key for key in rundir.NOT_HASHED if not key.startswith("trainer.max_"))
@@ -37,17 +41,20 @@ def check(values: Mapping[str, Any]) -> TableSettings:
         raise UserError(f"table=NAME has to be given. Tables: {', '.join(names)}.")
     settings = factories.settings_of(TableSettings, values)
     _check_names(settings)
+    _check_base(settings)
     if settings.launcher == "slurm":
         check_slurm()
     deal(settings.gpus)
-    for row in rows_of(settings):
-        run_values(settings, row, settings.table.seeds[0])
+    if settings.tune:
+        for row in _searched_rows(settings):
+            trial_values(settings, row)
+    elif not settings.verify:
+        _check_terms(settings, {row: run_values(settings, row, settings.table.seeds[0]) for row in rows_of(settings)})
     return settings
 
 
 def choose_folder(values: Mapping[str, Any]) -> tuple[Path, str]:
-    given = values["output_dir"]
-    folder = Path("experiments") / values["table"]["name"] if given is None else Path(given).expanduser()
+    folder = factories.settings_of(TableSettings, values).folder
     return folder, f"The table goes to {folder}"
 
 
@@ -56,6 +63,12 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
 
     from partcraft_lit.commands.table.table import compare_rows, verify_table
 
+    if not (settings.verify or settings.allow_dirty):
+        check_committed()
+    if settings.tune:
+        from partcraft_lit.commands.table.tuning import search_rows
+
+        return search_rows(settings, [row_search(settings, row) for row in _searched_rows(settings)])
     table_runs = [table_run(settings, row, seed) for row in rows_of(settings) for seed in settings.table.seeds]
     if settings.verify:
         return verify_table(settings, folder, table_runs)
@@ -68,6 +81,21 @@ def rows_of(settings: TableSettings) -> list[str]:
     return [row for row in settings.table.rows if settings.rows is None or row in settings.rows]
 
 
+def check_committed() -> None:
+    """Raises a UserError if the code has changes that no commit has: nobody could make the table again.
+
+    An installed package has a version instead.
+    """
+    found = environment.checkout()
+    if found is None or not found.changed:
+        return
+    shown = ", ".join(found.changed[:5]) + (f" and {len(found.changed) - 5} more" if len(found.changed) > 5 else "")
+    raise UserError(
+        f"The code has changes that are not committed: {shown}. Nobody could make this table again. Commit them (new "
+        "files too), or start with allow_dirty=true; protocol.json then lists them."
+    )
+
+
 def run_values(settings: TableSettings, row: str, seed: int) -> dict[str, Any]:
     """The whole configuration of one run.
 
@@ -75,6 +103,56 @@ def run_values(settings: TableSettings, row: str, seed: int) -> dict[str, Any]:
         UserError: if it does not compose, or its values are not those of a training run; it names the row.
     """
     return _composed(tuple(_overrides(settings, row, seed)), f"table.rows.{row}")
+
+
+def trial_values(settings: TableSettings, row: str) -> dict[str, Any]:
+    """The whole configuration of a trial of a row's search, each searched key with one of its values.
+
+    Raises:
+        UserError: as ``run_values``, and for a search that cannot be.
+    """
+    search = settings.table.rows[row].search
+    where = f"table.rows.{row}.search"
+    overrides = [*_trial_overrides(settings, row), *(f"{key}={values}" for key, values in search.items())]
+    try:
+        plan = plan_of("train", ["hydra/sweeper=optuna", *overrides])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    assert plan is not None
+    for point in plan.points:
+        values = _composed(tuple(point), where)
+    return values
+
+
+def row_search(settings: TableSettings, row: str) -> RowSearch:
+    """The search of a row: a command that goes on where it was stopped."""
+    from partcraft_lit.commands.table.studies import ended_trials, slug
+    from partcraft_lit.commands.table.tuning import RowSearch
+    from partcraft_lit.scheduling.tasks import Step, Task, python_command
+
+    terms, digest = _terms(settings), search_digest(settings, row)
+    name = f"{settings.table.name}-{slug(row)}-{digest}"
+    folder = settings.paths.logs.expanduser().absolute() / "table" / "searches" / name
+    command = python_command(
+        *("train", "-m", "hydra/sweeper=optuna", f"hydra.sweeper.n_trials={terms.trials}", "hydra.sweeper.n_jobs=1"),
+        *(f"hydra.sweeper.direction={terms.direction}", f"hydra.sweeper.sampler={terms.sampler}"),
+        *_trial_overrides(settings, row),
+        *(f"{key}={values}" for key, values in settings.table.rows[row].search.items()),
+        config.quoted("hydra.sweep.dir", str(folder)),
+    )
+    step = Step(command, lambda: ended_trials(folder) >= terms.trials)
+    return RowSearch(row, digest, Task(f"search of {row}", folder, (step,), digest))
+
+
+def search_digest(settings: TableSettings, row: str) -> str:
+    """Of everything that decides the trials of a row's search."""
+    values = _composed(tuple(_trial_overrides(settings, row)), f"table.rows.{row}.search")
+    terms = asdict(_terms(settings))
+    space = settings.table.rows[row].search
+    return rundir.settings_hash(
+        {**values, "networks": _networks(values), "search": {"space": space, **terms}},
+        tuple(key for key in NOT_HASHED if key not in ("eval", "sample")),
+    )
 
 
 def table_run(settings: TableSettings, row: str, seed: int) -> TableRun:
@@ -99,6 +177,7 @@ def table_run(settings: TableSettings, row: str, seed: int) -> TableRun:
         digest=digest,
         scoring=evaluate.scoring_hash(values),
         budget=_budget(values),
+        study=study_of(settings, row),
         task=Task(f"{row}, seed {seed}", folder, steps, f"{digest}-{evaluate.scoring_hash(values)}"),
         evaluation=functools.partial(evaluate.evaluation_folder, folder, chosen),
         verify=functools.partial(_verify, values, folder, scored),
@@ -111,16 +190,116 @@ def run_folder(settings: TableSettings, values: Mapping[str, Any], digest: str) 
     return settings.paths.logs.expanduser().absolute() / "table" / "runs" / name
 
 
+def study_of(settings: TableSettings, row: str) -> Chosen | None:
+    """What the search of a row chose; None for a row whose settings are given.
+
+    Raises:
+        UserError: if it has not been searched as the table asks for.
+    """
+    if not settings.table.rows[row].search or settings.table.tuning is None:
+        return None
+    from partcraft_lit.commands.table.studies import read_chosen
+
+    return read_chosen(settings.folder, row, search_digest(settings, row))
+
+
 def _overrides(settings: TableSettings, row: str, seed: int) -> Iterator[str]:
+    from partcraft_lit.commands.table.studies import as_overrides
+
+    chosen = study_of(settings, row)
+    yield from _row_overrides(settings, row)
+    yield from () if chosen is None else as_overrides(chosen.overrides)
+    yield from shlex.split(settings.overrides)
+    yield from _fixed(settings, seed)
+
+
+def _trial_overrides(settings: TableSettings, row: str) -> Iterator[str]:
+    terms = _terms(settings)
+    yield from _row_overrides(settings, row)
+    yield from terms.overrides
+    yield from shlex.split(settings.overrides)
+    yield from _fixed(settings, terms.seed)
+    yield f"objective={terms.objective}"
+
+
+def _row_overrides(settings: TableSettings, row: str) -> Iterator[str]:
     chosen = settings.table.rows[row]
     yield from settings.table.scales[settings.scale]
     yield from chosen.overrides
     yield from chosen.small if settings.scale == "small" else chosen.paper
-    yield from shlex.split(settings.overrides)
+    if settings.base is not None:
+        yield f"backbone={settings.base}"
+
+
+def _fixed(settings: TableSettings, seed: int) -> Iterator[str]:
     yield from _ALWAYS
     yield f"seed={seed}"
     for key in ("logs", "store"):
         yield config.quoted(f"paths.{key}", str(getattr(settings.paths, key).expanduser().absolute()))
+
+
+def _terms(settings: TableSettings) -> SearchTerms:
+    assert settings.table.tuning is not None
+    return settings.table.tuning
+
+
+def _searched_rows(settings: TableSettings) -> list[str]:
+    return [row for row in rows_of(settings) if settings.table.rows[row].search]
+
+
+def _check_base(settings: TableSettings) -> None:
+    """Raises a UserError for weights of the base that have to be made first, once instead of in every run."""
+    if settings.base is None or settings.verify:
+        return
+    from partcraft_lit.backbones.loading import check_made
+
+    node = _composed((f"backbone={settings.base}",), f"backbone={settings.base}")["backbone"]
+    if node.get("made_by"):
+        check_made(node["path"], node["made_by"])
+
+
+def _check_tuning(settings: TableSettings) -> None:
+    """Raises a UserError for searches that cannot be, or whose seed the table is judged by."""
+    table, terms = settings.table, settings.table.tuning
+    searched = [name for name, row in table.rows.items() if row.search]
+    if terms is None:
+        if searched or settings.tune:
+            which = f"the row '{searched[0]}' has a search" if searched else "tune=true"
+            raise UserError(f"{which}, and table={table.name} says nothing of searches: table.tuning is missing.")
+        return
+    if settings.tune and not _searched_rows(settings):
+        raise UserError(
+            f"tune=true: none of these rows has anything to search. Those that have: {', '.join(searched)}."
+        )
+    if terms.seed in table.seeds:
+        raise UserError(
+            f"table.tuning.seed={terms.seed} is one of table.seeds: the seeds on which settings are chosen must not be "
+            "those on which the rows are compared."
+        )
+
+
+def _check_terms(settings: TableSettings, values_of: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises a UserError if the rows of a table with equal terms do not have them."""
+    if not settings.table.equal_terms:
+        return
+    first, *others = values_of
+    for row in others:
+        for group in ("dataset", "sample", "eval"):
+            if values_of[row][group] != values_of[first][group]:
+                raise UserError(f"The rows '{first}' and '{row}' of table={settings.table.name} differ in {group}.")
+        passes = [forward_passes(values_of[name]) for name in (first, row)]
+        if passes[0] != passes[1]:
+            raise UserError(
+                f"Training sends {passes[0]:,} images through the denoiser in the row '{first}' and {passes[1]:,} in "
+                f"'{row}', prior images included; table={settings.table.name} compares rows at equal numbers. Mend "
+                "data.batch_size, trainer.accumulate_grad_batches or trainer.max_steps of one of them."
+            )
+
+
+def forward_passes(values: Mapping[str, Any]) -> int:
+    """Images that go through the denoiser in training; with prior preservation each comes with a prior image."""
+    images: int = values["data"]["batch_size"] * values["trainer"]["accumulate_grad_batches"]
+    return int(values["trainer"]["max_steps"]) * images * (2 if values["prior"]["weight"] else 1)
 
 
 def _scoring_overrides(settings: TableSettings, row: str, seed: int, folder: Path) -> Iterator[str]:
@@ -143,8 +322,9 @@ def _override(key: str, value: Any) -> str:
 
 
 def _budget(values: Mapping[str, Any]) -> str:
-    images = values["data"]["batch_size"] * values["trainer"]["accumulate_grad_batches"]
-    return f"{values['trainer']['max_steps']} steps of {images} images"
+    """In images that go through the denoiser, so that methods with prior images compare with those without."""
+    steps = int(values["trainer"]["max_steps"])
+    return f"{steps} steps of {forward_passes(values) // max(steps, 1)} images"
 
 
 def _written(value: Any) -> str:
@@ -234,5 +414,8 @@ def _check_names(settings: TableSettings) -> None:
     for panel in table.figure.panels:
         if panel not in panels:
             raise UserError(f"table.figure.panels: '{panel}' is none. {did_you_mean(panel, [p for p in panels if p])}")
+    if (primary := [name for name, column in table.columns.items() if column.primary])[1:]:
+        raise UserError(f"table.columns: one column may be primary, not {len(primary)}: {', '.join(primary)}.")
+    _check_tuning(settings)
     if not (table.seeds and table.columns and rows_of(settings)):
         raise UserError(f"The table {table.name} needs at least one seed, one row and one column.")

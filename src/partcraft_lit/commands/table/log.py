@@ -16,7 +16,7 @@ from partcraft_lit.loggers.run_logger import finished
 #: Of ``summary.csv``; the difference is to the best row of the column.
 CELL_COLUMNS = (
     *("row", "column", "mean", "low", "high", "seeds", "images", "best", "distinct"),
-    *("difference", "difference_low", "difference_high", "effect", "p_value", "p_corrected", "reported"),
+    *("difference", "difference_low", "difference_high", "effect", "p_value", "p_corrected", "reported", "role"),
 )
 _FIGURES = ("figure.png", "maps.png")
 
@@ -26,6 +26,7 @@ def log_table(
     folder: Path,
     cells: Mapping[str, Mapping[str, Cell]],
     protocol: Mapping[str, Any],
+    roles: Mapping[str, str] | None = None,
 ) -> None:
     """The means as people read them, every cell with its interval, the images, and the protocol as the configuration.
 
@@ -36,20 +37,27 @@ def log_table(
         folder: of the table; its images are sent.
         cells: column -> row -> cell.
         protocol: everything that decides the numbers.
+        roles: column -> "primary" or "secondary"; None where no column is primary.
     """
     with finished(loggers):
         for logger in loggers:
             try:
-                _log(logger, folder, cells, protocol)
+                _log(logger, folder, cells, protocol, roles or {})
             except Exception as error:  # whatever a service or its client can come up with
                 warnings.warn(f"The table did not reach {type(logger).__name__}: {error}", stacklevel=2)
 
 
-def _log(logger: Any, folder: Path, cells: Mapping[str, Mapping[str, Cell]], protocol: Mapping[str, Any]) -> None:
+def _log(
+    logger: Any,
+    folder: Path,
+    cells: Mapping[str, Mapping[str, Cell]],
+    protocol: Mapping[str, Any],
+    roles: Mapping[str, str],
+) -> None:
     logger.log_hyperparams(dict(protocol))
     if hasattr(logger, "log_table"):
         logger.log_table("table", columns=["row", *cells], data=_means(cells))
-        logger.log_table("cells", columns=list(CELL_COLUMNS), data=_finite(cell_rows(cells)))
+        logger.log_table("cells", columns=list(CELL_COLUMNS), data=_finite(cell_rows(cells, None, roles)))
     if hasattr(logger, "log_image"):
         for name in _FIGURES:
             if (folder / name).is_file():
@@ -62,10 +70,14 @@ def _means(cells: Mapping[str, Mapping[str, Cell]]) -> list[list[Any]]:
     return [[row, *(_value(column[row].mean) for column in cells.values())] for row in rows]
 
 
-def cell_rows(cells: Mapping[str, Mapping[str, Cell]], rows: Iterable[str] | None = None) -> list[list[Any]]:
+def cell_rows(
+    cells: Mapping[str, Mapping[str, Cell]], rows: Iterable[str] | None, roles: Mapping[str, str]
+) -> list[list[Any]]:
     """A line of ``CELL_COLUMNS`` for each cell: by row, or in the order of ``rows``."""
     names = dict.fromkeys(row for column in cells.values() for row in column) if rows is None else rows
-    return [[row, title, *_cell_values(column[row])] for row in names for title, column in cells.items()]
+    return [
+        [row, title, *_cell_values(column[row]), roles.get(title)] for row in names for title, column in cells.items()
+    ]
 
 
 def _cell_values(cell: Cell) -> list[Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from partcraft_lit.core.settings import PathSettings, Positive, UserPath
+from partcraft_lit.core.settings import Count, PathSettings, Positive, UserPath
 from partcraft_lit.scheduling.settings import PoolSettings, SlurmSettings
 
 
@@ -26,6 +27,7 @@ class ColumnSettings:
         x: place of that point.
         times: what the values are multiplied by for the table.
         block: heading of the part of the table that it stands in; None for the panel's.
+        primary: whether it is what the table was made to decide; at most one column, all others are secondary then.
     """
 
     metric: str
@@ -36,6 +38,7 @@ class ColumnSettings:
     x: float | None = None
     times: float = 1.0
     block: str | None = None
+    primary: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class RowSettings:
         reported: column -> value that the paper gives.
         curve: which line of the figure it is a point of.
         x: place of that point.
+        search: key -> values, as a sweep writes them; the row has those that its search chose.
     """
 
     overrides: tuple[str, ...] = ()
@@ -56,6 +60,28 @@ class RowSettings:
     reported: dict[str, float] = field(default_factory=dict)
     curve: str = ""
     x: float | None = None
+    search: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SearchTerms:
+    """The searches of a table, which are of one size for every row that has something to search.
+
+    Attributes:
+        overrides: of every trial, beside those of the row: other species than those that the rows are compared on.
+        objective: key of ``scores.json``.
+        direction: whether it is to be high or low.
+        trials: of each search.
+        sampler: what proposes them.
+        seed: of every trial; none of the table's.
+    """
+
+    overrides: tuple[str, ...]
+    objective: str
+    direction: Literal["maximize", "minimize"]
+    trials: Positive
+    sampler: Literal["tpe", "random"]
+    seed: Count
 
 
 @dataclass(frozen=True)
@@ -89,6 +115,9 @@ class ProtocolSettings:
         columns: name -> column.
         figure: how it is drawn.
         maps: a image in the folder of every run; those of the rows are shown side by side in ``maps.png``.
+        tuning: how the settings of rows are searched; None for a table without searches.
+        equal_terms: whether rows must have the same images, scores and sampler, and the same number of images that go
+            through the denoiser in training, those of prior preservation included.
     """
 
     name: str
@@ -99,6 +128,13 @@ class ProtocolSettings:
     columns: dict[str, ColumnSettings]
     figure: FigureSettings
     maps: str = ""
+    tuning: SearchTerms | None = None
+    equal_terms: bool = False
+
+    @property
+    def primary(self) -> str | None:
+        """Name of the primary column."""
+        return next((name for name, column in self.columns.items() if column.primary), None)
 
 
 @dataclass(frozen=True)
@@ -115,10 +151,13 @@ class TableSettings:
             several, else one.
         gpus: numbers of the CUDA devices that are dealt out to the processes; None for all.
         slurm: what its jobs are given.
+        base: backbone of every run; None for that of the protocol. On the command line it is ``backbone``.
+        tune: search the settings of the rows, and train nothing else.
+        allow_dirty: whether the code may have changes that are not committed; the protocol then lists them.
         verify: compute every number again from the stored images and compare, and train nothing.
         level: share of intervals that should hold the true mean.
         resamples: of the bootstrap.
-        output_dir: where the table goes; None for ``experiments/<name>``.
+        output_dir: where the table goes; None for ``experiments/<name>``, with another base ``<name>/<base>``.
         paths: where runs are, and what is computed once.
     """
 
@@ -130,11 +169,21 @@ class TableSettings:
     jobs: Positive | None
     gpus: tuple[int, ...] | None
     slurm: SlurmSettings
+    base: str | None
+    tune: bool
+    allow_dirty: bool
     verify: bool
     level: Annotated[float, Field(gt=0, le=1)]
     resamples: Annotated[int, Field(ge=100)]
     output_dir: UserPath | None
     paths: PathSettings
+
+    @property
+    def folder(self) -> Path:
+        """Where the table goes."""
+        if self.output_dir is not None:
+            return Path(self.output_dir).expanduser()
+        return Path("experiments", self.table.name, *(() if self.base is None else (self.base,)))
 
     @property
     def scheduler(self) -> PoolSettings | SlurmSettings:

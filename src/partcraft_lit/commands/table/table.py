@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from partcraft_lit.commands.table.columns import Column, columns_of, notes_on
-from partcraft_lit.commands.table.comparison import Cell, RunScores, compare, corrected, read_run
+from partcraft_lit.commands.table.comparison import Cell, RunScores, compare, corrected, read_run, values_of
 from partcraft_lit.commands.table.log import CELL_COLUMNS, cell_rows, log_table
 from partcraft_lit.commands.table.panels import panels_of
 from partcraft_lit.commands.table.settings import TableSettings
+from partcraft_lit.commands.table.studies import CHOSEN, Chosen, choice_of, study_folder
 from partcraft_lit.core import environment
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
@@ -46,6 +47,7 @@ class TableRun:
         task: trains and scores it, as far as that is not done.
         evaluation: where its scores are, once it has been trained.
         verify: computes its scores again from its images; raises a UserError where they differ.
+        study: the search that chose its settings; None for settings that are given.
     """
 
     row: str
@@ -56,6 +58,7 @@ class TableRun:
     task: Task
     evaluation: Callable[[], Path]
     verify: Callable[[], int]
+    study: Chosen | None = None
 
 
 def compare_rows(
@@ -77,16 +80,15 @@ def compare_rows(
     """
     stages = Stages()
     tasks = list({table_run.task.folder: table_run.task for table_run in table_runs}.values())
+    decided = write_protocol(settings, folder, table_runs)  # before any run: nothing is decided by what comes out
     outcome = run_tasks(tasks, settings.scheduler, stages.log, Ledger(folder))
     if outcome.pending:
         return {}
-    decided = protocol(settings, table_runs)
-    atomic_write(folder / "protocol.json", json.dumps(decided, indent=1, ensure_ascii=False))
     rows, missing = _read(settings, table_runs, outcome.failed)
     if not any(rows.values()):
         raise UserError(_failures_in_words(missing, folder))
     cells = _write(settings, folder, table_runs, rows, missing)
-    log_table(make_loggers(), folder, cells, decided)
+    log_table(make_loggers(), folder, cells, decided, roles_of(settings, cells))
     stages.log((folder / "table.md").read_text(encoding="utf-8"))
     stages.log(f"Table: {folder}")
     if missing:
@@ -113,22 +115,66 @@ def verify_table(settings: TableSettings, folder: Path, table_runs: Sequence[Tab
             wrong.append(f"{table_run.task.name}: {error}")
     rows, missing = _read(settings, table_runs, {})
     wrong += [f"{name}: {reason}" for name, reason in missing.items() if not any(w.startswith(name) for w in wrong)]
-    summary = folder / "summary.csv"
-    if not summary.is_file():
-        wrong.append(f"{summary} is missing: the table has not been written.")
-    elif any(rows.values()):
-        cells = _cells(settings, columns_of(settings.table.columns, rows.values()), rows)
-        if summary.read_text(encoding="utf-8") != _summary(rows, cells):
-            wrong.append(f"{summary} is not what the scores of the images give.")
+    if any(rows.values()):
+        columns = columns_of(settings.table.columns, rows.values())
+        cells = _cells(settings, columns, rows)
+        for name, text in _csv_files(settings, columns, rows, cells).items():
+            if not (folder / name).is_file():
+                wrong.append(f"{folder / name} is missing: the table has not been written.")
+            elif (folder / name).read_text(encoding="utf-8") != text:
+                wrong.append(f"{folder / name} is not what the scores of the images give.")
+    elif not (folder / "summary.csv").is_file():
+        wrong.append(f"{folder / 'summary.csv'} is missing: the table has not been written.")
+    wrong += _protocol_differences(settings, folder, table_runs)
+    wrong += _study_differences(settings, folder, table_runs)
     if wrong:
         raise UserError(f"The table in {folder} cannot be verified:\n" + "\n".join(wrong))
     stages.log(f"Verified: {images} images were read again, and every number of {folder} is the same.")
     return images
 
 
+def _protocol_differences(settings: TableSettings, folder: Path, table_runs: Sequence[TableRun]) -> list[str]:
+    """Whether the stored protocol is that of these settings, one sentence for each difference."""
+    path = folder / "protocol.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [f"{path} is missing or damaged."]
+    now = json.loads(json.dumps(protocol(settings, table_runs)))
+    if stored.get("hash") == now["hash"]:
+        return []
+    differing = [key for key in now if key != "environment" and stored.get(key) != now[key]]
+    return [f"{path} is of other settings ({stored.get('hash')}, now {now['hash']}): {', '.join(differing)}."]
+
+
+def _study_differences(settings: TableSettings, folder: Path, table_runs: Sequence[TableRun]) -> list[str]:
+    """Whether what was chosen for each row is the best trial of its study, one sentence for each that is not."""
+    wrong = []
+    for study in {table_run.row: table_run.study for table_run in table_runs}.values():
+        if study is None or settings.table.tuning is None:
+            continue
+        place = study_folder(folder, study.row)
+        try:
+            found = choice_of(place, study.row, settings.table.tuning, study.digest)
+        except (UserError, OSError, KeyError) as error:
+            wrong.append(f"{place}: its study cannot be read: {error}")
+            continue
+        if found != study:
+            wrong.append(f"{place / CHOSEN} is not what its study says: trial {found.trial}, {found.overrides}.")
+    return wrong
+
+
+def write_protocol(settings: TableSettings, folder: Path, table_runs: Sequence[TableRun]) -> dict[str, Any]:
+    """``protocol.json``; returns what it says."""
+    decided = protocol(settings, table_runs)
+    atomic_write(folder / "protocol.json", json.dumps(decided, indent=1, ensure_ascii=False))
+    return decided
+
+
 def protocol(settings: TableSettings, table_runs: Sequence[TableRun]) -> dict[str, Any]:
     """Everything that decides the numbers, and its hash."""
     table = asdict(settings.table)
+    studies = {table_run.row: asdict(table_run.study) for table_run in table_runs if table_run.study is not None}
     decides = {
         "scale": settings.scale,
         "overrides": settings.overrides,
@@ -137,16 +183,34 @@ def protocol(settings: TableSettings, table_runs: Sequence[TableRun]) -> dict[st
         "runs": [[e.row, e.seed, e.digest, e.scoring] for e in table_runs],
         "level": settings.level,
         "resamples": settings.resamples,
+        "primary": settings.table.primary,
+        "base": settings.base,
+        "tuning": table["tuning"],
+        "studies": studies,
     }
     return {
         "hash": stable_hash(decides)[:12],
         **decides,
+        "code": _code(),
         "question": table["question"],
         "budgets": {f"{e.row}, seed {e.seed}": e.budget for e in table_runs},
         "rows": table["rows"],
         "folders": {f"{e.row}, seed {e.seed}": e.task.folder.name for e in table_runs},
         "environment": environment.describe(),
     }
+
+
+def _code() -> dict[str, Any]:
+    """Commit of the code and its changes, or the version of an installed package."""
+    found = environment.checkout()
+    version = environment.packages().get("partcraft-lit")
+    return {"version": version} if found is None else {"version": version, **asdict(found)}
+
+
+def roles_of(settings: TableSettings, titles: Iterable[str]) -> dict[str, str]:
+    """Title of a column -> "primary" or "secondary"; nothing for a table without a primary column."""
+    primary = settings.table.primary
+    return {} if primary is None else {t: "primary" if t == primary else "secondary" for t in titles}
 
 
 def _read(
@@ -204,8 +268,8 @@ def _write(
         },
         notes=_notes(settings, table_runs, rows, columns, cells, missing),
     )
-    atomic_write(folder / "results.csv", _results(rows))
-    atomic_write(folder / "summary.csv", _summary(rows, cells))
+    for name, text in _csv_files(settings, columns, rows, cells).items():
+        atomic_write(folder / name, text)
     atomic_write(folder / "table.md", markdown(table))
     atomic_write(folder / "table.tex", latex(table))
     draw_figure(folder / "figure.png", settings.table.question, panels_of(settings.table, columns, cells))
@@ -234,14 +298,36 @@ def _results(rows: Mapping[str, Sequence[RunScores]]) -> str:
     return csv_text(columns, values)
 
 
-def _summary(rows: Mapping[str, Sequence[RunScores]], cells: Mapping[str, Mapping[str, Cell]]) -> str:
-    """One line per row and column."""
-    return csv_text(CELL_COLUMNS, cell_rows(cells, rows))
+def _csv_files(
+    settings: TableSettings,
+    columns: Sequence[Column],
+    rows: Mapping[str, Sequence[RunScores]],
+    cells: Mapping[str, Mapping[str, Cell]],
+) -> dict[str, str]:
+    """Name -> text: every value of an image, every value of a run, every cell."""
+    files = {
+        "results.csv": _results(rows),
+        "summary.csv": csv_text(CELL_COLUMNS, cell_rows(cells, rows, roles_of(settings, cells))),
+    }
+    of_runs = [column for column in columns if column.chosen.per == "run"]
+    return {**files, "runs.csv": _run_values(of_runs, rows)} if of_runs else files
+
+
+def _run_values(columns: Sequence[Column], rows: Mapping[str, Sequence[RunScores]]) -> str:
+    """One line per row, seed and column that has one value for each run, as in the table."""
+    lines = [
+        [row, run.seed, run.folder.name, column.title, column.chosen.metric, value]
+        for row, runs in rows.items()
+        for column in columns
+        for run, [value] in zip(runs, values_of(runs, column.chosen))
+    ]
+    return csv_text(["row", "seed", "run", "column", "metric", "value"], lines)
 
 
 def _head(column: Column) -> Head:
     block = column.chosen.block if column.chosen.block is not None else column.chosen.panel or ""
-    return Head(column.name, column.chosen.higher, column.key, block)
+    name = f"{column.name} (primary)" if column.chosen.primary else column.name
+    return Head(name, column.chosen.higher, column.key, block)
 
 
 def _entry(cell: Cell) -> Entry:
@@ -265,6 +351,8 @@ def _notes(
         "(Holm), tells it from every other row (p < 0.05); ≈ marks the best and the rows that may be as good. "
         "summary.csv has the differences to the best with their intervals and effect sizes.",
     ]
+    if settings.table.primary is not None:
+        notes.insert(0, f"Primary: {settings.table.primary}. All other columns are secondary.")
     notes += notes_on(columns, rows.values())
     if any(cell.reported is not None for column in cells.values() for cell in column.values()):
         notes.append(
@@ -276,21 +364,31 @@ def _notes(
         if len(budgets) == 1
         else f"The rows have different budgets: {'; '.join(budgets)}."
     )
+    if studies := {table_run.row: table_run.study for table_run in table_runs if table_run.study is not None}:
+        sizes_of = sorted({study.trials for study in studies.values()})
+        notes.append(
+            f"Settings of {len(studies)} rows are the best of {', '.join(map(str, sizes_of))} trials each, on species "
+            "that the table does not use (studies/)."
+        )
     notes.append(f"Protocol `{protocol(settings, table_runs)['hash']}` (protocol.json), scale “{settings.scale}”.")
-    commits = sorted({found for runs in rows.values() for run in runs if (found := _commit(run.folder))})
+    versions = [found for runs in rows.values() for run in runs if (found := _git_of(run.folder))]
+    commits = sorted({str(found["commit"]) for found in versions})
     if len(commits) > 1:
         notes.append(f"The runs were made by different versions of the code: {', '.join(c[:10] for c in commits)}.")
+    if dirty := sum(bool(found.get("dirty")) for found in versions):
+        notes.append(f"{dirty} of {len(versions)} runs were made by code with changes that were not committed.")
     for name, reason in missing.items():
         notes.append(f"MISSING {name}: {reason.splitlines()[0] if reason else 'unknown'}")
     return notes
 
 
-def _commit(folder: Path) -> str | None:
+def _git_of(folder: Path) -> dict[str, Any] | None:
+    """Commit of the code that made a run, and whether it had changes; None where that is not known."""
     try:
         git = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("git") or {}
     except (OSError, ValueError):
         return None
-    return str(git["commit"]) if "commit" in git else None
+    return git if "commit" in git else None
 
 
 def _parameters(runs: Sequence[RunScores]) -> str:

@@ -109,6 +109,7 @@ def _check_eval_score(objective: str, settings: Mapping[str, Any]) -> None:
     """Those of the part metrics, whose protocols are known before anything runs."""
     metric, _, protocol = objective.removeprefix("eval/").partition("@")
     protocols = ["reconstruction"] if settings.get("reconstructions") else []
+    protocols += ["held-out_reconstruction"] if settings.get("held_out") else []
     if settings.get("compositions") and isinstance(settings.get("species"), list):
         protocols += [f"{species}_species" for species in settings["species"]]
     known = [f"eval/{name}@{place}" for name in ("emr", "cosim") for place in protocols]

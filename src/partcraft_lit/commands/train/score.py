@@ -16,6 +16,7 @@ from partcraft_lit.evaluation.scoring import (
     Scores,
     annotation_scores,
     concept_scorer,
+    held_out_images,
     image_scorer,
     labels_of,
     log_scores,
@@ -40,6 +41,7 @@ def score_bounds(run: RunContext) -> None:
         truth_of(run.source, run.metadata),
         image_scorer(settings, run.source, run.image_features, run.metadata),
         concept_scorer(settings, run.source, run.image_features, run.part_names),
+        held_out=held_out_images(settings, run.source, run.predictor, run.image_features, run.metadata),
     )
     run.scores = Scores(truth=annotation_scores(run.metadata), codes=run.metadata["lowered_codes"])
     if not settings.enabled:

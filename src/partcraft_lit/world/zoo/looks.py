@@ -4,6 +4,10 @@ A look is (shape, colour, texture). The looks are split by rule, so that what th
 a run is asked to learn never share one: a look is *held out* (for training species) if shape + colour + texture is
 divisible by three, else it belongs to *pretraining*. Every colour, texture and shape occurs on both sides, so a
 pretrained model can draw a held-out look, but has never seen it.
+
+Held-out looks are split once more, by colour and texture: settings are chosen on *development* species, and methods
+compared on *test* species, which share no look with them, whatever the seeds. On both sides a colour alone tells no
+species.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.randomness import numpy_generator
 
 World = Literal["pretraining", "held_out"]
+#: Of the held-out looks: all of them, those on which settings are chosen, those on which methods are compared.
+SpeciesSplit = Literal["all", "dev", "test"]
 
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.16, 0.17),
@@ -103,23 +109,46 @@ def look_table(world: World) -> np.ndarray:
     return looks[held_out if world == "held_out" else ~held_out]
 
 
-def species_table(count: int, seed: int, world: World = "held_out") -> np.ndarray:
-    """(count, parts, 3) int looks of ``count`` species, a function of (seed, world) alone.
+def split_of(looks: np.ndarray) -> np.ndarray:
+    """(looks,) bool: whether each of (looks, 3) is one of development.
 
-    Within one part no two species share colour and texture, as long as there are enough pairs (30).
+    These are two of the three textures of every other colour: 10 of the 30 pairs of colour and texture.
+    """
+    color, texture = looks[:, 1], looks[:, 2]
+    development: np.ndarray = (color % 2 == 0) & (texture != color % len(TEXTURES))
+    return development
+
+
+def most_species(split: SpeciesSplit = "all") -> int:
+    """How many species of a split there are whose parts can be told apart."""
+    looks = _looks_of("held_out", split)
+    return len(np.unique(looks[:, 1:], axis=0))
+
+
+def species_table(count: int, seed: int, world: World = "held_out", split: SpeciesSplit = "all") -> np.ndarray:
+    """(count, parts, 3) int looks of ``count`` species, a function of (seed, world, split) alone.
+
+    Within one part no two species share colour and texture, as long as there are enough pairs: 30, of which 10 are for
+    development and 20 for tests.
 
     Raises:
         UserError: if ``count`` is not between 1 and the number of colour and texture pairs.
     """
-    pairs = len(COLORS) * len(TEXTURES)
+    looks = _looks_of(world, split)
+    pairs = len(np.unique(looks[:, 1:], axis=0))
     if not 1 <= count <= pairs:
-        raise UserError(f"A zoo has 1 to {pairs} species whose parts can be told apart, got {count}.")
-    looks = look_table(world)
+        which = "" if split == "all" else f" (dataset.species_split={split})"
+        raise UserError(f"A zoo has 1 to {pairs} species whose parts can be told apart{which}, got {count}.")
     table = np.empty((count, NUM_PARTS, 3), dtype=np.int64)
     for part in range(NUM_PARTS):
-        rng = numpy_generator(seed, "species", world, part)
+        rng = numpy_generator(seed, "species", world, *([] if split == "all" else [split]), part)
         shuffled = looks[rng.permutation(len(looks))]
         _, first = np.unique(shuffled[:, 1] * len(TEXTURES) + shuffled[:, 2], return_index=True)
         distinct = shuffled[np.sort(first)]  # one look for each colour and texture, in random order
         table[:, part] = distinct[:count]
     return table
+
+
+def _looks_of(world: World, split: SpeciesSplit) -> np.ndarray:
+    looks = look_table(world)
+    return looks if split == "all" else looks[split_of(looks) == (split == "dev")]

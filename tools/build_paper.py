@@ -1,0 +1,161 @@
+"""Fills docs/paper.md with the numbers of experiments/: python tools/build_paper.py [--check]
+
+The text is experiments/paper.md.jinja; every number, table and figure in it comes from the files that ``partcraft
+table`` wrote. --check writes nothing and ends with exit code 1 if the page is not what they give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from partcraft_lit.metrics.paired import paired_difference
+from partcraft_lit.report.tables import short
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ROOT / "experiments"
+TEMPLATE, PAGE = EXPERIMENTS / "paper.md.jinja", ROOT / "docs" / "paper.md"
+
+
+def has(table: str) -> bool:
+    """Whether a table has been made."""
+    return (EXPERIMENTS / table / "summary.csv").is_file()
+
+
+@cache
+def summary(table: str) -> dict[tuple[str, str], dict[str, str]]:
+    """Row and column -> the cell's line of ``summary.csv``."""
+    with (EXPERIMENTS / table / "summary.csv").open(encoding="utf-8", newline="") as lines:
+        return {(line["row"], line["column"]): line for line in csv.DictReader(lines)}
+
+
+@cache
+def protocol(table: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((EXPERIMENTS / table / "protocol.json").read_text(encoding="utf-8"))
+    return found
+
+
+def cell(table: str, row: str, column: str, percent: bool = False) -> str:
+    """The mean with its interval."""
+    line = _line(table, row, column)
+    if not line["mean"]:
+        return "–"
+    mean, low, high = (float(line[key] or math.nan) for key in ("mean", "low", "high"))
+    written = (lambda number: f"{100 * number:.0f}") if percent else short
+    bounds = f" [{written(low)}, {written(high)}]" if math.isfinite(low) else ""
+    return f"{written(mean)}{' %' if percent else ''}{bounds}"
+
+
+def value(table: str, row: str, column: str, percent: bool = False) -> str:
+    """The mean alone."""
+    return cell(table, row, column, percent).partition(" [")[0]
+
+
+def reported(table: str, row: str, column: str) -> str:
+    """What the paper gives."""
+    given = _line(table, row, column)["reported"]
+    return short(float(given)) if given else "–"
+
+
+def grid(table: str, columns: dict[str, str], rows: list[str] | None = None, percent: bool = False) -> str:
+    """A Markdown table: head -> column of the table; bold where its corrected test tells the best from all others."""
+    known = list(dict.fromkeys(row for row, _ in summary(table)))
+    lines = [["", *columns], ["---"] + ["---:"] * len(columns)]
+    for row in known if rows is None else rows:
+        texts = [cell(table, row, column, percent) for column in columns.values()]
+        marks = [_is_bold(_line(table, row, column)) for column in columns.values()]
+        lines.append([row, *(f"**{text}**" if bold else text for text, bold in zip(texts, marks, strict=True))])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def difference(table: str, row: str, other: str, metric: str, protocols: list[str]) -> str:
+    """Row less other, with its interval and uncorrected p-value: a paired t-test over seeds."""
+    ours, theirs = (_seeds(table, name, metric, tuple(protocols)) for name in (row, other))
+    common = sorted(ours.keys() & theirs.keys())
+    found = paired_difference([[ours[seed]] for seed in common], [[theirs[seed]] for seed in common])
+    bounds = f" [{found.low:+.3f}, {found.high:+.3f}]" if math.isfinite(found.low) else ""
+    return f"{found.mean:+.3f}{bounds}, p = {found.p_value:.2g}, {found.seeds} seeds"
+
+
+def seeds(table: str) -> int:
+    return len(protocol(table)["seeds"])
+
+
+def commit(table: str) -> str:
+    """Of the code that wrote a table, and whether it had changes."""
+    git = protocol(table)["environment"].get("git")
+    return "an installed package" if not git else f"`{git['commit'][:10]}`" + (", with changes" if git["dirty"] else "")
+
+
+def caveat(tables: list[str]) -> str:
+    """A sentence on tables that are older than the protocol of this page; nothing where all follow it."""
+    old = [table for table in tables if "primary" not in protocol(table)]
+    if not old:
+        return ""
+    names = ", ".join(f"`{table}`" for table in old)
+    return (
+        f"*Measured on the first base and by the first protocol, until rerun: {names}. Settings were chosen on the "
+        "very species and seeds that judge them, no baseline was tuned, and no test was corrected.*"
+    )
+
+
+def figure(table: str) -> str:
+    return f"![{protocol(table)['question']}](../experiments/{table}/figure.png)"
+
+
+def _line(table: str, row: str, column: str) -> dict[str, str]:
+    try:
+        return summary(table)[row, column]
+    except KeyError:
+        raise SystemExit(f"{TEMPLATE.name}: the table {table} has no cell ({row}, {column}).") from None
+
+
+def _is_bold(line: dict[str, str]) -> bool:
+    return line["best"] == "True" and line.get("distinct") == "True"
+
+
+@cache
+def _seeds(table: str, row: str, metric: str, protocols: tuple[str, ...]) -> dict[str, float]:
+    """Seed -> mean over its images."""
+    found: dict[str, list[float]] = {}
+    with (EXPERIMENTS / table / "results.csv").open(encoding="utf-8", newline="") as lines:
+        for line in csv.DictReader(lines):
+            if line["row"] == row and line["protocol"] in protocols and line[metric]:
+                found.setdefault(line["seed"], []).append(float(line[metric]))
+    return {seed: sum(values) / len(values) for seed, values in found.items()}
+
+
+def render() -> str:
+    environment = Environment(
+        undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    functions = (has, cell, value, reported, grid, difference, seeds, commit, caveat, figure, protocol)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render({function.__name__: function for function in functions})
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args(arguments)
+    text = render()
+    if not given.check:
+        PAGE.write_text(text, encoding="utf-8")
+        print(PAGE.relative_to(ROOT))
+        return 0
+    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
+        return 0
+    print(f"{PAGE.relative_to(ROOT)} is not what experiments/ gives: run python tools/build_paper.py", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
