@@ -37,7 +37,7 @@ def values_of_images(results: pd.DataFrame, column: dict, metric: str) -> pd.Dat
     wide = chosen.pivot_table(index=["row", "seed"], columns="image_of", values=metric, aggfunc="first", dropna=False)
     present = chosen.groupby(["row", "seed"]).size().index
     wide = wide.loc[wide.index.intersection(present)]
-    return column["times"] * wide.dropna(axis="columns", how="any")
+    return column.get("times", 1.0) * wide.dropna(axis="columns", how="any")
 
 
 def values_of_runs(runs: pd.DataFrame, title: str) -> pd.DataFrame:

@@ -292,16 +292,16 @@ def test_an_independent_reading_gets_the_same_numbers(start, trainer, tmp_path, 
 
 def test_uncommitted_code_starts_no_table_unless_that_is_wanted(start, trainer, tmp_path, monkeypatch):
     changed = tuple(f"src/partcraft_lit/{name}.py" for name in "abcdefg")
-    monkeypatch.setattr(verb.environment, "checkout", lambda: Checkout("c" * 40, changed))
+    monkeypatch.setattr(verb.environment, "checkout", lambda *given: Checkout("c" * 40, changed))
     code, said = start("allow_dirty=false")
     assert code == 2 and "a.py" in said and "and 2 more" in said and "allow_dirty=true" in said
     assert not trainer.trained
     assert start()[0] == 0
     protocol = json.loads((tmp_path / "experiments" / "lambda_attn" / "protocol.json").read_text())
     assert protocol["code"]["commit"] == "c" * 40 and len(protocol["code"]["changed"]) == 7
-    monkeypatch.setattr(verb.environment, "checkout", lambda: Checkout("d" * 40, ()))
+    monkeypatch.setattr(verb.environment, "checkout", lambda *given: Checkout("d" * 40, ()))
     assert start("allow_dirty=false")[0] == 0
-    monkeypatch.setattr(verb.environment, "checkout", lambda: None)  # an installed package
+    monkeypatch.setattr(verb.environment, "checkout", lambda *given: None)  # an installed package
     assert start("allow_dirty=false")[0] == 0
     code = json.loads((tmp_path / "experiments" / "lambda_attn" / "protocol.json").read_text())["code"]
     assert code["version"] and "commit" not in code
@@ -341,7 +341,7 @@ def test_values_of_whole_runs_are_written_beside_those_of_images(start, trainer,
 
 def test_another_base_has_a_folder_and_runs_of_its_own(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"weights/mini_plain: these weights .*partcraft pretrain .*grounding=0"):
+    with pytest.raises(UserError, match=r"weights/mini_plain: these weights .*partcraft pretrain .*grounding_weight=0"):
         settings("rows=['0']", "backbone=mini_plain")
     (tmp_path / "weights" / "mini_plain").mkdir(parents=True)
     plain, usual = settings("rows=['0']", "backbone=mini_plain"), settings("rows=['0']")
@@ -432,10 +432,10 @@ def test_rows_take_what_their_searches_chose(settings, searcher, tmp_path, monke
     [
         (["table.tuning.seed=4"], r"table\.tuning\.seed=4 is one of table\.seeds"),
         (
-            ["table.rows.dreambooth.search={optim.mapper_rate: '1,2'}"],
+            ["++table.rows.dreambooth.search={optim.mapper_rate: '1,2'}"],
             r"table\.rows\.dreambooth\.search: .*mapper_rate",
         ),
-        (["table.tuning.objective=truth"], r"objective"),
+        (["table.tuning.objective=trth/x"], r"objective=trth/x: no score has this name"),
     ],
 )
 def test_searches_that_cannot_be_are_told_before_any_trial(settings, overrides, message):
@@ -461,7 +461,7 @@ def test_a_table_without_searches_has_nothing_to_tune(settings):
 def test_equal_terms_are_checked_before_any_run(settings, override, message):
     other = f"'experiment=arena_test','method=dreambooth','data.batch_size=8','{override}'"
     rows = ("+table.rows.a={overrides: ['experiment=arena_test']}", f"+table.rows.b={{overrides: [{other}]}}")
-    given = ("rows=[a,b]", "table.scales={small: []}", "table.equal_terms=true")
+    given = ("rows=[a,b]", "table.scales={small: []}", "+table.equal_terms=true")
     with pytest.raises(UserError, match=message):
         settings(*rows, *given)
 
