@@ -44,7 +44,7 @@ def test_wandb_keeps_table_cells_and_figure(folder, monkeypatch):
     rows = json.loads(cells.read_text())["data"]
     assert rows[0] == ["a", "EMR", 0.5, 0.4, 0.6, 3, 24, True, False, None, None, None, None, None, None, 0.46, None]
     (other,) = [row for row in rows if row[:2] == ["b", "EMR"]]
-    assert other[7:] == [False, False, -0.1, -0.3, None, -0.9, 0.2, 0.4, None]
+    assert other[7:] == [False, False, -0.1, -0.3, None, -0.9, 0.2, 0.4, None, None]
     assert len(list(files.glob("media/images/figure_*.png"))) == 1
     assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
 
