@@ -127,6 +127,7 @@ def film(page: Page, run: pc.Run, out: Path) -> None:
     page.wait_for_selector(".result .waiting")
     frames.take(page, 600)
     page.wait_for_selector(".result .read")
+    page.wait_for_selector("#preview-image:not(.stale)")
     page.wait_for_timeout(500)
     frames.take(page, 3200)
     shoot(page, out / "app-compose.png")
