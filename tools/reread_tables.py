@@ -46,18 +46,24 @@ def values_of_runs(runs: pd.DataFrame, title: str) -> pd.DataFrame:
     return chosen.set_index(["row", "seed"])[["value"]].astype(float)
 
 
-def bootstrap(values: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Interval of a mean over (seeds, images), images drawn once for all seeds, and how uncertain its bounds are."""
+def bootstrap(values: np.ndarray, level: float, resamples: int) -> list[tuple[float, float]] | None:
+    """Between which numbers the bounds of a mean over (seeds, images) lie in all but a few bootstraps.
+
+    Images are drawn once for all seeds. A bound is a quantile of resampled means, here and there with other random
+    numbers, so the share of means below it is uncertain by a binomial error; four of them are allowed.
+    """
     if values.size == 1:
-        return np.nan, np.nan, np.nan
+        return None
     generator = np.random.default_rng(12345)
     seeds, images = values.shape
     means = np.empty(RESAMPLES)
     for index in range(RESAMPLES):
         drawn = values[generator.integers(seeds, size=seeds)]
         means[index] = drawn[:, generator.integers(images, size=images)].mean()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return low, high, max(np.std(means), 1e-9)
+    tail = (1 - level) / 2
+    error = 4 * np.sqrt(tail * (1 - tail) * (1 / resamples + 1 / RESAMPLES))
+    ranges = [np.clip([share - error, share + error], 0, 1) for share in (tail, 1 - tail)]
+    return [tuple(np.quantile(means, shares)) for shares in ranges]
 
 
 def paired(ours: pd.DataFrame, best: pd.DataFrame, level: float) -> dict[str, float]:
@@ -111,13 +117,25 @@ class Comparison:
         self.same = 0
         self.wrong: list[str] = []
 
-    def number(self, where: str, stored: float, computed: float, slack: float = 0.0) -> None:
+    def number(self, where: str, stored: float, computed: float) -> None:
         if pd.isna(stored) and pd.isna(computed):
             return
-        if np.isclose(stored, computed, rtol=RELATIVE, atol=ABSOLUTE + slack) or stored == computed:
+        if np.isclose(stored, computed, rtol=RELATIVE, atol=ABSOLUTE) or stored == computed:
             self.same += 1
         else:
             self.wrong.append(f"{where}: {stored:.6g} in summary.csv, {computed:.6g} computed again")
+
+    def bounds(self, where: str, stored: pd.Series, ranges: list[tuple[float, float]] | None) -> None:
+        for name, (least, most) in zip(("low", "high"), ranges or [(np.nan, np.nan)] * 2, strict=True):
+            slack = ABSOLUTE + RELATIVE * abs(stored[name])
+            if pd.isna(stored[name]) and ranges is None:
+                continue
+            if least - slack <= stored[name] <= most + slack:
+                self.same += 1
+            else:
+                self.wrong.append(
+                    f"{where}, {name}: {stored[name]:.6g} in summary.csv, {least:.6g} to {most:.6g} again"
+                )
 
 
 def reread(folder: Path) -> tuple[int, list[str], list[str]]:
@@ -147,11 +165,7 @@ def reread(folder: Path) -> tuple[int, list[str], list[str]]:
             where = f"{cell['row']}, {title}"
             found.number(f"{where}, mean", cell["mean"], ours.mean(axis=1).mean())
             found.number(f"{where}, seeds", cell["seeds"], len(ours))
-            low, high, deviation = bootstrap(ours.to_numpy(), protocol["level"])
-            # Quantiles of two sets of 2,000 draws differ by a few hundredths of the means' deviation; seeds are few,
-            # so their resampled means are grainy.
-            found.number(f"{where}, low", cell["low"], low, slack=0.35 * deviation)
-            found.number(f"{where}, high", cell["high"], high, slack=0.35 * deviation)
+            found.bounds(where, cell, bootstrap(ours.to_numpy(), protocol["level"], protocol["resamples"]))
             if not tested or cell["row"] == best:
                 continue
             computed = paired(ours, values.loc[best], protocol["level"])

@@ -147,3 +147,10 @@ def test_the_preset_sets_parts_and_the_user_wins(published: Path, tmp_path: Path
 def test_an_experiment_comes_after_the_preset() -> None:
     values = config.plain(config.compose("train", ["dataset=cub", "experiment=arena"]))
     assert values["parts"]["names"] == ["head", "wing", "body", "tail", "legs"] and values["parts"]["K"] == 8
+
+
+def test_held_out_images_are_those_of_the_test_split(published: Path) -> None:
+    test, held_out = Cub(published, "test"), Cub(published).held_out(2)
+    assert [held_out.name(i) for i in range(len(held_out))] == [test.name(i) for i in range(len(test))]
+    with pytest.raises(UserError, match=r"eval\.held_out=2: .*dataset\.split=all"):
+        Cub(published, "all").held_out(2)

@@ -137,3 +137,10 @@ def test_a_damaged_list(broken: Path, content: bytes | int, message: str) -> Non
 def test_the_preset() -> None:
     parts = config.plain(config.compose("train", ["dataset=dogs"]))["parts"]
     assert (parts["M"], parts["K"], len(parts["names"])) == (7, 256, 7)
+
+
+def test_held_out_images_are_those_of_the_test_split(published: Path) -> None:
+    test, held_out = Dogs(published, "test"), Dogs(published).held_out(2)
+    assert [held_out.name(i) for i in range(len(held_out))] == [test.name(i) for i in range(len(test))]
+    with pytest.raises(UserError, match=r"eval\.held_out=2: .*dataset\.split=all"):
+        Dogs(published, "all").held_out(2)

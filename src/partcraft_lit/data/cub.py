@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -10,7 +11,15 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import Annotation
 from partcraft_lit.data.image_files import ImageFiles
-from partcraft_lit.data.published import Split, check_listed, check_split, choose_classes, find_root, read_table
+from partcraft_lit.data.published import (
+    Split,
+    check_held_out,
+    check_listed,
+    check_split,
+    choose_classes,
+    find_root,
+    read_table,
+)
 
 _FILES = (
     "images.txt",
@@ -47,6 +56,8 @@ class Cub(ImageFiles):
         store: Store | str | Path | None = None,
     ) -> None:
         check_split(split)
+        self._split = split
+        self._test = functools.partial(Cub, dir, "test", classes, class_noun, store)
         root = find_root(dir, ("CUB_200_2011",), _FILES, "cub")
         images = {key: f"images/{path}" for key, path in read_table(root / "images.txt", 2)}
         species = {key: name.partition(".")[2] for key, name in read_table(root / "classes.txt", 2)}
@@ -73,6 +84,15 @@ class Cub(ImageFiles):
             key: [float(v) for v in row.split()] for key, row in _rows(root, "bounding_boxes.txt", 2, images)
         }
         self._read_keypoints(root, images)
+
+    def held_out(self, count: int) -> Cub:
+        """The images of the test split, of the same classes.
+
+        Raises:
+            UserError: if the data set is not the training split.
+        """
+        check_held_out(self._split, count)
+        return self._test()
 
     def annotation(self, index: int) -> Annotation:
         """Bounding box and keypoints of an image, in pixels."""

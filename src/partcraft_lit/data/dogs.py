@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import Annotation
 from partcraft_lit.data.image_files import ImageFiles
-from partcraft_lit.data.published import Split, check_listed, check_split, choose_classes, find_root
+from partcraft_lit.data.published import Split, check_held_out, check_listed, check_split, choose_classes, find_root
 
 _LISTS = {"train": "train_list.mat", "test": "test_list.mat", "all": "file_list.mat"}
 
@@ -42,6 +43,8 @@ class Dogs(ImageFiles):
         store: Store | str | Path | None = None,
     ) -> None:
         check_split(split)
+        self._split = split
+        self._test = functools.partial(Dogs, dir, "test", classes, class_noun, store)
         root = find_root(dir, ("stanford_dogs",), ("Images", "Annotation"), "dogs")
         breeds = _breeds(root, *_read_list(root, "all"))
         files, labels = _read_list(root, split)
@@ -61,6 +64,15 @@ class Dogs(ImageFiles):
             store=store,
         )
         self.keypoint_names: list[str] = []
+
+    def held_out(self, count: int) -> Dogs:
+        """The images of the test split, of the same classes.
+
+        Raises:
+            UserError: if the data set is not the training split.
+        """
+        check_held_out(self._split, count)
+        return self._test()
 
     def annotation(self, index: int) -> Annotation:
         """Bounding boxes of the dogs in an image, in pixels.

@@ -75,6 +75,15 @@ def check_split(split: str) -> None:
         raise UserError(f"dataset.split={split!r}: {nearest_names(split, SPLITS)}Known: {', '.join(SPLITS)}.")
 
 
+def check_held_out(split: Split, count: int) -> None:
+    """Raises a UserError if the images of the test split are among those that are trained on."""
+    if split != "train":
+        raise UserError(
+            f"eval.held_out={count}: images that were not trained on are those of the test split, and this run has "
+            f"dataset.split={split}. Take dataset.split=train, or eval.held_out=0."
+        )
+
+
 def choose_classes(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
     """Indices of the wanted classes in the data set's order; all if none are given.
 

@@ -17,6 +17,7 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.images import read_image
 from partcraft_lit.core.progress import Stages
+from partcraft_lit.core.randomness import image_seed, torch_generator
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.store.cached import cached_values
 from partcraft_lit.core.types import BACKGROUND, Backbone, ImageSource, PartPrediction
@@ -114,11 +115,11 @@ class HeldOut:
     """Images of the same classes that were not trained on.
 
     Attributes:
-        codes: (H, M + 1) that the predictor reads off them.
+        targets: the codes that the predictor reads off them; ``sources`` are their places in these images.
         truth, pictures: as of a :class:`Scorer`, for these images.
     """
 
-    codes: Tensor
+    targets: Targets
     truth: Truth | None
     pictures: ImageScorer | None
 
@@ -177,7 +178,7 @@ class Scorer:
         if chosen.reconstructions:
             targets["reconstruction"] = reconstruction_targets(self.codes, chosen.reconstructions, chosen.seed)
         if self.held_out is not None:
-            targets[HELD_OUT] = reconstruction_targets(self.held_out.codes, chosen.held_out, chosen.seed)
+            targets[HELD_OUT] = self.held_out.targets
         for species in self.species if chosen.compositions else ():
             targets[f"{species} species"] = composition_targets(
                 self.codes,
@@ -332,11 +333,16 @@ def held_out_images(
             "on. Set eval.held_out=0; drawn data sets have them (dataset=creatures)."
         )
     others = source.held_out(settings.held_out)
-    starts = range(0, len(others), _READ_AT_ONCE)
-    batches = [range(start, min(start + _READ_AT_ONCE, len(others))) for start in starts]
-    codes = torch.cat([predictor.predict([others.image(index) for index in batch]).codes for batch in batches])
+    order = torch.randperm(len(others), generator=torch_generator(settings.seed, "held-out"))
+    chosen = order[: settings.held_out].sort().values
+    codes = [predictor.predict([others.image(int(i)) for i in some]).codes for some in chosen.split(_READ_AT_ONCE)]
+    targets = Targets(
+        codes=torch.cat(codes).cpu().long(),
+        sources=chosen[:, None].expand(-1, codes[0].shape[1]).clone(),
+        seeds=tuple(image_seed(settings.seed, "held-out picture", int(image)) for image in chosen),
+    )
     pictures = ImageScorer(others, features, 0, metadata) if features else None
-    return HeldOut(codes.cpu(), truth_of(others, metadata), pictures)
+    return HeldOut(targets, truth_of(others, metadata), pictures)
 
 
 def write_scores(scores: Scores, folder: Path) -> dict[str, float]:
