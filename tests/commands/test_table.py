@@ -299,6 +299,8 @@ def test_uncommitted_code_starts_no_table_unless_that_is_wanted(start, trainer, 
     assert start()[0] == 0
     protocol = json.loads((tmp_path / "experiments" / "lambda_attn" / "protocol.json").read_text())
     assert protocol["code"]["commit"] == "c" * 40 and len(protocol["code"]["changed"]) == 7
+    text = (tmp_path / "experiments" / "lambda_attn" / "table.md").read_text()
+    assert "changes that were not committed: src/partcraft_lit/a.py, " in text
     monkeypatch.setattr(verb.environment, "checkout", lambda *given: Checkout("d" * 40, ()))
     assert start("allow_dirty=false")[0] == 0
     monkeypatch.setattr(verb.environment, "checkout", lambda *given: None)  # an installed package
@@ -348,6 +350,8 @@ def test_another_base_has_a_folder_and_runs_of_its_own(settings, tmp_path, monke
     assert plain.folder == usual.folder / "mini_plain"
     assert verb.run_values(plain, "0", 0)["backbone"]["path"] == "weights/mini_plain"
     assert verb.table_run(plain, "0", 0).digest != verb.table_run(usual, "0", 0).digest
+    both = settings("+table.rows.x={overrides: ['backbone=mini']}", "rows=[x,'0']", "backbone=mini_plain")
+    assert [verb.run_values(both, row, 0)["backbone"]["path"] for row in ("x", "0")] == [None, "weights/mini_plain"]
     with pytest.raises(UserError, match=r"backbone=mini_plane.*no such option"):
         settings("rows=['0']", "backbone=mini_plane")
 
@@ -425,6 +429,8 @@ def test_rows_take_what_their_searches_chose(settings, searcher, tmp_path, monke
     assert "is of other settings" in run_table._protocol_differences(planned, planned.folder, runs)[0]
     with pytest.raises(UserError, match=r"is of another search .* than the table asks for now"):
         settings(SEARCHED, "table.tuning.trials=4", table="arena")
+    more = verb.row_search(settings(SEARCHED, "table.tuning.trials=4", "tune=true", table="arena"), "dreambooth")
+    assert more.task.folder == searches[1].task.folder and not more.task.is_done()  # the study goes on
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ def row_search(settings: TableSettings, row: str) -> RowSearch:
     from partcraft_lit.scheduling.tasks import Step, Task, python_command
 
     terms, digest = _terms(settings), search_digest(settings, row)
-    name = f"{settings.table.name}-{slug(row)}-{digest}"
+    # Without the number of trials: with more of them a study goes on.
+    name = f"{settings.table.name}-{slug(row)}-{_space_digest(settings, row)}"
     folder = settings.paths.logs.expanduser().absolute() / "table" / "searches" / name
     command = python_command(
         *("train", "-m", "hydra/sweeper=optuna", f"hydra.sweeper.n_trials={terms.trials}", "hydra.sweeper.n_jobs=1"),
@@ -145,9 +146,14 @@ def row_search(settings: TableSettings, row: str) -> RowSearch:
 
 
 def search_digest(settings: TableSettings, row: str) -> str:
-    """Of everything that decides the trials of a row's search."""
+    """Of everything that decides what a row's search chooses."""
+    return rundir.settings_hash({"study": _space_digest(settings, row), "trials": _terms(settings).trials}, ())
+
+
+def _space_digest(settings: TableSettings, row: str) -> str:
+    """Of everything that decides the trials of a row's search, but for how many there are."""
     values = _composed(tuple(_trial_overrides(settings, row)), f"table.rows.{row}.search")
-    terms = asdict(_terms(settings))
+    terms = {key: value for key, value in asdict(_terms(settings)).items() if key != "trials"}
     space = settings.table.rows[row].search
     return rundir.settings_hash(
         {**values, "networks": _networks(values), "search": {"space": space, **terms}},
@@ -224,10 +230,10 @@ def _trial_overrides(settings: TableSettings, row: str) -> Iterator[str]:
 
 def _row_overrides(settings: TableSettings, row: str) -> Iterator[str]:
     chosen = settings.table.rows[row]
-    yield from settings.table.scales[settings.scale]
-    yield from chosen.overrides
-    yield from chosen.small if settings.scale == "small" else chosen.paper
-    if settings.base is not None:
+    scaled = chosen.small if settings.scale == "small" else chosen.paper
+    own = [*settings.table.scales[settings.scale], *chosen.overrides, *scaled]
+    yield from own
+    if settings.base is not None and not any(text.startswith("backbone=") for text in own):
         yield f"backbone={settings.base}"
 
 

@@ -151,7 +151,8 @@ class TableSettings:
             several, else one.
         gpus: numbers of the CUDA devices that are dealt out to the processes; None for all.
         slurm: what its jobs are given.
-        base: backbone of every run; None for that of the protocol. On the command line it is ``backbone``.
+        base: backbone of every run whose row names none; None for that of the protocol. On the command line it is
+            ``backbone``.
         tune: search the settings of the rows, and train nothing else.
         allow_dirty: whether the code may have changes that are not committed; the protocol then lists them.
         verify: compute every number again from the stored images and compare, and train nothing.

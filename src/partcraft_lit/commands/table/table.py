@@ -32,6 +32,7 @@ from partcraft_lit.report.tables import Entry, Table, csv_text, latex, markdown
 from partcraft_lit.scheduling.ledger import Ledger
 from partcraft_lit.scheduling.schedule import run_tasks
 from partcraft_lit.scheduling.tasks import Task
+from partcraft_lit.search.storage import check_installed
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,10 @@ def _protocol_differences(settings: TableSettings, folder: Path, table_runs: Seq
 def _study_differences(settings: TableSettings, folder: Path, table_runs: Sequence[TableRun]) -> list[str]:
     """Whether what was chosen for each row is the best trial of its study, one sentence for each that is not."""
     wrong = []
-    for study in {table_run.row: table_run.study for table_run in table_runs}.values():
+    studies = {table_run.row: table_run.study for table_run in table_runs}
+    if any(studies.values()):
+        check_installed()
+    for study in studies.values():
         if study is None or settings.table.tuning is None:
             continue
         place = study_folder(folder, study.row)
@@ -371,6 +375,8 @@ def _notes(
             "that the table does not use (studies/)."
         )
     notes.append(f"Protocol `{protocol(settings, table_runs)['hash']}` (protocol.json), scale “{settings.scale}”.")
+    if changed := _code().get("changed"):
+        notes.append(f"Written by code with changes that were not committed: {', '.join(changed)}.")
     versions = [found for runs in rows.values() for run in runs if (found := _git_of(run.folder))]
     commits = sorted({str(found["commit"]) for found in versions})
     if len(commits) > 1:
