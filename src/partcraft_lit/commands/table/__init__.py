@@ -46,8 +46,7 @@ def check(values: Mapping[str, Any]) -> TableSettings:
         check_slurm()
     deal(settings.gpus)
     if settings.tune:
-        for row in _searched_rows(settings):
-            trial_values(settings, row)
+        _check_terms(settings, {row: trial_values(settings, row) for row in _searched_rows(settings)})
     elif not settings.verify:
         _check_terms(settings, {row: run_values(settings, row, settings.table.seeds[0]) for row in rows_of(settings)})
     return settings
