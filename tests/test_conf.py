@@ -78,8 +78,10 @@ def test_every_option_composes_and_binds(group, option):
         config.later(node, where)
 
 
-#: Those of the paper; the arena is one of the embedded world, and concepts have a scale of their own.
-QUESTIONS = sorted({path.stem for path in (CONF / "table").glob("*.yaml")} - {"multi_concept", "arena"})
+#: Tables of the embedded world alone.
+EMBEDDED = ("arena", "remix", "transfer")
+#: Those of the paper; concepts have a scale of their own.
+QUESTIONS = sorted({path.stem for path in (CONF / "table").glob("*.yaml")} - {"multi_concept", *EMBEDDED})
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -102,7 +104,7 @@ def sampler_of(*overrides: str) -> str:
 
 @pytest.mark.parametrize(
     ("name", "scale"),
-    [*[(question, "small") for question in (*QUESTIONS, "multi_concept", "arena")], ("multi_concept", "paper")],
+    [*[(question, "small") for question in (*QUESTIONS, "multi_concept", *EMBEDDED)], ("multi_concept", "paper")],
 )
 def test_all_rows_of_a_table_are_sampled_alike(name, scale):
     table = yaml.safe_load((CONF / "table" / f"{name}.yaml").read_text(encoding="utf-8"))

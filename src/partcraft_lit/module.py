@@ -20,6 +20,7 @@ from partcraft_lit.core.finite import first_nonfinite
 from partcraft_lit.core.images import to_unit
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.types import AttentionRecorder, Backbone, LossTerm, StepOutput, TokenizedPrompts, TrainingBatch
+from partcraft_lit.losses.area import part_area_weights
 from partcraft_lit.losses.diffusion import diffusion_loss
 from partcraft_lit.losses.objective import objective_of
 from partcraft_lit.losses.region import combine_regions, prompted_region
@@ -47,6 +48,7 @@ class PersonalizationModule(LightningModule):
         region: where the diffusion loss counts: "all" places, or those of the "prompted" parts.
         region_mean: what the error of a region is divided by, see ``diffusion_loss``.
         prior_weight: of the diffusion loss of prior samples.
+        small_parts, outlines: weights of the diffusion loss by area, see ``part_area_weights``; 0 and 1 for none.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class PersonalizationModule(LightningModule):
         region: Literal["all", "prompted"] = "all",
         region_mean: RegionMean = "latents",
         prior_weight: float = 1.0,
+        small_parts: float = 0.0,
+        outlines: float = 1.0,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks the names itself
@@ -73,6 +77,7 @@ class PersonalizationModule(LightningModule):
         self._region: Literal["all", "prompted"] = region
         self._region_mean: RegionMean = region_mean
         self._prior_weight = prior_weight
+        self._small_parts, self._outlines = small_parts, outlines
         self._terms: dict[str, LossTerm] = {}
         self._capture: AttentionRecorder | None = None
         self._requests = 0
@@ -135,10 +140,14 @@ class PersonalizationModule(LightningModule):
 
     def _loss_region(self, batch: TrainingBatch) -> Tensor | None:
         """(B, h, w) how much each latent counts, or None where all do."""
-        if self._region == "all":
-            return batch.loss_region
-        prompted = prompted_region(batch.label_map, batch.tokens.part_ids, *batch.latents.shape[-2:])
-        return combine_regions(prompted, batch.loss_region)
+        region, size = batch.loss_region, batch.latents.shape[-2:]
+        if self._region != "all":
+            region = combine_regions(prompted_region(batch.label_map, batch.tokens.part_ids, *size), region)
+        if self._small_parts == 0 and self._outlines == 1:
+            return region
+        parts = self.method.vocabulary.num_parts
+        weights = part_area_weights(batch.label_map, parts, *size, self._small_parts, self._outlines)
+        return combine_regions(weights, region)
 
     def part_vectors(self, batch: TrainingBatch) -> Tensor:
         return self.method.part_vectors(batch.tokens)

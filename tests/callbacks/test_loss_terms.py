@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from stand_in import StandIn, fit, make_batch
 from torch import Tensor
 
@@ -98,3 +99,23 @@ def test_a_term_that_reads_no_attention_asks_for_none(tmp_path: Path) -> None:
     trainer = fit(module, AddLossTerm(term), folder=tmp_path, steps=1)
     assert module.history == ["add off", "remove off"] and set(requests) == {0}
     assert trainer.callback_metrics["train/loss_off"] > 0
+
+
+def test_the_weight_moves_linearly_to_its_end(tmp_path: Path) -> None:
+    module, weights = StandIn(), []
+
+    class Recorder(Callback):
+        def on_train_batch_end(self, *_: object) -> None:
+            weights.append(module.terms["attn"].weight)
+
+    fit(module, AttentionLoss(0.4, ENTROPY, end=0.1), Recorder(), folder=tmp_path, steps=4)
+    assert weights == pytest.approx([0.4, 0.3, 0.2, 0.1])
+
+
+def test_values_are_weighted_by_timestep() -> None:
+    batch = make_batch()
+    maps = torch.rand(len(batch.latents), *batch.tokens.part_ids.shape[1:], 4, 4)
+    step = StepOutput(batch, batch.latents, batch.noise, maps)
+    plain, weighted = AttentionLoss(1.0, ENTROPY).term, AttentionLoss(1.0, ENTROPY).term
+    weighted.timestep_weights = torch.Tensor.double
+    assert torch.equal(weighted(step), plain(step) * batch.timesteps)

@@ -16,6 +16,8 @@ from partcraft_lit.core.randomness import epoch_index
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.types import ABSENT
 from partcraft_lit.data.latents import KIND, LatentTable
+from partcraft_lit.data.part_mixing import PartMixing
+from partcraft_lit.data.settings import MixSettings
 from partcraft_lit.data.training_set import TrainingExample, TrainingSet, crop_label_map
 
 #: Sides of the latents of the five images; the crop is 4 x 4.
@@ -277,3 +279,51 @@ def test_the_crop_says_the_picture_s_own_size_and_where_it_was_cut(make: Make) -
         original = (height * 10 + example.image_id, width * 10 + example.image_id)
         assert example.crop == (*original, first_row * 8, left * 8)
     assert any(example.crop[2] for example in examples) and any(example.crop[3] for example in examples)
+
+
+MIX = {"recompose": 0.0, "most_parts": 2, "candidates": 3, "seam": 1, "swap": 0.0, "drop": 0.0, "degrade": 0.0}
+
+
+def mixing(**on: float) -> PartMixing:
+    return PartMixing(MixSettings(**(MIX | on)), total_samples=1000)
+
+
+def test_mixed_samples_are_functions_of_seed_and_number_too(make: Make) -> None:
+    on = {"recompose": 0.5, "swap": 0.5, "drop": 0.5, "degrade": 0.5}
+    first, second = (make(std=1.0, mixing=mixing(**on), empty_captions=0.3) for _ in range(2))
+    wanted = [first[number] for number in range(12)]
+    for number in (11, 3, 3, 0):
+        torch.manual_seed(number)
+        assert same(second[number], wanted[number])
+
+
+def test_mixing_changes_only_what_it_is_about(make: Make) -> None:
+    base, on = make(std=1.0), make(std=1.0, mixing=mixing(swap=1.0), empty_captions=0.0)
+    for number in range(20):
+        example, swapped = base[number], on[number]
+        assert same(example, swapped, but=("codes", "prompt", "loss_region"))
+        changed = example.codes != swapped.codes
+        assert_close(swapped.loss_region, (~changed[example.label_map.long()]).float())
+        assert {f"<{p}:{int(c)}>" for p, c in enumerate(swapped.codes) if c != ABSENT} == set(swapped.prompt.split())
+
+
+def test_pasted_parts_bring_their_own_latents_and_codes(make: Make) -> None:
+    """Latents say their column and whether they are mirrored, and a part is column // 4, wherever it lies now."""
+    base, on = make(flip=False), make(flip=False, mixing=mixing(recompose=1.0, seam=0))
+    pasted = 0
+    for number in range(60):
+        example, made = base[number], on[number]
+        changed = (example.codes != made.codes) & (made.codes != ABSENT)
+        counting = made.loss_region.bool()
+        for part in changed.nonzero().flatten().tolist():
+            here = (made.label_map == part) & counting
+            assert here.any() and bool((made.latents[1][here] // 4 == part).all())
+            pasted += 1
+    assert pasted > 2
+
+
+def test_some_captions_are_empty(make: Make) -> None:
+    base, on = make(), make(empty_captions=0.25)
+    empty = [on[number].prompt == "" for number in range(200)]
+    assert 25 < sum(empty) < 75  # four standard deviations
+    assert all(same(base[n], on[n]) for n in range(200) if not empty[n])

@@ -337,3 +337,33 @@ def test_errors():
         entropy_attention_loss(maps, part_ids, labels, NUM_PARTS, normalizer="max")
     with pytest.raises(ValueError, match=r"unprompted must be one of .*got 'skip'"):
         entropy_attention_loss(maps, part_ids, labels, NUM_PARTS, unprompted="skip")
+
+
+def test_balanced_over_parts_by_hand() -> None:
+    """Three places of part 0 and one of part 1, attention one half everywhere: log 2 for each part and place."""
+    label_map = torch.tensor([[[0, 0], [0, 1]]])
+    even = torch.full((1, 2, 2, 2), 0.25)
+    part_ids = torch.tensor([[0, 1]])
+    for balance in ("none", "area", "hardest"):
+        value = entropy_attention_loss(even, part_ids, label_map, 1, balance=balance)
+        assert_close(value, torch.tensor([0.6931472]))
+    wrong = even.clone()
+    wrong[0, :, 1, 1] = torch.tensor([0.3, 0.1])  # the one place of part 1 looks at part 0: shares 3/4 and 1/4
+    hard, easy = -torch.tensor(0.25).log(), torch.tensor(2.0).log()
+    expected = {
+        "none": (3 * easy + hard) / 4,
+        "area": (easy + hard) / 2,
+        "hardest": (easy**2 + hard**2) / (easy + hard),
+    }
+    for balance, value in expected.items():
+        assert_close(entropy_attention_loss(wrong, part_ids, label_map, 1, balance=balance), value[None])
+
+
+def test_balance_leaves_parts_outside_the_prompt_out() -> None:
+    label_map = torch.tensor([[[0, 2], [0, 1]]])
+    maps, part_ids = torch.full((1, 2, 2, 2), 0.25), torch.tensor([[0, 1]])
+    other = torch.tensor([[[0, 255], [0, 1]]])
+    values = [entropy_attention_loss(maps, part_ids, labels, 2, balance="area") for labels in (label_map, other)]
+    assert torch.equal(*values)
+    with pytest.raises(ValueError, match=r"balance='area' leaves out parts"):
+        entropy_attention_loss(maps, part_ids, label_map, 2, unprompted="released", balance="area")

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -27,6 +28,9 @@ from torch import Tensor
 from partcraft_lit.callbacks.binding import TrainingRun
 from partcraft_lit.callbacks.hooks import part_module
 from partcraft_lit.core.types import LossTerm, StepOutput
+from partcraft_lit.losses.objective import objective_of
+from partcraft_lit.losses.settings import TimestepWeight
+from partcraft_lit.losses.timestep_weights import timestep_weights
 
 #: (attention maps (B, T, s, s), part ids (B, T), label map (B, s, s)) -> (B,) float32; in a run also the keyword
 #: ``num_parts``, which is known after discovery.
@@ -41,6 +45,8 @@ class AttentionTerm:
     weight: float
     loss: AttentionLossFunction
     reads_attention: bool = True
+    #: (B,) timesteps -> factor of each sample; None for ones.
+    timestep_weights: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, step: StepOutput) -> Tensor:
         if step.attention_maps is None:
@@ -48,7 +54,10 @@ class AttentionTerm:
                 f"The loss term {self.name!r} needs attention maps, and this step has none: "
                 f"add it through the callback AddLossTerm, which asks the module for them."
             )
-        return self.loss(step.attention_maps, step.batch.tokens.part_ids, step.batch.label_map)
+        values = self.loss(step.attention_maps, step.batch.tokens.part_ids, step.batch.label_map)
+        if self.timestep_weights is None:
+            return values
+        return values * self.timestep_weights(step.batch.timesteps)
 
 
 @dataclass
@@ -120,12 +129,33 @@ class AttentionLoss(AddLossTerm):
             :func:`partcraft_lit.losses.attention.entropy_attention_loss` with its settings bound. In a run it is given
             ``num_parts`` by ``bind``.
         name: the term is logged as ``train/loss_<name>``.
+        end: weight at the trainer's last step, reached linearly; None for ``weight``.
+        timesteps: at which the term counts, see ``losses.timestep_weights``.
     """
 
     term: AttentionTerm
 
-    def __init__(self, weight: float, loss: AttentionLossFunction, name: str = "attn") -> None:
+    def __init__(
+        self,
+        weight: float,
+        loss: AttentionLossFunction,
+        name: str = "attn",
+        end: float | None = None,
+        timesteps: TimestepWeight = "all",
+    ) -> None:
         super().__init__(AttentionTerm(name=name, weight=weight, loss=loss))
+        self._start, self._end, self._timesteps = weight, end, timesteps
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._timesteps != "all":
+            objective = objective_of(part_module(pl_module).backbone)
+            self.term.timestep_weights = partial(timestep_weights, objective, kind=self._timesteps)
+        super().on_fit_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._end is not None:
+            progress = trainer.global_step / max(1, trainer.max_steps - 1)
+            self.term.weight = self._start + (self._end - self._start) * min(1.0, progress)
 
     def bind(self, run: TrainingRun) -> None:
         """Gives the function the number of foreground parts."""

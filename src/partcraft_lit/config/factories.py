@@ -279,7 +279,17 @@ def make_attention_loss(values: Mapping[str, Any], settings: LossSettings) -> An
     from partcraft_lit.callbacks.loss_terms import AttentionLoss
 
     kind = settings.attention
-    return AttentionLoss(settings.lambda_attn, config.later(values["attention"][kind], f"attention.{kind}"))
+    if settings.balance != "none" and "balance" not in values["attention"][kind]:
+        raise UserError(
+            f"loss.balance={settings.balance}: loss.attention={kind} does not take it. Use loss.attention=entropy, or "
+            "loss.balance=none."
+        )
+    return AttentionLoss(
+        settings.lambda_attn,
+        config.later(values["attention"][kind], f"attention.{kind}"),
+        end=settings.lambda_end,
+        timesteps=settings.attention_timesteps,
+    )
 
 
 def _loss_term(name: str, node: Mapping[str, Any]) -> Any:

@@ -56,11 +56,11 @@ def backbone_for(dataset: str) -> str:
 def miniature_for(backbone: str, dataset: str, method: str) -> str:
     """Of the group ``recipe/miniature``; ``backbone`` is "" where it is that of the data set.
 
-    The demo's mapper, adapter, rates and loss are PartCraft's; other methods have their own.
+    The demo's mapper, adapter, rates and loss are PartCraft's, with and without remixing; other methods have their own.
     """
     if not (backbone or backbone_for(dataset)).startswith("mini"):
         return "none"
-    return "demo" if method == "partcraft" else "any_method"
+    return "demo" if method in ("partcraft", "partcraft_remix") else "any_method"
 
 
 def hardware_for(dataset: str) -> str:

@@ -15,6 +15,8 @@ from partcraft_lit.core.labels import axis, resize_labels, vote
 from partcraft_lit.core.randomness import epoch_index, torch_generator
 from partcraft_lit.core.types import ABSENT, ExampleTransform, TrainingExample
 from partcraft_lit.data.latents import LatentCrop, LatentSource
+from partcraft_lit.data.part_mixing import PartMixing
+from partcraft_lit.data.recomposition import View
 from partcraft_lit.parts.on_disk import LabelMaps
 
 #: Short side of the finest label maps that are kept: more than latents have.
@@ -45,6 +47,8 @@ class TrainingSet(Dataset[TrainingExample]):
         texts: N captions that come with the images, given to ``make_caption``; "" for none. None if no image has one.
         transform: applied to each complete example, or None.
         draw_timestep: draws a sample's timestep instead, as the model's own training does; picklable.
+        mixing: of parts; None for plain samples. Needs encoded latents and label maps as fine as these.
+        empty_captions: share of samples with an empty caption.
 
     Raises:
         UserError: for incompatible settings.
@@ -69,6 +73,8 @@ class TrainingSet(Dataset[TrainingExample]):
         texts: Sequence[str] | None = None,
         transform: ExampleTransform | None = None,
         draw_timestep: Callable[[torch.Generator], float] | None = None,
+        mixing: PartMixing | None = None,
+        empty_captions: float = 0.0,
     ) -> None:
         if crop not in ("random", "center"):
             raise UserError(f"The crop is {crop!r}. {did_you_mean(str(crop), ('random', 'center'))}")
@@ -99,6 +105,8 @@ class TrainingSet(Dataset[TrainingExample]):
         self._present_only = present_only
         self._transform = transform
         self._draw_timestep = draw_timestep
+        self._mixing = mixing
+        self._empty_captions = empty_captions
 
     @property
     def num_images(self) -> int:
@@ -111,16 +119,20 @@ class TrainingSet(Dataset[TrainingExample]):
         label_map = self._label_map(image_id, flip, crop)
         codes = self._present_codes(image_id, label_map)
         posterior = torch.randn(crop.shape, generator=self._generator("posterior", sample_id))
+        view = View(_sampled(crop, posterior), label_map, codes, torch.ones(crop.shape[1:], dtype=torch.bool))
+        if self._mixing is not None:
+            view = self._mixed(view, self._mixing, sample_id)
         example = TrainingExample(
-            latents=posterior if crop.posterior is None else crop.posterior[0] + crop.posterior[1] * posterior,
+            latents=view.latents,
             noise=torch.randn(crop.shape, generator=self._generator("noise", sample_id)),
             timestep=self._timestep(self._generator("timestep", sample_id)),
-            label_map=label_map,
-            codes=codes,
-            prompt=self._caption(image_id, codes, self._generator("caption", sample_id)),
+            label_map=view.label_map,
+            codes=view.codes,
+            prompt=self._caption(image_id, view.codes, sample_id),
             sample_id=sample_id,
             image_id=image_id,
             crop=(*crop.original_size, crop.top * self._pixels, crop.left * self._pixels),
+            loss_region=None if self._mixing is None else view.counts.float(),
             pixel_values=crop.pixels,
         )
         # The stream keeps its first name: another one would change the bytes of every augmented run.
@@ -131,7 +143,31 @@ class TrainingSet(Dataset[TrainingExample]):
             return self._draw_timestep(generator)
         return int(torch.randint(self._num_train_timesteps, (), generator=generator))
 
-    def _caption(self, image_id: int, codes: Tensor, generator: torch.Generator) -> str:
+    def _mixed(self, view: View, mixing: PartMixing, sample_id: int) -> View:
+        def another(turn: int, number: int) -> View:
+            generator = torch_generator(self._seed, "candidate", sample_id, turn, number)
+            return self._random_view(generator)
+
+        return mixing(view, sample_id, another, self._codes, lambda purpose: self._generator(purpose, sample_id))
+
+    def _random_view(self, generator: torch.Generator) -> View:
+        """A random image, mirrored or not, in a random crop."""
+        image_id = int(torch.randint(self.num_images, (), generator=generator))
+        flip = self._flip and bool(torch.rand((), generator=generator) < 0.5)
+        place = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        crop = self._latents.crop(image_id, flip, self._side, None if self._crop == "center" else place)
+        label_map = self._label_map(image_id, flip, crop)
+        latents = _sampled(crop, torch.randn(crop.shape, generator=generator))
+        counts = torch.ones(crop.shape[1:], dtype=torch.bool)
+        return View(latents, label_map, self._present_codes(image_id, label_map), counts)
+
+    def _caption(self, image_id: int, codes: Tensor, sample_id: int) -> str:
+        if (
+            self._empty_captions
+            and torch.rand((), generator=self._generator("empty", sample_id)) < self._empty_captions
+        ):
+            return ""
+        generator = self._generator("caption", sample_id)
         if self._texts is None:
             return self._make_caption(codes, generator)
         return self._make_caption(codes, generator, self._texts[image_id])
@@ -155,6 +191,11 @@ class TrainingSet(Dataset[TrainingExample]):
             shown = torch.bincount(label_map.reshape(-1).long(), minlength=len(codes))[: len(codes)] > 0
             codes[~shown] = ABSENT
         return codes
+
+
+def _sampled(crop: LatentCrop, posterior: Tensor) -> Tensor:
+    """Latents of a crop; the noise to sample them with where it is not encoded yet."""
+    return posterior if crop.posterior is None else crop.posterior[0] + crop.posterior[1] * posterior
 
 
 def _coarse(label_map: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from partcraft_lit.evaluation.image_scores import (
 )
 from partcraft_lit.evaluation.sampling import Draw, draw_missing, recipe_of
 from partcraft_lit.evaluation.settings import EvalSettings
+from partcraft_lit.evaluation.transfer import TransferScorer
 from partcraft_lit.evaluation.truth import HasHeldOut, Truth, truth_of
 from partcraft_lit.evaluation.whole_images import ImageScorer
 from partcraft_lit.metrics.composition import (
@@ -137,6 +138,7 @@ class Scorer:
         truth: reads the images against the truth, where it is known.
         pictures: scores whole images, where it is wanted.
         concepts: asks for each concept by itself, where the data set has concepts.
+        transfers: asks for parts beyond their category, where that is wanted and the truth can be drawn.
         store: where images are kept that another start would draw again; None keeps none.
         draw_images: makes sure that images stand.
         held_out: images that were not trained on, where they are wanted.
@@ -150,6 +152,7 @@ class Scorer:
     truth: Truth | None = None
     pictures: ImageScorer | None = None
     concepts: ConceptScorer | None = None
+    transfers: TransferScorer | None = None
     store: Store | None = None
     draw_images: Draw = draw_missing
     held_out: HeldOut | None = None
@@ -345,6 +348,20 @@ def held_out_images(
     return HeldOut(targets, truth_of(others, metadata), pictures)
 
 
+def transfer_scorer(
+    settings: EvalSettings,
+    source: ImageSource,
+    features: Sequence[ImageFeatures],
+    metadata: Mapping[str, Any],
+    predictor: KMeansPartPredictor,
+    codes: Tensor,
+) -> TransferScorer | None:
+    """What asks for parts on creatures of another category; None where that is not wanted or nobody knows the truth."""
+    return TransferScorer.of(
+        source, metadata, predictor, codes, labels_of(source), features, settings.transfers, settings.seed
+    )
+
+
 def write_scores(scores: Scores, folder: Path) -> dict[str, float]:
     """``scores.json`` with one number per key; returns them."""
     flat = scores.flat()
@@ -383,7 +400,9 @@ def score_images(scorer: Scorer, module: PersonalizationModule, scores: Scores, 
             with stages.stage("score whole pictures"):
                 _score_pictures(own, own.pictures, protocol, targets, of_protocol.rows, module.backbone, scores)
     if scorer.concepts is not None:
-        _score_concepts(scorer, scorer.concepts, module, scores, stages)
+        _score_requests(scorer, scorer.concepts, tuple(scorer.concepts.requests), module, scores, stages)
+    if scorer.transfers is not None:
+        _score_requests(scorer, scorer.transfers, scorer.transfers.protocols, module, scores, stages)
 
 
 def _subtract_floor(rows: Sequence[Row], true: Sequence[Mapping[str, float]]) -> float:
@@ -424,13 +443,20 @@ def _score_pictures(
         scores.pictures[CEILING + protocol] = pictures.ceiling(some, round_trip)
 
 
-def _score_concepts(
-    scorer: Scorer, concepts: ConceptScorer, module: PersonalizationModule, scores: Scores, stages: Stages
+def _score_requests(
+    scorer: Scorer,
+    requests: ConceptScorer | TransferScorer,
+    protocols: Sequence[str],
+    module: PersonalizationModule,
+    scores: Scores,
+    stages: Stages,
 ) -> None:
-    for protocol in concepts.requests:
-        with stages.stage("score concepts") as counter:
+    """Protocols with prompts of their own."""
+    kind = "concepts" if isinstance(requests, ConceptScorer) else "transfers"
+    for protocol in protocols:
+        with stages.stage(f"score {kind}") as counter:
             progress = functools.partial(counter.part, protocol)
-            rows, metrics = concepts.score(module, protocol, scorer.folder, progress, scorer.draw_images)
+            rows, metrics = requests.score(module, protocol, scorer.folder, progress, scorer.draw_images)
         scores.pictures[protocol] = metrics
         scores.rows += rows
 

@@ -18,6 +18,8 @@ class EvalSettings:
         compositions: hybrids drawn for each number of species.
         species: numbers of source images that a hybrid is composed of.
         concepts: images per concept prompt, where a data set has concepts; 0 for none.
+        transfers: images per protocol of parts beyond their category, of drawn data sets; 0 for none. See
+            ``evaluation.transfer``.
         untrained: images per protocol that the untrained model draws, as the lower bound; 0 for none.
         ceiling_images: real images on which the ceiling is measured, at most.
         pictures: networks by which whole images are scored: rows of the group ``metrics``.
@@ -32,6 +34,7 @@ class EvalSettings:
     compositions: Count
     species: tuple[Positive, ...]
     concepts: Count
+    transfers: Count
     untrained: Count
     ceiling_images: Count
     pictures: tuple[str, ...]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from partcraft_lit.core.labels import resize_labels
+from partcraft_lit.losses.settings import Balance
 
 #: Normalisation of attention maps: "parts" divides by the sum over the prompt's part tokens; "softmax" leaves them as
 #: they come from the softmax over all text positions.
@@ -82,6 +83,7 @@ def entropy_attention_loss(
     num_parts: int,
     normalizer: Normalizer = "parts",
     unprompted: Unprompted = "ignore",
+    balance: Balance = "none",
     eps: float = 1e-6,
 ) -> Tensor:
     """Binary cross-entropy between each part's normalised attention and its mask.
@@ -99,6 +101,8 @@ def entropy_attention_loss(
         num_parts: foreground parts (M).
         normalizer: "parts" or "softmax".
         unprompted: "ignore" or "released".
+        balance: with "ignore": "none" for the mean over pixels; "area" for the mean over parts of the means over their
+            pixels; "hardest" weighs these by themselves, so that the part with the largest loss counts most.
         eps: lower clamp of the divisor.
 
     Returns:
@@ -111,7 +115,7 @@ def entropy_attention_loss(
     which is ``normalizer="parts", unprompted="released"``, with repeated tokens an error. Differs: "ignore"; 1 - share
     is summed from the other parts, so that it keeps its precision and gradient near 0.
     """
-    _check_options(normalizer, unprompted)
+    _check_options(normalizer, unprompted, balance)
     with torch.autocast(attention_maps.device.type, enabled=False):
         maps, prompted, inside = maps_and_masks(attention_maps, part_ids, label_map, num_parts)
         share, rest = _shares(maps, normalizer, eps)
@@ -120,7 +124,31 @@ def entropy_attention_loss(
             return nats.mean(dim=(1, 2, 3))
         places = (inside & prompted[:, :, None, None]).any(dim=1)
         scored = prompted[:, :, None, None] & places[:, None]
+        if balance != "none":
+            of_cells = nats.masked_fill(~scored, 0.0).sum(dim=1) / prompted.sum(dim=1).clamp_min(1)[:, None, None]
+            return balanced_mean(of_cells, inside & scored, balance)
         return nats.masked_fill(~scored, 0.0).sum(dim=(1, 2, 3)) / scored.sum(dim=(1, 2, 3)).clamp_min(1)
+
+
+def balanced_mean(values: Tensor, masks: Tensor, balance: Balance) -> Tensor:
+    """Mean over the parts of the means over their pixels.
+
+    Args:
+        values: (B, h, w) loss of each pixel, 0 or more.
+        masks: (B, P, h, w) booleans, pixels of each part; a part without any is left out.
+        balance: "area" weighs parts alike; "hardest" by their own mean, through which no gradient flows.
+
+    Returns:
+        (B,); 0 without a part.
+
+    Source: "hardest" after MagicTailor (arXiv 2410.13370), section 3.3, which trains on the worst concept alone.
+    """
+    area = masks.sum(dim=(2, 3))
+    means = (values[:, None] * masks).sum(dim=(2, 3)) / area.clamp_min(1)  # (B, P)
+    weights = (area > 0).to(means.dtype)
+    if balance == "hardest":
+        weights = weights * means.detach()
+    return (weights * means).sum(dim=1) / weights.sum(dim=1).clamp_min(1e-12)
 
 
 def _shares(maps: Tensor, normalizer: Normalizer, eps: float) -> tuple[Tensor, Tensor]:
@@ -143,10 +171,15 @@ def _log(values: Tensor) -> Tensor:
     return torch.where(tiny, floored, torch.where(tiny, 1.0, values).log())
 
 
-def _check_options(normalizer: str, unprompted: str) -> None:
+def _check_options(normalizer: str, unprompted: str, balance: str) -> None:
     for name, value, known in (
         ("normalizer", normalizer, get_args(Normalizer)),
         ("unprompted", unprompted, get_args(Unprompted)),
+        ("balance", balance, get_args(Balance)),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}.")
+    if balance != "none" and unprompted == "released":
+        raise ValueError(
+            f"balance={balance!r} leaves out parts that are not in the prompt, unprompted='released' does not."
+        )

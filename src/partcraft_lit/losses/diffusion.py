@@ -68,6 +68,24 @@ def diffusion_target(
     return alpha * noise.float() - sigma * latents.float()
 
 
+def predicted_latents(
+    noisy_latents: Tensor, model_pred: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: str
+) -> Tensor:
+    """(B, C, h, w) float32 clean latents that a prediction stands for, the inverse of ``diffusion_target``.
+
+    Raises:
+        ValueError: for an unknown prediction type, or if the shapes differ.
+    """
+    _check_prediction_type(prediction_type)
+    _check_shapes(noisy_latents=noisy_latents, model_pred=model_pred)
+    if prediction_type == "sample":
+        return model_pred.float()
+    alpha, sigma = (scale.view(-1, 1, 1, 1) for scale in signal_and_noise(alphas_cumprod, timesteps))
+    if prediction_type == "epsilon":
+        return (noisy_latents.float() - sigma * model_pred.float()) / alpha.clamp_min(1e-4)
+    return alpha * noisy_latents.float() - sigma * model_pred.float()
+
+
 def min_snr_weight(
     snr: Tensor, gamma: float | None, prediction_type: str = "epsilon", form: SnrForm = "published"
 ) -> Tensor:

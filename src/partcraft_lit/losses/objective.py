@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -10,7 +10,14 @@ from torch import Tensor
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Backbone, Flow
-from partcraft_lit.losses.diffusion import add_noise, diffusion_target, min_snr_weight, signal_to_noise_ratio
+from partcraft_lit.losses.diffusion import (
+    add_noise,
+    diffusion_target,
+    min_snr_weight,
+    predicted_latents,
+    signal_and_noise,
+    signal_to_noise_ratio,
+)
 from partcraft_lit.losses.flow import flow_sigmas, flow_target, mix_noise
 from partcraft_lit.losses.settings import SnrForm
 
@@ -27,12 +34,28 @@ class Objective(Protocol):
         """One timestep as in the model's own training: an int for diffusion."""
         ...
 
+    def shifted(self, shift: float) -> Objective:
+        """The same with more noisy timesteps for a ``shift`` above 1, fewer below: u -> s u / (1 + (s - 1) u)."""
+        ...
+
+    def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) factors of latents and of noise in noisy latents."""
+        ...
+
+    def even_timesteps(self) -> Tensor:
+        """(n,) timesteps, evenly over all noise levels."""
+        ...
+
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """(B, C, h, w) noisy latents."""
         ...
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """(B, C, h, w) what the denoiser should predict, float32."""
+        ...
+
+    def predicted_latents(self, noisy_latents: Tensor, model_pred: Tensor, timesteps: Tensor) -> Tensor:
+        """(B, C, h, w) float32 clean latents that a prediction stands for."""
         ...
 
     def weights(self, timesteps: Tensor, gamma: float | None, form: SnrForm) -> Tensor:
@@ -59,10 +82,12 @@ class DiffusionObjective:
     Attributes:
         alphas_cumprod: (timesteps,) of the scheduler.
         prediction_type: as in ``diffusion_target``.
+        shift: of the timesteps, see ``Objective.shifted``.
     """
 
     alphas_cumprod: Tensor
     prediction_type: str
+    shift: float = 1.0
 
     @property
     def probe_timestep(self) -> int:
@@ -70,7 +95,23 @@ class DiffusionObjective:
         return len(self.alphas_cumprod) * 2 // 5
 
     def draw_timestep(self, generator: torch.Generator) -> int:
-        return int(torch.randint(len(self.alphas_cumprod), (), generator=generator))
+        count = len(self.alphas_cumprod)
+        if self.shift == 1.0:
+            return int(torch.randint(count, (), generator=generator))
+        uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
+        return min(count - 1, int(count * self.shift * uniform / (1.0 + (self.shift - 1.0) * uniform)))
+
+    def shifted(self, shift: float) -> DiffusionObjective:
+        return replace(self, shift=self.shift * shift)
+
+    def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        return signal_and_noise(self.alphas_cumprod, timesteps)
+
+    def even_timesteps(self) -> Tensor:
+        return torch.arange(len(self.alphas_cumprod))
+
+    def predicted_latents(self, noisy_latents: Tensor, model_pred: Tensor, timesteps: Tensor) -> Tensor:
+        return predicted_latents(noisy_latents, model_pred, timesteps, self.alphas_cumprod, self.prediction_type)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return add_noise(latents, noise, timesteps, self.alphas_cumprod)
@@ -96,6 +137,20 @@ class FlowObjective:
 
     def draw_timestep(self, generator: torch.Generator) -> float:
         return float(flow_sigmas(self.flow, (), generator) * self.flow.num_train_timesteps)
+
+    def shifted(self, shift: float) -> FlowObjective:
+        return FlowObjective(replace(self.flow, shift=self.flow.shift * shift))
+
+    def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        sigmas = timesteps.float() / self.flow.num_train_timesteps
+        return 1.0 - sigmas, sigmas
+
+    def even_timesteps(self) -> Tensor:
+        return torch.linspace(0.0, self.flow.num_train_timesteps, self.flow.num_train_timesteps + 1)
+
+    def predicted_latents(self, noisy_latents: Tensor, model_pred: Tensor, timesteps: Tensor) -> Tensor:
+        _, sigma = self.signal_and_noise(timesteps)
+        return noisy_latents.float() - sigma.view(-1, 1, 1, 1) * model_pred.float()
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return mix_noise(latents, noise, timesteps / self.flow.num_train_timesteps)

@@ -58,6 +58,8 @@ def assemble(
         region=settings.loss.region,
         region_mean=settings.loss.region_mean,
         prior_weight=settings.prior.weight,
+        small_parts=settings.loss.small_parts,
+        outlines=settings.loss.outlines,
     )
 
 

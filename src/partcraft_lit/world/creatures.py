@@ -12,6 +12,7 @@ from torch import Tensor
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.types import ABSENT, GroundTruth
+from partcraft_lit.world.transfers import CreatureTransfers
 from partcraft_lit.world.truth import OracleTruth
 from partcraft_lit.world.zoo.draw import Drawing, draw
 from partcraft_lit.world.zoo.looks import BIRD, SpeciesSplit, family_of, species_table
@@ -105,6 +106,11 @@ class Creatures:
     def judge(self, match: Mapping[str, int | None]) -> OracleTruth | None:
         """The oracle as a judge of generated images; it reads birds only."""
         return OracleTruth(self, match) if self.class_noun == BIRD.noun else None
+
+    @property
+    def transfers(self) -> CreatureTransfers:
+        """Draws these species' parts on creatures of the other family."""
+        return CreatureTransfers(self.class_noun, self.looks, self.part_names, self._size, self._seed)
 
     def render(self, species: Tensor, indices: Sequence[int]) -> Drawing:
         """True images of hybrids.

@@ -32,6 +32,7 @@ from partcraft_lit.evaluation.scoring import (
     score_images,
     score_trained,
     score_untrained,
+    transfer_scorer,
     write_scores,
 )
 from partcraft_lit.evaluation.truth import truth_of
@@ -155,6 +156,7 @@ def scorer_of_run(
         truth_of(source, metadata),
         image_scorer(settings.eval, source, networks, metadata),
         concept_scorer(settings.eval, source, networks, dictionary.names),
+        transfers=transfer_scorer(settings.eval, source, networks, metadata, predictor, codes),
         held_out=held_out_images(settings.eval, source, predictor, networks, metadata),
     )
 

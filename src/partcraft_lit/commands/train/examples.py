@@ -17,6 +17,7 @@ from partcraft_lit.data.captions import caption_texts
 from partcraft_lit.data.crops import encode_crops
 from partcraft_lit.data.datamodule import Collate
 from partcraft_lit.data.latents import posterior
+from partcraft_lit.data.part_mixing import PartMixing
 from partcraft_lit.data.prior import FixedCaption, prior_prompt
 from partcraft_lit.data.scaled import ComposedTransform
 from partcraft_lit.data.training_set import TrainingSet
@@ -26,8 +27,13 @@ from partcraft_lit.losses.objective import objective_of
 _PROBE_IMAGES = 4
 
 
-def training_set(run: RunContext) -> TrainingSet:
-    """Sample numbers -> examples with the method's captions, of scaled views where there are any."""
+def training_set(run: RunContext, total_samples: int) -> TrainingSet:
+    """Sample numbers -> examples with the method's captions, of scaled views where there are any.
+
+    Args:
+        run: its discovery, latents and module are there.
+        total_samples: of the whole training, in all processes.
+    """
     discovery, scaled, method = run.discovery, run.scaled, run.module.method
     texts = caption_texts(run.source, [method.plain_caption(codes) for codes in discovery.codes], method.tokenize)
     if texts is not None and scaled:
@@ -45,6 +51,8 @@ def training_set(run: RunContext) -> TrainingSet:
         **_geometry(run, _label_side(run)),
         flip=run.settings.data.flip,
         crop=run.settings.data.crop,
+        mixing=PartMixing(run.settings.data.mix, total_samples) if run.settings.data.mix.is_used else None,
+        empty_captions=run.settings.data.empty_captions,
     )
 
 
@@ -92,7 +100,8 @@ def _plain_caption(run: RunContext) -> Callable[[Tensor, torch.Generator], str]:
 
 def _label_side(run: RunContext) -> int:
     """Side of an example's label map: as fine as the latents where the diffusion loss asks where parts are."""
-    fine = run.settings.loss.region == "prompted" or run.settings.data.scale_variants > 0
+    data = run.settings.data
+    fine = run.settings.loss.reads_label_map or data.scale_variants > 0 or data.mix.is_used
     return run.backbone.resolution // run.backbone.vae_scale_factor if fine else run.backbone.attention_size
 
 
@@ -103,5 +112,5 @@ def _geometry(run: RunContext, label_side: int) -> dict[str, Any]:
         "vae_scale_factor": run.backbone.vae_scale_factor,
         "attention_size": label_side,
         "num_train_timesteps": run.backbone.noise_scheduler.config.num_train_timesteps,
-        "draw_timestep": objective_of(run.backbone).draw_timestep,
+        "draw_timestep": objective_of(run.backbone).shifted(run.settings.data.timestep_shift).draw_timestep,
     }

@@ -18,6 +18,7 @@ from partcraft_lit.callbacks.loss_terms import AddLossTerm
 from partcraft_lit.callbacks.nonfinite import NonFiniteTraining, SkipNonFinite
 from partcraft_lit.commands.train.context import RunContext
 from partcraft_lit.commands.train.examples import prior_examples, probe_batch, training_set
+from partcraft_lit.commands.train.predictor import part_prediction_term
 from partcraft_lit.core import stopping
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.finite import first_nonfinite
@@ -71,7 +72,7 @@ def _fit(run: RunContext, callbacks: list[Callback], stop: GracefulStop, resume_
     )
     if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
         stopping.follow(lambda: launcher.procs)
-    data = _data_module(run, trainer.accumulate_grad_batches)
+    data = _data_module(run, trainer.accumulate_grad_batches, trainer.world_size)
     if resume_from is not None:
         run.stages.log(f"Continuing from {resume_from}")
     groups = run.module.trainable_groups()
@@ -100,17 +101,19 @@ def _end_if_stopped(stop: GracefulStop, trainer: Trainer) -> None:
 
 def bound_callbacks(run: RunContext) -> list[Callback]:
     """The callbacks of the run, with what they ask it for, and the loss terms of its method."""
-    callbacks = [SkipNonFinite(), *run.training.callbacks, *map(AddLossTerm, run.module.method.loss_terms())]
+    terms = [*run.module.method.loss_terms(), *filter(None, [part_prediction_term(run)])]
+    callbacks = [SkipNonFinite(), *run.training.callbacks, *map(AddLossTerm, terms)]
     for callback in callbacks:
         if isinstance(callback, NeedsRun):
             callback.bind(run)
     return callbacks
 
 
-def _data_module(run: RunContext, accumulate: int) -> PartDataModule:
+def _data_module(run: RunContext, accumulate: int, processes: int) -> PartDataModule:
     data = run.settings.data
+    total_samples = run.settings.optim.total_steps * accumulate * data.batch_size * processes
     return PartDataModule(
-        training_set(run),
+        training_set(run, total_samples),
         run.module.method.tokenize,
         data.batch_size,
         data.num_workers,

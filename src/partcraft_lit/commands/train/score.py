@@ -23,6 +23,7 @@ from partcraft_lit.evaluation.scoring import (
     measure_ceiling,
     score_trained,
     score_untrained,
+    transfer_scorer,
     write_scores,
 )
 from partcraft_lit.evaluation.token_space import SILHOUETTE, write_token_space
@@ -41,6 +42,9 @@ def score_bounds(run: RunContext) -> None:
         truth_of(run.source, run.metadata),
         image_scorer(settings, run.source, run.image_features, run.metadata),
         concept_scorer(settings, run.source, run.image_features, run.part_names),
+        transfers=transfer_scorer(
+            settings, run.source, run.image_features, run.metadata, run.predictor, run.discovery.codes
+        ),
         held_out=held_out_images(settings, run.source, run.predictor, run.image_features, run.metadata),
     )
     run.scores = Scores(truth=annotation_scores(run.metadata), codes=run.metadata["lowered_codes"])

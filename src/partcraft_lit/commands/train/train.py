@@ -13,6 +13,7 @@ from partcraft_lit.commands.train.logs import describe
 from partcraft_lit.commands.train.report import report
 from partcraft_lit.commands.train.score import score, score_bounds
 from partcraft_lit.core.types import ImageSource
+from partcraft_lit.data.part_mixing import check_mixing
 from partcraft_lit.data.prior import prior_prompt
 from partcraft_lit.parts.corrected_discovery import CorrectionSources
 from partcraft_lit.parts.dataset_parts import check_dataset_parts
@@ -56,6 +57,7 @@ def check(run: RunContext) -> None:
     """
     settings, source = run.settings, run.source
     settings.method.check(settings, source.class_noun)
+    check_mixing(settings.data, reads_latents=settings.loss.predictor > 0)
     if settings.parts.source != "discover":
         check_dataset_parts(source, settings.parts)
     if settings.prior.weight:
