@@ -97,13 +97,16 @@ def test_shifted_timesteps_by_hand() -> None:
 
 
 def test_settings_that_do_not_go_together() -> None:
-    def data(*overrides: str):
-        return settings_of(TrainSettings, config.plain(config.compose("train", list(overrides)))).data
+    def check(*overrides: str) -> None:
+        settings = settings_of(TrainSettings, config.plain(config.compose("train", list(overrides))))
+        check_mixing(settings.data, settings.loss)
 
-    check_mixing(data("data.crops=encode", "data.mix.swap=0.5"), reads_latents=False)
-    check_mixing(data("method=partcraft_remix"), reads_latents=True)
-    for overrides in (["data.mix.recompose=0.5"], ["data.mix.degrade=0.5"]):
+    check("data.crops=encode", "data.mix.swap=0.5")
+    check("method=partcraft_remix")
+    for override in ("data.mix.recompose=0.5", "data.mix.degrade=0.5", "loss.predictor=0.1"):
         with pytest.raises(UserError, match=r"work on cached latents, and data\.crops=encode"):
-            check_mixing(data("data.crops=encode", *overrides), reads_latents=False)
+            check("data.crops=encode", override)
     with pytest.raises(UserError, match=r"data\.scale_variants=4 and data\.mix both"):
-        check_mixing(data("data.scale_variants=4", "data.mix.swap=0.5"), reads_latents=False)
+        check("data.scale_variants=4", "data.mix.swap=0.5")
+    with pytest.raises(UserError, match=r"data\.empty_captions=0\.1: with loss\.region=prompted"):
+        check("data.empty_captions=0.1", "loss.region=prompted")

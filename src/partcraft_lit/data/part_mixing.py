@@ -16,6 +16,7 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import ABSENT
 from partcraft_lit.data.recomposition import View, recompose
 from partcraft_lit.data.settings import DataSettings, MixSettings
+from partcraft_lit.losses.settings import LossSettings
 
 #: Exponent of the decay of ``degrade``: the strength stays until the end of training is near.
 _DECAY = 32
@@ -73,17 +74,14 @@ class PartMixing:
         return self.settings.degrade * (1.0 - min(1.0, sample_id / self.total_samples) ** _DECAY)
 
 
-def check_mixing(data: DataSettings, reads_latents: bool) -> None:
+def check_mixing(data: DataSettings, loss: LossSettings) -> None:
     """Checks that samples can be changed as the settings ask.
 
-    Args:
-        data: the settings.
-        reads_latents: whether anything else needs latents before the training step.
-
     Raises:
-        UserError: if latents that are to be changed or read are encoded in the training step, or are of scaled views.
+        UserError: if latents that are to be changed or read are encoded in the training step, or are of scaled views;
+            or if nothing of a sample without a caption would count.
     """
-    if data.crops == "encode" and (data.mix.recompose or data.mix.degrade or reads_latents):
+    if data.crops == "encode" and (data.mix.recompose or data.mix.degrade or loss.predictor):
         raise UserError(
             "data.mix.recompose, data.mix.degrade and loss.predictor work on cached latents, and data.crops=encode has "
             "none before the training step. Use data.crops=cut, or a number of cached crops."
@@ -92,6 +90,11 @@ def check_mixing(data: DataSettings, reads_latents: bool) -> None:
         raise UserError(
             f"data.scale_variants={data.scale_variants} and data.mix both say which latents count in the loss. Set "
             "data.scale_variants=0, or all of data.mix to 0."
+        )
+    if data.empty_captions and loss.region == "prompted":
+        raise UserError(
+            f"data.empty_captions={data.empty_captions}: with loss.region=prompted only the parts of the caption "
+            "count, and an empty one has none. Set loss.region=all, or data.empty_captions=0."
         )
 
 

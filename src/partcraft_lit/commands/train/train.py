@@ -57,7 +57,7 @@ def check(run: RunContext) -> None:
     """
     settings, source = run.settings, run.source
     settings.method.check(settings, source.class_noun)
-    check_mixing(settings.data, reads_latents=settings.loss.predictor > 0)
+    check_mixing(settings.data, settings.loss)
     if settings.parts.source != "discover":
         check_dataset_parts(source, settings.parts)
     if settings.prior.weight:
