@@ -100,7 +100,7 @@ def test_the_truth_is_found_and_another_species_is_not(family, tmp_path) -> None
         wrong.images += [*source.transfers.truths(number, {part: (species + 1) % 4}, [0])]
     rows, found = scorer.score(right, "transfer of 1", tmp_path / "right", draw=right.draw)
     _, other = scorer.score(wrong, "transfer of 1", tmp_path / "wrong", draw=wrong.draw)
-    assert found["part@pixels-32"] == found["host@pixels-32"] == 1.0
+    assert found["part@pixels-32"] > 0.6 and found["host@pixels-32"] == 1.0
     assert other["part@pixels-32"] == 0.0
     assert 0.0 <= found["truth_part@pixels-32"] <= 1.0
     assert rows[0]["image"] == "transfer_of_1/00000.png" and rows[0]["protocol"] == "transfer of 1"
