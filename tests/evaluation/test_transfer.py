@@ -102,6 +102,10 @@ def test_the_truth_is_found_and_another_species_is_not(family, tmp_path) -> None
     _, other = scorer.score(wrong, "transfer of 1", tmp_path / "wrong", draw=wrong.draw)
     assert found["part@pixels-32"] > 0.6 and found["host@pixels-32"] == 1.0
     assert other["part@pixels-32"] == 0.0
+    if family == "bird":
+        assert (found["part@oracle"], found["truth_part@oracle"], other["part@oracle"]) == (1.0, 1.0, 0.0)
+    else:
+        assert found["host@oracle"] > 0.7 and "part@oracle" not in found
     assert 0.0 <= found["truth_part@pixels-32"] <= 1.0
     assert rows[0]["image"] == "transfer_of_1/00000.png" and rows[0]["protocol"] == "transfer of 1"
 

@@ -70,6 +70,10 @@ class Transfers(Protocol):
         """(hosts, P, 3, H, W): the asked host first."""
         ...
 
+    def read(self, number: int, guests: Guests, images: Tensor) -> list[dict[str, float]]:
+        """What a judge that knows ground truth reads in (B, 3, H, W) images of a request; nothing without one."""
+        ...
+
 
 @runtime_checkable
 class HasTransfers(Protocol):
@@ -253,7 +257,8 @@ class TransferScorer:
         truth = self._drawings.truths(number, guests, [_CEILING_POSE + number])[0]
         species = {part: self._drawings.other_species(number, guests, part, poses) for part in guests}
         hosts = self._drawings.other_hosts(number, guests, poses)
-        scores: dict[str, float] = {}
+        read = self._drawings.read(number, guests, torch.stack([image, truth]))
+        scores = {f"{prefix}{key}": v for prefix, found in zip(("", "truth_"), read) for key, v in found.items()}
         for network in self._features:
             right = torch.tensor(
                 [

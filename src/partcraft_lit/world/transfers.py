@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,16 +11,18 @@ from torch import Tensor
 
 from partcraft_lit.core.randomness import numpy_generator
 from partcraft_lit.evaluation.transfer import Guests, TransferRequest
+from partcraft_lit.world.oracle import LookOracle, SpeciesOracle
 from partcraft_lit.world.zoo.captions import describe_look, join
 from partcraft_lit.world.zoo.chimeras import draw_chimera, other_family, replaced_parts
 from partcraft_lit.world.zoo.draw import ASIDE_COLUMN
-from partcraft_lit.world.zoo.looks import NUM_PARTS, look_table
+from partcraft_lit.world.zoo.looks import BIRD, NUM_PARTS, look_table
 from partcraft_lit.world.zoo.scenes import pose_of
 
 #: Number of a pose that decides whether something lies before the creature.
 _OCCLUDER_COLUMN = 28
 #: Hosts among which the asked one has to be found.
 _HOSTS = 6
+_COLOR = 1  # column of a look
 
 
 class CreatureTransfers:
@@ -78,6 +81,29 @@ class CreatureTransfers:
         hosts = [host for host in range(_HOSTS) for _ in poses]
         images = self._drawn(number, hosts, [guests] * len(hosts), [*poses] * _HOSTS)
         return images.unflatten(0, (_HOSTS, len(poses)))
+
+    def read(self, number: int, guests: Guests, images: Tensor) -> list[dict[str, float]]:
+        """The oracle knows birds. Of birds' parts on a beast ``part@oracle``: the share that are of their species. Of
+        beasts' parts on a bird ``host@oracle``: the share of the bird's own parts in the right colour.
+        """
+        if self._family == BIRD.noun:
+            species = self._species_oracle.read(images).species  # (B, parts)
+            right = torch.stack([species[:, self._names.index(name)] == one for name, one in guests.items()], dim=1)
+            return [{"part@oracle": share} for share in right.double().mean(dim=1).tolist()]
+        hidden = replaced_parts(self._family, guests)
+        shown = [part for part, name in enumerate(BIRD.part_names) if name not in hidden]
+        reading = self._look_oracle.read(images)
+        colors = torch.from_numpy(self._host(number, 0))[shown, _COLOR]
+        right = (reading.presence >= 0.5)[:, shown] & (reading.looks()[:, shown, _COLOR] == colors)
+        return [{"host@oracle": share} for share in right.double().mean(dim=1).tolist()]
+
+    @cached_property
+    def _species_oracle(self) -> SpeciesOracle:
+        return SpeciesOracle(looks=self._looks)
+
+    @cached_property
+    def _look_oracle(self) -> LookOracle:
+        return LookOracle()
 
     def _drawn(
         self, number: int, hosts: Sequence[int], guests: Sequence[Mapping[str, int]], poses: Sequence[int]
