@@ -44,8 +44,8 @@ class LatentPartPredictor(nn.Module):
         self.codes = nn.Parameter(torch.empty(num_parts + 1, num_codes, _WIDTH))
         generator = torch_generator(seed, "latent predictor")
         for layer in (*self.convolutions, self.parts):
-            nn.init.kaiming_normal_(layer.weight, generator=generator)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
         nn.init.normal_(self.codes, std=_WIDTH**-0.5, generator=generator)
 
     def forward(self, latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
