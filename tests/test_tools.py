@@ -46,3 +46,6 @@ def test_a_cell_that_is_not_there_is_no_dash(paper):
     with pytest.raises(SystemExit, match=r"lambda_attn has no cell \(2, EMR\)"):
         paper.cell("lambda_attn", "2", "EMR")
     assert paper.cell("reconstruction", "partcraft", "EMR") == "0.519 [0.375, 0.657]"
+    assert paper.value("reconstruction", "partcraft", "FID") == paper.value(
+        "reconstruction", "partcraft", "FID (fid@mini-features)"
+    )

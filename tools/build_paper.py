@@ -112,10 +112,11 @@ def figure(table: str) -> str:
 
 
 def _line(table: str, row: str, column: str) -> dict[str, str]:
-    try:
-        return summary(table)[row, column]
-    except KeyError:
-        raise SystemExit(f"{TEMPLATE.name}: the table {table} has no cell ({row}, {column}).") from None
+    """The cell of a column, whose title may name a network behind it."""
+    for (name, title), line in summary(table).items():
+        if name == row and (title == column or title.startswith(f"{column} (")):
+            return line
+    raise SystemExit(f"{TEMPLATE.name}: the table {table} has no cell ({row}, {column}).")
 
 
 def _is_bold(line: dict[str, str]) -> bool:
