@@ -442,7 +442,7 @@ def test_rows_take_what_their_searches_chose(settings, searcher, tmp_path, monke
             r"table\.rows\.dreambooth\.search: .*mapper_rate",
         ),
         (
-            ["rows=[dreambooth,partcraft]", "++table.rows.partcraft.overrides=[data.batch_size=8]"],
+            ["rows=[dreambooth,partcraft]", "++table.rows.partcraft.overrides=['data.batch_size=8']"],
             r"4,800 images .* and 9,600",
         ),
         (["table.tuning.objective=trth/x"], r"objective=trth/x: no score has this name"),
