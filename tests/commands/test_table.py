@@ -15,8 +15,8 @@ import yaml
 from partcraft_lit import cli
 from partcraft_lit.commands import evaluate
 from partcraft_lit.commands import table as verb
+from partcraft_lit.commands.table import studies, tuning
 from partcraft_lit.commands.table import table as run_table
-from partcraft_lit.commands.table import tuning
 from partcraft_lit.config import compose as config
 from partcraft_lit.core import rundir
 from partcraft_lit.core.environment import Checkout
@@ -422,15 +422,39 @@ def test_rows_take_what_their_searches_chose(settings, searcher, tmp_path, monke
     assert {run.budget for run in runs} == {"600 steps of 16 images"}
     assert not run_table._study_differences(planned, planned.folder, runs)
     assert not run_table._protocol_differences(planned, planned.folder, runs)
-    (folder / "chosen.yaml").write_text((folder / "chosen.yaml").read_text().replace("trial: 1", "trial: 0"))
+    untouched = (folder / "chosen.yaml").read_text()
+    (folder / "chosen.yaml").write_text(untouched.replace("trial: 1", "trial: 0"))
     planned = settings(SEARCHED, TRIALS, table="arena")
     runs = [verb.table_run(planned, row, 0) for row in ("partcraft", "dreambooth")]
     assert "is not what its study says: trial 1" in run_table._study_differences(planned, planned.folder, runs)[0]
     assert "is of other settings" in run_table._protocol_differences(planned, planned.folder, runs)[0]
-    with pytest.raises(UserError, match=r"is of another search .* than the table asks for now"):
+    with pytest.raises(
+        UserError, match=r"is of another search than the table asks for now: search\.trials was 3, is 4"
+    ):
         settings(SEARCHED, "table.tuning.trials=4", table="arena")
+    with pytest.raises(UserError, match=r"trainer\.max_steps was 600, is 7"):
+        settings(SEARCHED, TRIALS, "overrides=trainer.max_steps=7", table="arena")
+    (folder / "chosen.yaml").write_text(untouched)
+    listed = folder / "settings.json"
+    kept = listed.read_text()
+    listed.write_text(kept.replace('"seed": 1000', '"seed": 1001'))
+    with pytest.raises(UserError, match=r"settings\.json is not that of chosen\.yaml"):
+        settings(SEARCHED, TRIALS, table="arena")
+    listed.write_text(kept)
     more = verb.row_search(settings(SEARCHED, "table.tuning.trials=4", "tune=true", table="arena"), "dreambooth")
     assert more.task.folder == searches[1].task.folder and not more.task.is_done()  # the study goes on
+    shutil.rmtree(searches[1].task.folder)
+    again = verb.row_search(tuned, "dreambooth")
+    assert again.task.is_done() and tuning.search_rows(tuned, [again])["dreambooth"] == chosen["dreambooth"]
+
+
+def test_keys_that_are_younger_than_a_study_leave_it_valid():
+    searched = {"loss": {"lambda_attn": 0.1}, "seed": 1000}
+    assert not list(studies._differences(searched, {"loss": {"lambda_attn": 0.1, "new": 0}, "seed": 1000, "more": 1}))
+    assert list(studies._differences(searched, {"loss": {}, "seed": 1})) == [
+        "loss.lambda_attn was 0.1, is None",
+        "seed was 1000, is 1",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -70,12 +70,16 @@ YOUNGER: Mapping[str, Any] = {
 
 def settings_hash(values: Mapping[str, Any], leave_out: Sequence[str] = NOT_HASHED) -> str:
     """Eight hex digits of plain, resolved values, without the keys in ``leave_out``; order of keys does not matter."""
+    text = json.dumps(deciding_values(values, leave_out), sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def deciding_values(values: Mapping[str, Any], leave_out: Sequence[str] = NOT_HASHED) -> dict[str, Any]:
+    """The values that ``settings_hash`` is of."""
     left_out = set(leave_out)
     if values.get("optim", {}).get("cooldown_steps"):  # it ends at the last step, so the length decides what is trained
         left_out.discard("optim.total_steps")
-    kept = _without(values, "", frozenset(left_out))
-    text = json.dumps(kept, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return _without(values, "", frozenset(left_out))
 
 
 def new_folder(root: Path, digest: str = "", now: datetime | None = None) -> Path:

@@ -129,10 +129,11 @@ def row_search(settings: TableSettings, row: str) -> RowSearch:
     from partcraft_lit.commands.table.tuning import RowSearch
     from partcraft_lit.scheduling.tasks import Step, Task, python_command
 
-    terms, digest = _terms(settings), search_digest(settings, row)
+    terms, asked = _terms(settings), asked_of_search(settings, row)
     # Without the number of trials: with more of them a study goes on.
-    name = f"{settings.table.name}-{slug(row)}-{_space_digest(settings, row)}"
-    folder = settings.paths.logs.expanduser().absolute() / "table" / "searches" / name
+    digest = rundir.settings_hash(asked, ("search.trials",))
+    folder = settings.paths.logs.expanduser().absolute() / "table" / "searches"
+    folder /= f"{settings.table.name}-{slug(row)}-{digest}"
     command = python_command(
         *("train", "-m", "hydra/sweeper=optuna", f"hydra.sweeper.n_trials={terms.trials}", "hydra.sweeper.n_jobs=1"),
         *(f"hydra.sweeper.direction={terms.direction}", f"hydra.sweeper.sampler={terms.sampler}"),
@@ -140,24 +141,20 @@ def row_search(settings: TableSettings, row: str) -> RowSearch:
         *(f"{key}={values}" for key, values in settings.table.rows[row].search.items()),
         config.quoted("hydra.sweep.dir", str(folder)),
     )
-    step = Step(command, lambda: ended_trials(folder) >= terms.trials)
-    return RowSearch(row, digest, Task(f"search of {row}", folder, (step,), digest))
+    try:
+        chosen = study_of(settings, row)
+    except UserError:
+        chosen = None
+    step = Step(command, lambda: chosen is not None or ended_trials(folder) >= terms.trials)
+    return RowSearch(row, asked, Task(f"search of {row}", folder, (step,), digest), chosen)
 
 
-def search_digest(settings: TableSettings, row: str) -> str:
-    """Of everything that decides what a row's search chooses."""
-    return rundir.settings_hash({"study": _space_digest(settings, row), "trials": _terms(settings).trials}, ())
-
-
-def _space_digest(settings: TableSettings, row: str) -> str:
-    """Of everything that decides the trials of a row's search, but for how many there are."""
+def asked_of_search(settings: TableSettings, row: str) -> dict[str, Any]:
+    """Everything that decides what a row's search chooses: values of its trials, networks, the search itself."""
     values = _composed(tuple(_trial_overrides(settings, row)), f"table.rows.{row}.search")
-    terms = {key: value for key, value in asdict(_terms(settings)).items() if key != "trials"}
-    space = settings.table.rows[row].search
-    return rundir.settings_hash(
-        {**values, "networks": _networks(values), "search": {"space": space, **terms}},
-        tuple(key for key in NOT_HASHED if key not in ("eval", "sample")),
-    )
+    search = {"space": settings.table.rows[row].search, **asdict(_terms(settings))}
+    not_of_trials = tuple(key for key in NOT_HASHED if key not in ("eval", "sample"))
+    return {**rundir.deciding_values(values, not_of_trials), "networks": _networks(values), "search": search}
 
 
 def table_run(settings: TableSettings, row: str, seed: int) -> TableRun:
@@ -205,7 +202,7 @@ def study_of(settings: TableSettings, row: str) -> Chosen | None:
         return None
     from partcraft_lit.commands.table.studies import read_chosen
 
-    return read_chosen(settings.folder, row, search_digest(settings, row))
+    return read_chosen(settings.folder, row, asked_of_search(settings, row))
 
 
 def _overrides(settings: TableSettings, row: str, seed: int) -> Iterator[str]:

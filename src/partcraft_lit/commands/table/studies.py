@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ import yaml
 from partcraft_lit.commands.table.settings import SearchTerms
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write, make_folder
+from partcraft_lit.core.store import stable_hash
 from partcraft_lit.search.storage import open_storage
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
 CHOSEN = "chosen.yaml"
+SETTINGS = "settings.json"
 JOURNAL = "search.journal"
 STUDY_NAME = "search"
 #: What a search leaves that is worth keeping beside the table.
@@ -39,7 +42,7 @@ class Chosen:
         value: of the objective there.
         objective, direction, trials, seed: of the search.
         ended: trials that ended.
-        digest: of everything that decides the trials.
+        settings: hash of everything that decides the trials, which ``settings.json`` lists.
         journal: hash of the study's file.
     """
 
@@ -52,7 +55,7 @@ class Chosen:
     trials: int
     seed: int
     ended: int
-    digest: str
+    settings: str
     journal: str
 
 
@@ -66,16 +69,17 @@ def slug(row: str) -> str:
     return re.sub(r"[^\w.-]+", "_", row).strip("_") or "row"
 
 
-def read_chosen(table: Path, row: str, digest: str) -> Chosen:
+def read_chosen(table: Path, row: str, asked: Mapping[str, Any]) -> Chosen:
     """The settings of a row.
 
     Args:
         table: folder of the table.
         row: its name.
-        digest: of the search that the table asks for.
+        asked: everything that decides the trials of the search that the table asks for. Keys that are younger than the
+            study do not count: what is new is off unless somebody asks for it.
 
     Raises:
-        UserError: if it has not been searched, or otherwise than the table asks now.
+        UserError: if it has not been searched, or otherwise than the table asks now; it names the differences.
     """
     path = study_folder(table, row) / CHOSEN
     command = "Search first: the same command with tune=true."
@@ -83,14 +87,31 @@ def read_chosen(table: Path, row: str, digest: str) -> Chosen:
         raise UserError(f"The row '{row}' takes its settings from a search, and {path} is not there. {command}")
     try:
         chosen = Chosen(**yaml.safe_load(path.read_text(encoding="utf-8")))
+        searched = json.loads((path.parent / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {error}. Delete it; tune=true writes it again.") from error
-    if chosen.digest != digest:
+    if chosen.settings != stable_hash(searched)[:12]:
+        raise UserError(f"{path.parent / SETTINGS} is not that of {CHOSEN} beside it. {command}")
+    if differing := list(_differences(searched, _plain(asked))):
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
-            f"{path} is of another search ({chosen.digest}) than the table asks for now ({digest}): other trials, "
-            f"other overrides, another base or other networks. {command}"
+            f"{path} is of another search than the table asks for now: {', '.join(differing[:3])}{more}. {command}"
         )
     return chosen
+
+
+def _differences(searched: Any, asked: Any, where: str = "") -> Iterator[str]:
+    """Keys of what was searched that are asked for otherwise."""
+    if isinstance(searched, Mapping) and isinstance(asked, Mapping):
+        for key, value in searched.items():
+            yield from _differences(value, asked.get(key), f"{where}.{key}" if where else str(key))
+    elif searched != asked:
+        yield f"{where} was {searched}, is {asked}"
+
+
+def _plain(values: Mapping[str, Any]) -> Any:
+    """As they are read from a file."""
+    return json.loads(json.dumps(values, default=str))
 
 
 def ended_trials(folder: Path) -> int:
@@ -98,7 +119,7 @@ def ended_trials(folder: Path) -> int:
     return 0 if not (folder / JOURNAL).is_file() else _ended(_study(folder))
 
 
-def keep(search: Path, table: Path, row: str, terms: SearchTerms, digest: str) -> Chosen:
+def keep(search: Path, table: Path, row: str, terms: SearchTerms, asked: Mapping[str, Any]) -> Chosen:
     """Copies a study that ended to the table's folder, and writes down what it chose.
 
     Args:
@@ -106,7 +127,7 @@ def keep(search: Path, table: Path, row: str, terms: SearchTerms, digest: str) -
         table: folder of the table.
         row: its name.
         terms: of the search.
-        digest: of everything that decides the trials.
+        asked: everything that decides the trials.
 
     Raises:
         UserError: if no trial has a score.
@@ -118,13 +139,15 @@ def keep(search: Path, table: Path, row: str, terms: SearchTerms, digest: str) -
             shutil.copyfile(search / name, folder / name)
     journal = (search / JOURNAL).read_text(encoding="utf-8")
     atomic_write(folder / JOURNAL, journal.replace(str(search), "."))  # it names its workers by their paths
-    chosen = choice_of(folder, row, terms, digest)
+    settings = _plain(asked)
+    atomic_write(folder / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+    chosen = choice_of(folder, row, terms, stable_hash(settings)[:12])
     text = yaml.safe_dump(asdict(chosen), sort_keys=False, allow_unicode=True)
     atomic_write(folder / CHOSEN, f"# The best trial of the search beside it; {row} in the table.\n{text}")
     return chosen
 
 
-def choice_of(folder: Path, row: str, terms: SearchTerms, digest: str) -> Chosen:
+def choice_of(folder: Path, row: str, terms: SearchTerms, settings: str) -> Chosen:
     """What the study in a folder says.
 
     Raises:
@@ -144,7 +167,7 @@ def choice_of(folder: Path, row: str, terms: SearchTerms, digest: str) -> Chosen
         trials=terms.trials,
         seed=terms.seed,
         ended=_ended(study),
-        digest=digest,
+        settings=settings,
         journal=hashlib.sha256((folder / JOURNAL).read_bytes()).hexdigest()[:16],
     )
 

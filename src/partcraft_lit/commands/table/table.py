@@ -159,7 +159,7 @@ def _study_differences(settings: TableSettings, folder: Path, table_runs: Sequen
             continue
         place = study_folder(folder, study.row)
         try:
-            found = choice_of(place, study.row, settings.table.tuning, study.digest)
+            found = choice_of(place, study.row, settings.table.tuning, study.settings)
         except (UserError, OSError, KeyError) as error:
             wrong.append(f"{place}: its study cannot be read: {error}")
             continue

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from partcraft_lit.commands.table.settings import TableSettings
 from partcraft_lit.commands.table.studies import Chosen, as_overrides, keep, study_folder
@@ -21,13 +22,15 @@ class RowSearch:
 
     Attributes:
         row: its name.
-        digest: of everything that decides the trials.
+        asked: everything that decides the trials.
         task: searches, as far as that is not done.
+        chosen: what such a search has chosen already; None if there was none.
     """
 
     row: str
-    digest: str
+    asked: Mapping[str, Any]
     task: Task
+    chosen: Chosen | None
 
 
 def search_rows(settings: TableSettings, searches: Sequence[RowSearch]) -> dict[str, Chosen]:
@@ -50,7 +53,7 @@ def search_rows(settings: TableSettings, searches: Sequence[RowSearch]) -> dict[
         if one.task.name in outcome.failed or not one.task.is_done():
             continue
         try:
-            best = keep(one.task.folder, settings.folder, one.row, terms, one.digest)
+            best = one.chosen or keep(one.task.folder, settings.folder, one.row, terms, one.asked)
         except UserError as error:
             wrong.append(f"{one.row}: {error}")
             continue
