@@ -12,39 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from partcraft_lit.backbones.attention import AttentionCapture, outside_checkpointing
-from partcraft_lit.backbones.joint_attention import joint_token_probabilities
-
-#: What a loss reads: attention probabilities, or similarities of attention outputs.
-Target = Literal["probabilities", "outputs"]
-
-#: Score of what takes no part in a softmax; finite, so that a row of nothing else has no NaN.
-_NEVER = -1e9
-
-
-def output_similarities(words: Tensor, image: Tensor, used: Tensor) -> Tensor:
-    """Shares of a prompt's part tokens in each place of the image, from attention outputs.
-
-    Args:
-        words: (B, T, D) output of each part token.
-        image: (B, N, D) output of each place.
-        used: (B, T) bool.
-
-    Returns:
-        (B, T, N), float32: softmax over the used part tokens of the dot products over the square root of D; zeros where
-        unused.
-
-    Source: ConceptAttention, arXiv 2502.04320. Differs: the scale, without which wide outputs saturate the softmax.
-    """
-    with torch.autocast(words.device.type, enabled=False):
-        scores = (words.float() * words.shape[-1] ** -0.5) @ image.float().transpose(1, 2)
-    return scores.masked_fill(~used[:, :, None], _NEVER).softmax(dim=1) * used[:, :, None]
+from partcraft_lit.backbones.joint_attention import Target, joint_token_probabilities, output_similarities
 
 
 @dataclass

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from partcraft_lit.backbones.attention import outside_checkpointing
 
+#: What a loss reads: attention probabilities, or similarities of attention outputs.
+Target = Literal["probabilities", "outputs"]
+
+#: Score of what takes no part in a softmax; finite, so that a row of nothing else has no NaN.
+_NEVER = -1e9
 #: Scores that are formed at a time, of all samples and heads: 32 MB.
 _SCORES = 2**23
 
@@ -45,6 +50,46 @@ def joint_token_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, p
         scores = scaled @ key.gather(2, index).transpose(-1, -2)  # (B, heads, side * side, T)
         probabilities = (scores - total[..., None]).exp().mean(dim=1).transpose(1, 2)
         return (probabilities * (positions >= 0)[:, :, None]).unflatten(2, (side, side))
+
+
+def output_similarities(words: Tensor, image: Tensor, used: Tensor) -> Tensor:
+    """Shares of a prompt's part tokens in each place of the image, from attention outputs.
+
+    Args:
+        words: (B, T, D) output of each part token.
+        image: (B, N, D) output of each place.
+        used: (B, T) bool.
+
+    Returns:
+        (B, T, N), float32: softmax over the used part tokens of the dot products over the square root of D; zeros where
+        unused.
+
+    Source: ConceptAttention, arXiv 2502.04320. Differs: the scale, without which wide outputs saturate the softmax.
+    """
+    with torch.autocast(words.device.type, enabled=False):
+        scores = (words.float() * words.shape[-1] ** -0.5) @ image.float().transpose(1, 2)
+    return scores.masked_fill(~used[:, :, None], _NEVER).softmax(dim=1) * used[:, :, None]
+
+
+def value_similarities(image_outputs: Tensor, value: Tensor, positions: Tensor) -> Tensor:
+    """``output_similarities`` where the text is never updated and so has no attention output.
+
+    A part token's output is what it would get that attends to itself alone: its value.
+
+    Args:
+        image_outputs: (B, heads, side * side, width), before the output projection.
+        value: (B, heads, L, width) of the text.
+        positions: (B, T) of part tokens in the text, negative where unused.
+
+    Returns:
+        (B, T, side, side) float32; sums to 1 over the part tokens of a prompt, zeros at unused positions.
+    """
+    side = math.isqrt(image_outputs.shape[2])
+    with outside_checkpointing():
+        index = positions.clamp_min(0)[:, None, :, None].expand(-1, value.shape[1], -1, value.shape[-1])
+        words = value.gather(2, index)
+        words, image = (states.transpose(1, 2).flatten(2) for states in (words, image_outputs))  # (B, *, heads * width)
+        return output_similarities(words, image, positions >= 0).unflatten(2, (side, side))
 
 
 class _LogSumExp(torch.autograd.Function):

@@ -60,7 +60,9 @@ class LatentModel(nn.Module, ABC):
     """
 
     #: Attribute of the denoiser, and the prefix of its weights in checkpoints.
-    denoiser_name: ClassVar[str]
+    denoiser_name: str
+    #: diffusers' class with one text encoder that draws from ``prompt_embeds``; "" for none.
+    pipeline: ClassVar[str] = ""
     flow: Flow | None = None
     text_format: TextFormat | None = None
     inject: Inject = "before"

@@ -86,7 +86,7 @@ def packaged_weights(name: str) -> Path:
         UserError: if they are missing.
     """
     folder = Path(str(resources.files("partcraft_lit"))) / "weights" / name
-    if not (folder / "unet").is_dir():
+    if not any((folder / part).is_dir() for part in ("unet", "transformer")):
         raise UserError(
             f"The packaged weights of backbone {name!r} are missing: {folder}. Install the package again, make them "
             f"with `partcraft pretrain`, or give a folder in diffusers' format with backbone.path=FOLDER."

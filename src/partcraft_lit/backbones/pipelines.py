@@ -7,6 +7,7 @@ from typing import Any
 
 from partcraft_lit.backbones.model_families import family_of
 from partcraft_lit.backbones.sampling import make_scheduler
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.types import Backbone
 
@@ -41,6 +42,48 @@ def diffusers_pipeline(backbone: Backbone, scheduler: str) -> Any:
         zeros = bool(getattr(backbone, "force_zeros_for_empty_prompt", True))
         components |= {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
     pipeline = kind(**components)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pipeline_name(backbone: Backbone) -> str:
+    """diffusers' class for ``plain_pipeline``.
+
+    Raises:
+        UserError: for a backbone without one.
+    """
+    name = str(getattr(backbone, "pipeline", ""))
+    if not name:
+        raise UserError(
+            f"Part vectors of {backbone.name} cannot be given to a pipeline of diffusers by prompt_embeds alone. "
+            "`partcraft generate` and the Python API draw with this run."
+        )
+    return name
+
+
+def plain_pipeline(backbone: Backbone, scheduler: str) -> Any:
+    """The pipeline of a model with one text encoder, sharing all networks.
+
+    Args:
+        backbone: without an adapter.
+        scheduler: name of a sampling scheduler.
+
+    Raises:
+        UserError: for a backbone without a pipeline.
+    """
+    import diffusers
+
+    name = pipeline_name(backbone)
+    components = {
+        backbone.denoiser_name: backbone.denoiser,
+        "vae": backbone.vae,
+        "text_encoder": backbone.text_encoders[0],
+        "tokenizer": backbone.tokenizers[0],
+        "scheduler": make_scheduler(backbone.noise_scheduler, scheduler),
+    }
+    if name == "StableDiffusionPipeline":
+        components |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = getattr(diffusers, name)(**components)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -44,7 +44,8 @@ class PromptCache:
             if key not in self._rows:
                 mask = None if tokens.attention_mask is None else tokens.attention_mask[number : number + 1]
                 ids = tuple(ids[number : number + 1] for ids in tokens.input_ids)
-                with torch.no_grad(), torch.autocast(none.device.type, enabled=False):
+                # Inference tensors could not be kept for training.
+                with torch.inference_mode(False), torch.no_grad(), torch.autocast(none.device.type, enabled=False):
                     self._rows[key] = encode(TokenizedPrompts(ids, none, none, none, attention_mask=mask))
             self._rows.move_to_end(key)
             rows.append(self._rows[key])

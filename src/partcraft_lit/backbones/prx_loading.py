@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from partcraft_lit.backbones.components import TOKENIZER_FILES, explain_load_errors
 from partcraft_lit.backbones.latent_model import Precision
+from partcraft_lit.backbones.prx_model import checked_step
 from partcraft_lit.core.errors import UserError
 
 #: Sub-folder -> files of which it must have one.
@@ -39,18 +40,25 @@ class PrxComponents:
 
 
 def load_prx_components(
-    source: str | Path, revision: str | None, variant: str | None, dtype: Precision, device: torch.device | str
+    source: str | Path,
+    revision: str | None,
+    variant: str | None,
+    resolution: int,
+    dtype: Precision,
+    device: torch.device | str,
 ) -> PrxComponents:
     """Loads a folder or a hub id, small components first.
 
     Args:
         source: folder or hub id.
         revision, variant: of a hub id, and of the weights' files.
+        resolution: that the model must fit.
         dtype: of transformer and text encoder, in which they are read.
         device: where they will go, which must have the memory for them.
 
     Raises:
-        UserError: for a missing library class, folder, component or memory, before any weights are read.
+        UserError: for a missing library class, folder, component or memory, or a resolution that does not fit, before
+            any weights are read.
     """
     classes = _classes()
     path = Path(source).expanduser()
@@ -69,7 +77,9 @@ def load_prx_components(
             location, subfolder="scheduler", **chosen
         )
         tokenizer = classes["AutoTokenizer"].from_pretrained(location, subfolder="tokenizer", **chosen)
-        vae_class = _vae_class(location, chosen)
+        vae_class, factor = _vae_class(location, chosen)
+        patches = classes["PRXTransformer2DModel"].load_config(location, subfolder="transformer", **chosen)
+        checked_step(resolution, factor, int(patches["patch_size"]))
         vae = classes[vae_class].from_pretrained(location, subfolder="vae", variant=variant, **chosen)
         config = _encoder_config(location, chosen)
         text_encoder = classes["T5GemmaEncoder"].from_pretrained(
@@ -162,13 +172,16 @@ def _free_bytes(device: torch.device) -> int | None:
     return int(values["MemAvailable"].split()[0]) * 1024
 
 
-def _vae_class(location: str, chosen: dict[str, Any]) -> str:
+def _vae_class(location: str, chosen: dict[str, Any]) -> tuple[str, int]:
+    """Class of the VAE, and pixels per latent."""
     from diffusers import AutoencoderKL
 
-    name = str(AutoencoderKL.load_config(location, subfolder="vae", **chosen).get("_class_name"))
+    config = AutoencoderKL.load_config(location, subfolder="vae", **chosen)
+    name = str(config.get("_class_name"))
     if name not in _VAES:
         raise UserError(f"The VAE of {location} is {name}, and PRX has {' or '.join(_VAES)}.")
-    return name
+    levels = config["block_out_channels" if name == "AutoencoderKL" else "encoder_block_out_channels"]
+    return name, 2 ** (len(levels) - 1)
 
 
 def _encoder_config(location: str, chosen: dict[str, Any]) -> Any:

@@ -25,6 +25,8 @@ class StableDiffusion(LatentDiffusion):
         others: see ``LatentDiffusion``.
     """
 
+    pipeline = "StableDiffusionPipeline"
+
     def __init__(self, *, text_encoder: Any, tokenizer: Any, **others: Any) -> None:
         super().__init__(text_encoders=[text_encoder], tokenizers=[tokenizer], **others)
 

@@ -197,7 +197,7 @@ def check_words(values: Mapping[str, Any], settings: RecipeSettings, class_noun:
 
     settings.method.check(settings, class_noun)
     node = values["backbone"]
-    if not {"source", "path"} & node.keys() or not _reads_clip(node):
+    if not {"source", "path"} & node.keys() or not reads_clip(node):
         return
     place = node.get("source", node.get("path")) or packaged_weights("mini")
     tokenizers = tokenizers_without_networks(place, config=node.get("config"), revision=node.get("revision"))
@@ -229,7 +229,7 @@ def _backbone_class(node: Mapping[str, Any]) -> Any:
     return annotation if inspect.isclass(annotation) else None
 
 
-def _reads_clip(node: Mapping[str, Any]) -> bool:
+def reads_clip(node: Mapping[str, Any]) -> bool:
     """Whether the backbone's tokenizers are CLIP's; those of others are checked when they are loaded."""
     from partcraft_lit.backbones.latent_diffusion import LatentDiffusion
     from partcraft_lit.backbones.latent_model import LatentModel

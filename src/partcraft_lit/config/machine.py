@@ -60,7 +60,8 @@ def miniature_for(backbone: str, dataset: str, method: str) -> str:
     """
     if not (backbone or backbone_for(dataset)).startswith("mini"):
         return "none"
-    return "demo" if method in ("partcraft", "partcraft_remix") else "any_method"
+    recipe = "demo" if method in ("partcraft", "partcraft_remix") else "any_method"
+    return f"{recipe}_dit" if backbone == "mini_dit" else recipe
 
 
 def hardware_for(dataset: str) -> str:

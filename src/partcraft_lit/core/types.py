@@ -403,6 +403,9 @@ class Backbone(Protocol):
     #: Side of those layers' maps at ``resolution``.
     attention_size: int
 
+    #: Attribute of the denoiser, the prefix of its weights in checkpoints.
+    denoiser_name: str
+
     @property
     def denoiser(self) -> nn.Module:
         """The network that adapters are added to: a UNet or a transformer."""

@@ -54,21 +54,29 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     run_folder = runs.run_of(values)
     trained = _trained_values(values)
     settings_of_run = factories.settings_of(TrainSettings, trained)
-    _check_injection(settings, settings_of_run)
+    needs_code = _needs_code(settings, settings_of_run, trained)
     made, output = folder / "files", _output(settings, folder)
     shutil.rmtree(made, ignore_errors=True)  # of an export that was interrupted
 
-    from partcraft_lit.commands.export.bundle import Origin
-    from partcraft_lit.commands.export.export import export
+    load_backbone = factories.backbone_loader({**trained, "trainer": values["trainer"]})
+    if needs_code:
+        from partcraft_lit.commands.export.prompt_embeds import export_prompt_embeds
 
-    manifest = export(
-        settings,
-        made,
-        run_folder=run_folder,
-        trained=settings_of_run,
-        load_backbone=factories.backbone_loader({**trained, "trainer": values["trainer"]}),
-        origin=Origin(**_origin(trained)),
-    )
+        manifest = export_prompt_embeds(
+            settings, made, run_folder=run_folder, trained=settings_of_run, load_backbone=load_backbone
+        )
+    else:
+        from partcraft_lit.commands.export.bundle import Origin
+        from partcraft_lit.commands.export.export import export
+
+        manifest = export(
+            settings,
+            made,
+            run_folder=run_folder,
+            trained=settings_of_run,
+            load_backbone=load_backbone,
+            origin=Origin(**_origin(trained)),
+        )
     publish(made, output)
     if settings.push is not None:
         address = push(
@@ -105,14 +113,28 @@ def _origin(trained: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_injection(settings: ExportSettings, trained: TrainSettings) -> None:
-    """Embeddings go in front of the text encoder in all these tools."""
-    if trained.method.tokens.inject == "after":
-        raise UserError(
-            f"to=[{','.join(settings.to)}]: this run puts its part vectors behind the text encoder "
-            "(method.tokens.inject=after), and these tools put embeddings in front of it. `partcraft generate` and the "
-            "Python API draw with it; for an export train with method.tokens.inject=before."
+def _needs_code(settings: ExportSettings, trained: TrainSettings, values: Mapping[str, Any]) -> bool:
+    """Whether the run's part vectors are no embeddings that tools load: diffusers takes them by a few lines of code.
+
+    Raises:
+        UserError: if other tools are asked for too.
+    """
+    after = trained.method.tokens.inject == "after"
+    if not after and factories.reads_clip(values["backbone"]):
+        return False
+    others = [tool for tool in settings.to if tool != "diffusers"]
+    if others:
+        reason = (
+            "puts its part vectors behind the text encoder (method.tokens.inject=after), and they put embeddings in "
+            "front of it"
+            if after
+            else "has a text encoder that is not CLIP, and they read embeddings for CLIP alone"
         )
+        raise UserError(
+            f"{' and '.join(others)} cannot draw with this run: it {reason}. to=[diffusers] writes the vectors, the "
+            "LoRA and the code that gives them to diffusers' pipeline."
+        )
+    return True
 
 
 def _check_name(name: str | None) -> None:

@@ -71,7 +71,7 @@ def export(
     dictionary = PartDictionary.load(run_folder / "parts")
     vocabulary = vocabulary_of(dictionary)
     missing = untrained_of_run(run_folder, dictionary)
-    tokens = chosen_tokens(settings.chosen, vocabulary, _shown_codes(dictionary, missing))
+    tokens = chosen_tokens(settings.chosen, vocabulary, shown_codes(dictionary, missing))
     for token in tokens:
         if token.code in missing.get(token.part, ()):
             raise UserError(f"parts: {render([token], vocabulary)} is untrained: {UNTRAINED}.")
@@ -161,7 +161,7 @@ def _bundle(
     )
 
 
-def _shown_codes(dictionary: PartDictionary, untrained: Mapping[int, Sequence[int]]) -> list[list[bool]]:
+def shown_codes(dictionary: PartDictionary, untrained: Mapping[int, Sequence[int]]) -> list[list[bool]]:
     """Per part and code, whether it is trained; a class that never shows a part has a centroid of zeros."""
     shown = [table.any(dim=1).tolist() for table in dictionary.code_centroids]
     return [

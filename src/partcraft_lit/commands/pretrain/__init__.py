@@ -13,7 +13,12 @@ from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError
 
 #: File that marks a folder of weights of each stage; no other folder is replaced.
-_MARKS = {"model": "model_index.json", "features": "features.json", "oracle": "oracle.safetensors"}
+_MARKS = {
+    "model": "model_index.json",
+    "dit": "model_index.json",
+    "features": "features.json",
+    "oracle": "oracle.safetensors",
+}
 
 
 def check(values: Mapping[str, Any]) -> PretrainSettings:
@@ -37,6 +42,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     lengths = {
         "autoencoder": settings.autoencoder,
         "denoiser": settings.denoiser,
+        "dit": settings.dit,
         "features": settings.features,
         "oracle": settings.oracle,
         "oracle_missing": settings.oracle_missing,

@@ -27,10 +27,12 @@ class PretrainSettings:
     """``partcraft pretrain``.
 
     Attributes:
-        stage: which network: the text-to-image "model", the patch "features" or the "oracle" of the scores.
+        stage: which network: the text-to-image "model", the diffusion transformer "dit" in its place, the patch
+            "features" or the "oracle" of the scores.
         seed: of images and first weights.
         output_dir: folder that the weights replace; None leaves them in the run folder.
         autoencoder, denoiser: of the model, one after the other.
+        dit: of the diffusion transformer, on the packaged autoencoder.
         grounding_weight: of the loss by which the words of a part look at that part, in the denoiser; 0 for a base
             whose attention was never told, as Stable Diffusion's was not.
         features: of the patch features.
@@ -38,11 +40,12 @@ class PretrainSettings:
         paths: where run folders are.
     """
 
-    stage: Literal["model", "features", "oracle"]
+    stage: Literal["model", "dit", "features", "oracle"]
     seed: Seed
     output_dir: UserPath | None
     autoencoder: LoopLength
     denoiser: LoopLength
+    dit: LoopLength
     grounding_weight: NonNegative
     features: LoopLength
     oracle: LoopLength

@@ -12,6 +12,7 @@ from pathlib import Path
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.world.mini_features import MiniSettings, save_patch_network
 from partcraft_lit.world.pretrain import oracle, recipe
+from partcraft_lit.world.pretrain.dit import pretrain_transformer
 from partcraft_lit.world.pretrain.loop import LoopSettings
 from partcraft_lit.world.pretrain.patch_features import train_patch_features
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
@@ -28,9 +29,9 @@ def pretrain(
     """One of the embedded networks, from nothing or from where it was stopped.
 
     Args:
-        stage: "model", "features" or "oracle".
+        stage: "model", "dit", "features" or "oracle".
         seed: of images and first weights.
-        loops: "autoencoder", "denoiser", "features", "oracle", "oracle_missing" -> how that network trains.
+        loops: "autoencoder", "denoiser", "dit", "features", "oracle", "oracle_missing" -> how that network trains.
         folder: run folder; checkpoints, curves and sample sheet are in its ``checkpoints``.
         output_dir: folder that the weights replace; None leaves them in ``weights`` of the run folder.
         grounding_weight: of the loss that ties words to parts, in the denoiser of the model.
@@ -41,8 +42,8 @@ def pretrain(
     stages = Stages()
     work, made = folder / "checkpoints", folder / "weights"
     work.mkdir(parents=True, exist_ok=True)
-    model = partial(_model, grounding_weight=grounding_weight)
-    train = {"model": model, "features": _features, "oracle": _oracle}[stage]
+    model, dit = (partial(train, grounding_weight=grounding_weight) for train in (_model, _dit))
+    train = {"model": model, "dit": dit, "features": _features, "oracle": _oracle}[stage]
     with stages.stage(f"pretrain {stage}"):
         train(seed, loops, work, made, stages)
     if output_dir is not None:
@@ -67,6 +68,12 @@ def _model(
     seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages, grounding_weight: float
 ) -> None:
     recipe.pretrain(seed, loops["autoencoder"], loops["denoiser"], work, made, stages.log, grounding_weight)
+
+
+def _dit(
+    seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages, grounding_weight: float
+) -> None:
+    pretrain_transformer(seed, loops["dit"], work, made, stages.log, grounding_weight)
 
 
 def _features(seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages) -> None:
