@@ -96,6 +96,8 @@ def make_components(seed: int = 0, vae: str = "AutoencoderKL") -> dict[str, Any]
                 pad_token_id=0,
                 eos_token_id=1,
                 bos_token_id=2,
+                dropout_rate=0.0,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             )
         )
         if vae == "AutoencoderKL":

@@ -28,15 +28,27 @@ def overrides(tmp_path_factory) -> tuple[str, ...]:
     )
 
 
+@pytest.fixture(scope="module")
+def new_place(new_workshop):
+    """Empty places for runs whose backbone is not chosen yet."""
+
+    def made():
+        workshop = new_workshop()
+        workshop.arguments = tuple(text for text in workshop.arguments if not text.startswith("backbone"))
+        return workshop
+
+    return made
+
+
 @pytest.fixture(scope="module", params=["before", "after"])
 def inject(request) -> str:
     return f"method.tokens.inject={request.param}"
 
 
 @pytest.fixture(scope="module")
-def whole(new_workshop, overrides, plain, inject) -> Path:
+def whole(new_place, overrides, plain, inject) -> Path:
     """A run that nobody disturbed."""
-    return new_workshop().train(*plain, *overrides, inject)
+    return new_place().train(*plain, *overrides, inject)
 
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:
@@ -55,8 +67,8 @@ def test_a_checkpoint_holds_what_trains(whole):
     assert any("mapper.codes" in name for name in names)
 
 
-def test_a_resumed_run_is_the_same_to_the_bit(whole, new_workshop, overrides, plain, inject):
-    workshop = new_workshop()
+def test_a_resumed_run_is_the_same_to_the_bit(whole, new_place, overrides, plain, inject):
+    workshop = new_place()
     folder = workshop.copy(whole, finished=False)
     for name in (f"step={STEPS:06d}.ckpt", "last.ckpt"):
         (folder / "checkpoints" / name).unlink()
@@ -68,25 +80,25 @@ def test_a_resumed_run_is_the_same_to_the_bit(whole, new_workshop, overrides, pl
     assert not [name for name, value in expected.items() if not torch.equal(value, found[name])]
 
 
-def test_it_draws_and_is_scored(whole, new_workshop):
-    workshop = new_workshop()
+def test_it_draws_and_is_scored(whole, new_place):
+    workshop = new_place()
     drawn = workshop("generate", f"run={whole}", "prompt=a photo of a <1:0> bird", "num_images=2")
     assert drawn.code == 0, drawn.out
     scored = workshop("evaluate", f"run={whole}", "eval.enabled=true")
     assert scored.code == 0, scored.out
 
 
-def test_tools_that_load_embeddings_are_refused(whole, new_workshop, inject):
-    refused = new_workshop()("export", f"run={whole}")
+def test_tools_that_load_embeddings_are_refused(whole, new_place, inject):
+    refused = new_place()("export", f"run={whole}")
     assert refused.code == 2 and "Traceback" not in refused.out
     reason = "behind the text encoder" if inject.endswith("after") else "a text encoder that is not CLIP"
     assert "a1111 and comfyui cannot draw with this run" in refused.out and reason in refused.out
     assert "to=[diffusers] writes the vectors" in refused.out
 
 
-def test_an_export_for_diffusers_gives_back_what_was_trained(whole, new_workshop, tmp_path):
+def test_an_export_for_diffusers_gives_back_what_was_trained(whole, new_place, tmp_path):
     output = tmp_path / "export"
-    ended = new_workshop()("export", f"run={whole}", "to=[diffusers]", f"output_dir={output}", "check.steps=2")
+    ended = new_place()("export", f"run={whole}", "to=[diffusers]", f"output_dir={output}", "check.steps=2")
     assert ended.code == 0, ended.out
     manifest = json.loads((output / "export.json").read_text(encoding="utf-8"))
     assert manifest["checks"]["text"] < 1e-5 and manifest["checks"]["image"] < 0.5
@@ -100,8 +112,8 @@ def test_an_export_for_diffusers_gives_back_what_was_trained(whole, new_workshop
     assert all((output / name).is_file() for name in manifest["files"])
 
 
-def test_what_does_not_go_together_is_refused_before_anything_is_loaded(new_workshop, overrides):
-    workshop = new_workshop()
+def test_what_does_not_go_together_is_refused_before_anything_is_loaded(new_place, overrides):
+    workshop = new_place()
     ended = workshop("train", *overrides, "sample.scheduler=dpm++")
     assert ended.code == 2 and "this backbone was trained by flow matching" in ended.out
     ended = workshop("train", *overrides, "loss.snr_gamma=5")

@@ -21,7 +21,7 @@ def module(build):
 def test_the_encoder_reads_the_fill_word_and_the_vectors_replace_its_states(module):
     tokens = module.method.tokenize(["a photo of a <head:1> red <wing:2>"])
     tokenizer = module.backbone.tokenizers[0]
-    assert tokenizer.convert_ids_to_tokens(tokens.input_ids[0][0, 5:8]) == ["bird</w>", "red</w>", "bird</w>"]
+    assert tokenizer.convert_ids_to_tokens(tokens.input_ids[0][0, 5:8].tolist()) == ["bird</w>", "red</w>", "bird</w>"]
     vectors = module.method.part_vectors(tokens)
     hidden = module.backbone.encode_prompts(tokens, vectors).encoder_hidden_states
     plain = module.backbone.encode_prompts(module.backbone.plain_tokens(["a photo of a bird red bird"]), None)

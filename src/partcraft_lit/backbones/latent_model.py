@@ -328,10 +328,14 @@ class LatentModel(nn.Module, ABC):
 
 
 def _cast(network: Any, precision: torch.dtype | Precision) -> Any:
-    """Casts a network to a dtype or its name."""
+    """Casts a network to a dtype or its name, but for what is computed and not stored: frequencies of positions."""
     dtype = precision if isinstance(precision, torch.dtype) else getattr(torch, precision)
+    computed = [(m, name, m._buffers[name]) for m in network.modules() for name in m._non_persistent_buffers_set]
     # Not the network's own ``to``: that of diffusers warns about float32 layers, which these have not.
-    return nn.Module.to(network, dtype)
+    cast_network = nn.Module.to(network, dtype)
+    for module, name, buffer in computed:
+        module._buffers[name] = buffer
+    return cast_network
 
 
 def check_hash(backbone: LatentModel, sha256: str | None) -> None:

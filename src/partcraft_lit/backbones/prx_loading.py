@@ -190,7 +190,10 @@ def _encoder_config(location: str, chosen: dict[str, Any]) -> Any:
     from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
     values, _ = PreTrainedConfig.get_config_dict(location, subfolder="text_encoder", **chosen)
-    return T5GemmaModuleConfig(**values.get("encoder", values))
+    config = T5GemmaModuleConfig.from_dict(values.get("encoder", values))
+    if not hasattr(config, "dropout_rate"):  # a setting of the whole that its encoder reads
+        config.dropout_rate = float(values.get("dropout_rate", 0.0))
+    return config
 
 
 def _checked(location: str, components: PrxComponents) -> PrxComponents:

@@ -333,6 +333,9 @@ class TextFormat(Protocol):
 
     #: Positions of the text (L).
     max_length: int
+    #: Ids around each prompt: special tokens, and those of a template.
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
 
     def __call__(self, prompts: Sequence[Sequence[str | PartToken]], fill: str | None = None) -> TokenizedPrompts:
         """Tokenizes prompts in which each part token takes one position.

@@ -70,4 +70,4 @@ class TokenSettings:
     init: tuple[str, ...]
     trained: bool
     inject: Inject = "before"
-    fill: str = "thing"
+    fill: str = "one"

@@ -155,14 +155,17 @@ def _settings(module: PersonalizationModule, layers: Mapping[str, LoraLayer]) ->
     backbone = module.backbone
     tokens = module.method.tokenize([render([PartToken(0, 0)], module.method.vocabulary)])
     ids, place = tokens.input_ids[0][0], int(tokens.part_positions[0, 0])
-    mask = backbone.encode_unconditional().attention_mask
-    ends = [] if backbone.text_format is not None else [int(backbone.tokenizers[0].eos_token_id)]
+    mask, tokenizer = backbone.encode_unconditional().attention_mask, backbone.tokenizers[0]
+    ends = ([int(tokenizer.bos_token_id)], [int(tokenizer.eos_token_id)])
+    if backbone.text_format is not None:
+        ends = (list(backbone.text_format.prefix), list(backbone.text_format.suffix))
     return {
         "pipeline": pipeline_name(backbone),
         "denoiser": backbone.denoiser_name,
         "inject": backbone.inject,
-        "prefix": ids[:place].tolist(),
-        "suffix": ends,
+        "prefix": ends[0],
+        "suffix": ends[1],
+        "padding_side": "right" if backbone.text_format is None else str(tokenizer.padding_side),
         "blank": int(ids[place]),
         "length": len(ids),
         "masked": mask is not None,

@@ -62,14 +62,17 @@ def encode(pipe: Any, folder: str | Path, prompt: str) -> tuple[Tensor, Tensor]:
     length, device = settings["length"], pipe.text_encoder.device
     if len(row) > length:
         raise ValueError(f"The prompt takes {len(row)} positions, the text encoder has {length}.")
-    ids = torch.tensor([row + [pipe.tokenizer.pad_token_id] * (length - len(row))], device=device)
-    mask = torch.arange(length, device=device)[None] < len(row)
+    start = length - len(row) if settings["padding_side"] == "left" else 0
+    ids = torch.full((1, length), pipe.tokenizer.pad_token_id, device=device)
+    ids[0, start : start + len(row)] = torch.tensor(row, device=device)
+    mask = torch.zeros(1, length, dtype=torch.bool, device=device)
+    mask[0, start : start + len(row)] = True
     vectors = torch.stack([parts[name] for name in names]).to(device) if names else torch.zeros(0, 1, device=device)
 
     def replaced(states: Tensor) -> Tensor:
         states = states.clone()
         for place, vector in zip(places, vectors, strict=True):
-            states[0, place] = vector.to(states.dtype)
+            states[0, start + place] = vector.to(states.dtype)
         return states
 
     before = settings["inject"] == "before"
