@@ -49,7 +49,7 @@ def test_a_sample_is_that_of_diffusers_pipeline(folder):
     from diffusers import PRXPipeline
 
     backbone = load_mini_dit(folder)
-    pipeline = PRXPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = PRXPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     drawn = sample(
         backbone,

@@ -84,7 +84,8 @@ def test_it_draws_and_is_scored(whole, new_place):
     workshop = new_place()
     drawn = workshop("generate", f"run={whole}", "prompt=a photo of a <1:0> bird", "num_images=2")
     assert drawn.code == 0, drawn.out
-    scored = workshop("evaluate", f"run={whole}", "eval.enabled=true")
+    assert "flow_euler, 2 steps and guidance 5, as in the run: name sample.scheduler" in drawn.out
+    scored = workshop("evaluate", f"run={whole}")
     assert scored.code == 0, scored.out
 
 

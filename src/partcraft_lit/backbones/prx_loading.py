@@ -86,7 +86,7 @@ def load_prx_components(
             location, subfolder="text_encoder", config=config, variant=variant, dtype=getattr(torch, dtype), **chosen
         )
         transformer = classes["PRXTransformer2DModel"].from_pretrained(
-            location, subfolder="transformer", variant=variant, torch_dtype=getattr(torch, dtype), **chosen
+            location, subfolder="transformer", variant=variant, dtype=getattr(torch, dtype), **chosen
         )
     return _checked(location, PrxComponents(transformer, vae, text_encoder, tokenizer, scheduler))
 

@@ -32,6 +32,21 @@ class SampleSettings:
     batch_size: Positive
 
 
+def as_in_run(sample: SampleSettings, run: SampleSettings) -> SampleSettings:
+    """Sampling with a run, by a command whose defaults are those of diffusion.
+
+    Args:
+        sample: of the command.
+        run: of the run.
+
+    Returns:
+        ``sample``; for a run of flow matching, unless a sampler is named, with the run's sampler, steps and guidance.
+    """
+    if not run.scheduler.startswith("flow_") or sample.scheduler != "dpm++":
+        return sample
+    return replace(sample, scheduler=run.scheduler, steps=run.steps, guidance_scale=run.guidance_scale)
+
+
 @dataclass(frozen=True)
 class HardwareSettings:
     """What is done to fit into the memory of a device. None of it changes what is trained, but for rounding.

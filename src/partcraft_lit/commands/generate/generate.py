@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from partcraft_lit.backbones.settings import as_in_run
 from partcraft_lit.commands.generate.settings import GenerateSettings
 from partcraft_lit.composer.run import Run
 from partcraft_lit.core.files import read_lines
@@ -36,8 +37,14 @@ def generate(settings: GenerateSettings, folder: Path, run: Run) -> list[Path]:
             if choice.code in run.untrained_codes.get(choice.part, ()):
                 stages.log(f"  <{choice.part}:{choice.code}> is untrained: {UNTRAINED}.")
     seeds = [settings.seed + index for index in range(settings.num_images)]
+    sample = as_in_run(settings.sample, run.settings.sample)
+    if sample != settings.sample:
+        stages.log(
+            f"  {sample.scheduler}, {sample.steps} steps and guidance {sample.guidance_scale:g}, as in the run: name "
+            "sample.scheduler to choose these."
+        )
     with stages.stage("draw"):
-        results = run.draw(compositions, seeds, sample=run.settings.hardware.capped(settings.sample))
+        results = run.draw(compositions, seeds, sample=run.settings.hardware.capped(sample))
     names = [(number, seed) for number in range(len(prompts)) for seed in seeds]
     paths = [
         result.save(folder / (f"{seed:06d}.png" if len(prompts) == 1 else f"{number:03d}_{seed:06d}.png"))

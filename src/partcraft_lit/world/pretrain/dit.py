@@ -184,6 +184,7 @@ def package_transformer(
         resolution=64,
     )
     save_png(work / "samples.png", _sample_sheet(backbone), {"captions": json.dumps(SHEET_CAPTIONS)})
+    vae.register_to_config(shift_factor=0.0)  # diffusers' pipeline wants a number
     for name, network in networks.items():
         network.half().save_pretrained(output / name, safe_serialization=True)
     use_published_names(output / "text_encoder" / "model.safetensors")
@@ -232,8 +233,7 @@ def _noise_share(sigmas: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _encode(vae: AutoencoderKL, pixel_values: Tensor) -> Tensor:
-    """The mean latents, scaled and shifted as the backbone has them."""
+    """The mean latents in the backbone's scale; this VAE has no shift."""
     with torch.autocast(pixel_values.device.type, torch.bfloat16):
         mean = vae.encode(pixel_values).latent_dist.mean
-    shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
-    return (mean.float() - shift) * vae.config.scaling_factor
+    return mean.float() * vae.config.scaling_factor
