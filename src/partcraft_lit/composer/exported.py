@@ -285,7 +285,10 @@ def _add_adapters(backbone: Backbone, path: Path) -> None:
     """Adds what the adapter changes to the weights themselves: nothing here trains."""
     if not path.is_file():
         return
-    networks = {UNET: backbone.unet, **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders))}
+    networks = {
+        UNET: backbone.denoiser,
+        **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders)),
+    }
     with torch.no_grad():
         for name, layer in from_diffusers(load_file(path)).items():
             network, _, place = name.partition(".")

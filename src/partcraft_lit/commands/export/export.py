@@ -80,7 +80,7 @@ def export(
     _check_negative_prompt(settings.sample.negative_prompt, tokens, vocabulary)
     with stages.stage("load"):
         backbone = load_backbone()
-        untrained = {name: weight.detach().cpu().clone() for name, weight in cross_kv(backbone.unet)}
+        untrained = {name: weight.detach().cpu().clone() for name, weight in cross_kv(backbone.denoiser)}
         module, _ = load_trained(trained, run_folder, backbone, class_noun="")
     _check_adapters(module)
     bundle = _bundle(settings, run_folder.name, trained, module, tokens, origin, untrained)
@@ -88,9 +88,9 @@ def export(
         expected = _expected(bundle, module)
         thumbnails = _thumbnails(bundle, module)
         sampled = _workflow_image(bundle, module) if "comfyui" in settings.to and thumbnails else None
-    remove_lora(backbone.unet)
+    remove_lora(backbone.denoiser)
     with torch.no_grad():
-        for name, weight in cross_kv(backbone.unet):
+        for name, weight in cross_kv(backbone.denoiser):
             weight.copy_(untrained[name])
     files: list[Path] = []
     results: dict[Tool, Found] = {}
@@ -142,9 +142,12 @@ def _bundle(
     backbone = module.backbone
     name = settings.name or f"partcraft-{run.rpartition('-')[2]}"
     baked = module.method.bake()
-    networks = {UNET: backbone.unet, **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders))}
+    networks = {
+        UNET: backbone.denoiser,
+        **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders)),
+    }
     layers = {network: lora_layers(part) for network, part in networks.items()}
-    layers[UNET] |= _changed_projections(backbone.unet, untrained)
+    layers[UNET] |= _changed_projections(backbone.denoiser, untrained)
     return Bundle(
         name=name,
         run=run,
@@ -178,8 +181,8 @@ def _changed_projections(unet: Any, untrained: Mapping[str, Tensor]) -> dict[str
 
 def _check_adapters(module: PersonalizationModule) -> None:
     """Rejects runs that are not representable as LoRA and embeddings."""
-    networks = {"unet": module.backbone.unet, "text_encoder": torch.nn.ModuleList(module.backbone.text_encoders)}
-    exportable = {id(weight) for _, weight in cross_kv(module.backbone.unet)}
+    networks = {"unet": module.backbone.denoiser, "text_encoder": torch.nn.ModuleList(module.backbone.text_encoders)}
+    exportable = {id(weight) for _, weight in cross_kv(module.backbone.denoiser)}
     for network, part in networks.items():
         trained = [(name, p) for name, p in part.named_parameters() if p.requires_grad and id(p) not in exportable]
         others = [name for name, _ in trained if ".lora_" not in name]
@@ -278,7 +281,7 @@ def _write_extras(bundle: Bundle, backbone: Backbone, thumbnails: Sequence[Tenso
     files = write_sidecars(bundle, folder / "a1111", trigger, negative)
     if not bundle.adapters:
         return files
-    adapter = to_kohya(bundle.adapters, bundle.family, backbone.unet.config)
+    adapter = to_kohya(bundle.adapters, bundle.family, backbone.denoiser.config)
     one = folder / ONE_FILE / f"{bundle.name}.safetensors"
     files.append(_save(one, bundled_tensors(bundle, adapter), bundle, bundle.metadata("lora", "a1111", trigger)))
     check_one_file(one, folder / "a1111", bundle)
@@ -296,7 +299,7 @@ def _write_webui(
 ) -> list[Path]:
     files = []
     if bundle.adapters:
-        tensors = to_kohya(bundle.adapters, bundle.family, backbone.unet.config)
+        tensors = to_kohya(bundle.adapters, bundle.family, backbone.denoiser.config)
         files.append(_save_lora(lora_folder / f"{bundle.name}.safetensors", tensors, bundle, tool))
     for part in bundle.parts:
         vectors = dict(zip(bundle.family.embedding_keys, part.vectors, strict=True))
