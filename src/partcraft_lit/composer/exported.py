@@ -25,6 +25,7 @@ from partcraft_lit.composer.base import Composer
 from partcraft_lit.composer.catalog import Part
 from partcraft_lit.composer.composition import Composition, PartChoice
 from partcraft_lit.composer.drawer import Drawer
+from partcraft_lit.composer.exported_words import ExportedWords
 from partcraft_lit.composer.stored_parts import Images
 from partcraft_lit.composer.views import ImageView
 from partcraft_lit.config import factories
@@ -188,6 +189,13 @@ class ExportedParts(Composer):
                     f"export has {len(part.variants)} of {self._vocabulary.num_codes[part.index]}. Leave it out, or "
                     f"export them all: parts=[{part.name}]."
                 )
+
+    @cached_property
+    def _exported_words(self) -> ExportedWords:
+        stems = {(token.part, token.code): token.file for token in self._manifest.parts}
+        adapter = self._manifest.name if (self.folder / "diffusers" / _LORA).is_file() else ""
+        model = self._manifest.base.model
+        return ExportedWords(self._vocabulary, lambda part, code: stems.get((part, code)), adapter, model)
 
     # The model.
 
