@@ -1,4 +1,4 @@
-"""Composing the jobs of a sweep, which comes before the first starts: ``python benchmarks/sweep_start.py [--jobs 1000]``.
+"""Composing the jobs of a sweep, before the first starts: ``python benchmarks/sweep_start.py [--jobs 1000]``.
 
 Each job is composed twice: by the sweeper, to check it, and by the launcher. Hydra's own loader, on a few jobs, beside
 the one that composes each choice of groups once. CPU seconds, which stay comparable where other work shares the cores.
