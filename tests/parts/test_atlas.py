@@ -94,7 +94,7 @@ def test_sections_that_were_drawn_before_are_taken(tmp_path, found, found_source
     Atlas(found_source, found, remember).draw_overview(tmp_path / "one.png")
     Atlas(found_source, found, remember).draw_masks(tmp_path / "masks.png", n=3)
     assert drawn == ["section"] * 3 + ["pair"] * 3
-    names = ("background", "a new name", found.dictionary.names[2])
+    names = ("background", "beak", found.dictionary.names[2])
     renamed = dataclasses.replace(found, dictionary=dataclasses.replace(found.dictionary, names=names))
     Atlas(found_source, renamed, remember).draw_overview(tmp_path / "two.png")
     Atlas(found_source, renamed, remember).draw_masks(tmp_path / "masks.png", n=3)
