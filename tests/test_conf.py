@@ -166,7 +166,7 @@ def test_what_callbacks_and_loggers_still_wait_for_is_given_at_run_time():
         assert required_of(config.later(node, name)) == {"folder"}, name
     for name, node in values["features"].items():
         assert not required_of(config.later(node, name)), name
-    for name, node in values["metrics"].items():
+    for name, node in [*values["metrics"].items(), *values["judges"].items()]:
         assert not required_of(config.later(node, name)), name
     for node in (values["dataset"], values["backbone"]):
         assert not required_of(config.later(node, "x"))

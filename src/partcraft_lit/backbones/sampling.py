@@ -190,8 +190,7 @@ def _joined(first: Conditioning, second: Conditioning) -> Conditioning:
 
 def _mapped(function: Callable[[Sequence[Tensor | None]], Tensor | None], *each: Conditioning) -> Conditioning:
     """Applies a function to each field of conditionings."""
-    values: dict[str, Any] = {f.name: function([getattr(one, f.name) for one in each]) for f in fields(Conditioning)}
-    return Conditioning(**values)
+    return Conditioning(**{f.name: function([getattr(one, f.name) for one in each]) for f in fields(Conditioning)})
 
 
 def _ranges(count: int, batch_size: int) -> Iterator[tuple[int, int]]:

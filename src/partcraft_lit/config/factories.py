@@ -20,6 +20,7 @@ from partcraft_lit.core.settings import Count, NonNegative, Positive
 
 if TYPE_CHECKING:
     from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures
+    from partcraft_lit.judges.judge import PartJudge
     from partcraft_lit.loggers.identity import RunIdentity
     from partcraft_lit.losses.settings import LossSettings
     from partcraft_lit.methods.method import RecipeSettings
@@ -41,6 +42,7 @@ _OTHER_KEYS = (
     "features",
     "attention",
     "metrics",
+    "judges",
     "trainer",
     "logger",
     "callbacks",
@@ -116,8 +118,23 @@ def check_choices(values: Mapping[str, Any]) -> None:
     networks = value_of(values, "eval.pictures", tuple[str, ...]) if "metrics" in values else ()
     for name in networks:
         config.choose(values["metrics"], str(name), "eval.pictures")
+    check_judges(values)
     if "loss" in values and (attention := value_of(values, "loss.attention", str)) != "none":
         config.choose(values["attention"], attention, "loss.attention")
+
+
+def check_judges(values: Mapping[str, Any]) -> None:
+    """Judges that are asked for, and the networks that these name.
+
+    Raises:
+        UserError: if there is no such row, or one has an unknown key or a wrong value.
+    """
+    for name in value_of(values, "eval.judge", tuple[str, ...]) if "judges" in values else ():
+        node = config.choose(values["judges"], name, "eval.judge")
+        config.later(node, f"judges.{name}")
+        if "features" in node:
+            where = f"judges.{name}.features"
+            config.choose(values["metrics"], validate(node["features"], str, where), where)
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
@@ -253,6 +270,25 @@ def image_features_loader(values: Mapping[str, Any]) -> Callable[[], list[ImageF
     nodes = {name: config.choose(values["metrics"], name, "eval.pictures") for name in values["eval"]["pictures"]}
     loaders = [_on_device(config.later(node, f"metrics.{name}"), values) for name, node in nodes.items()]
     return lambda: [load() for load in loaders]
+
+
+def judges_loader(values: Mapping[str, Any]) -> Callable[[], dict[str, PartJudge]]:
+    """Makes the judges of parts, by name; one that compares features gets the network that it names."""
+    chosen = {name: config.choose(values["judges"], name, "eval.judge") for name in values["eval"]["judge"]}
+    loaders = {name: _judge_loader(name, node, values) for name, node in chosen.items()}
+    return lambda: {name: load() for name, load in loaders.items()}
+
+
+def _judge_loader(name: str, node: Mapping[str, Any], values: Mapping[str, Any]) -> Callable[[], PartJudge]:
+    where = f"judges.{name}"
+    if "features" not in node:
+        load = config.later(node, where)
+        return load if node.get("device") is not None else _on_device(load, values)
+    choice = node["features"]
+    network = config.choose(values["metrics"], choice, f"{where}.features")
+    load = config.later({key: value for key, value in node.items() if key != "features"}, where)
+    load_network = _on_device(config.later(network, f"metrics.{choice}"), values)
+    return lambda: load(features=load_network())
 
 
 def make_callbacks(values: Mapping[str, Any], settings: LossSettings) -> list[Any]:

@@ -41,6 +41,7 @@ NOT_HASHED = (
     "eval",
     "hardware",
     "metrics",
+    "judges",
     "ckpt_path",
     "output_dir",
     "objective",

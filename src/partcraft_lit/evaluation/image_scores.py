@@ -15,6 +15,7 @@ from partcraft_lit.core.files import atomic_write
 
 FILE_NAME = "scores.csv"
 _NETWORKS = "networks.json"
+_JUDGES = "judges.json"
 #: Columns that say what an image is; all others are scores.
 METADATA = ("protocol", "index", "seed", "prompt", "image", "asked", "found")
 #: Before the name of a score: that of the true drawing of the same request.
@@ -97,8 +98,26 @@ def write_networks(evaluation: Path, names: Sequence[str]) -> None:
 
 def read_networks(evaluation: Path) -> list[str] | None:
     """What ``write_networks`` wrote; None if nothing did."""
+    return _names_in(evaluation / _NETWORKS)
+
+
+def write_judges(evaluation: Path, names: Sequence[str]) -> None:
+    """Which rows of the group ``judges`` have judged the images; no file without any."""
+    path = evaluation / _JUDGES
+    if names:
+        atomic_write(path, json.dumps(list(names)) + "\n")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_judges(evaluation: Path) -> list[str]:
+    """What ``write_judges`` wrote."""
+    return _names_in(evaluation / _JUDGES) or []
+
+
+def _names_in(path: Path) -> list[str] | None:
     try:
-        content = json.loads((evaluation / _NETWORKS).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return [str(name) for name in content] if isinstance(content, list) else None

@@ -27,14 +27,17 @@ from partcraft_lit.evaluation.image_scores import (
     FILE_NAME,
     TRUE_DRAWING,
     Row,
+    write_judges,
     write_networks,
     write_rows,
 )
+from partcraft_lit.evaluation.judging import ALL_IMAGES, PREFIX, REAL_IMAGES, JudgeScorer, unreadable
 from partcraft_lit.evaluation.sampling import Draw, draw_missing, recipe_of
 from partcraft_lit.evaluation.settings import EvalSettings
 from partcraft_lit.evaluation.transfer import TransferScorer
 from partcraft_lit.evaluation.truth import HasHeldOut, Truth, truth_of
 from partcraft_lit.evaluation.whole_images import ImageScorer
+from partcraft_lit.judges.judge import PartJudge
 from partcraft_lit.metrics.composition import (
     PartScores,
     Targets,
@@ -49,6 +52,7 @@ from partcraft_lit.metrics.emr import ExactMatchingRate
 from partcraft_lit.metrics.features import ImageFeatures
 from partcraft_lit.metrics.parts import PartMetric
 from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 
 #: Raise by one when equal images would be scored otherwise.
@@ -72,6 +76,8 @@ class Scores:
         truth: scores against the truth, by protocol; empty where it is not known.
         pictures: metrics of whole images of the trained model, by protocol; behind ``CEILING`` those of images
             that a perfect model would draw.
+        judges: scores of parts by judges, by protocol; of real images their calibration, of all images their agreement
+            with the truth.
         rows: one per image of the trained model.
         codes: name -> effective number of codes, of the parts that have fewer than K.
     """
@@ -81,6 +87,7 @@ class Scores:
     ceilings: dict[str, PartScores] = field(default_factory=dict)
     truth: dict[str, dict[str, float]] = field(default_factory=dict)
     pictures: dict[str, dict[str, float]] = field(default_factory=dict)
+    judges: dict[str, dict[str, float]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     codes: dict[str, int] = field(default_factory=dict)
 
@@ -90,9 +97,10 @@ class Scores:
         for prefix, group in (("eval", self.protocols), ("untrained", self.untrained), ("ceiling", self.ceilings)):
             for protocol, of_parts in group.items():
                 scores.update(of_parts.flat(protocol.replace(" ", "_"), prefix))
-        for kind, group_of in (("truth", self.truth), ("pictures", self.pictures)):
+        groups = (("truth/", self.truth), ("pictures/", self.pictures), (PREFIX, self.judges))
+        for kind, group_of in groups:
             for protocol, values in group_of.items():
-                scores.update({f"{kind}/{key}@{protocol.replace(' ', '_')}": value for key, value in values.items()})
+                scores.update({f"{kind}{key}@{protocol.replace(' ', '_')}": value for key, value in values.items()})
         return scores | {f"codes/{name}": float(number) for name, number in self.codes.items()}
 
 
@@ -104,11 +112,13 @@ class ProtocolScores:
         scores: means over images.
         truth: scores against the truth; empty where it is not known.
         rows: one per image, see ``image_scores``.
+        label_maps: where the part predictor has seen the parts, one per image.
     """
 
     scores: PartScores
     truth: dict[str, float]
     rows: list[Row]
+    label_maps: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,7 @@ class Scorer:
         pictures: scores whole images, where it is wanted.
         concepts: asks for each concept by itself, where the data set has concepts.
         transfers: asks for parts beyond their category, where that is wanted and the truth can be drawn.
+        judges: compare each part with its source, where it is wanted.
         store: where images are kept that another start would draw again; None keeps none.
         draw_images: makes sure that images stand.
         held_out: images that were not trained on, where they are wanted.
@@ -153,6 +164,7 @@ class Scorer:
     pictures: ImageScorer | None = None
     concepts: ConceptScorer | None = None
     transfers: TransferScorer | None = None
+    judges: JudgeScorer | None = None
     store: Store | None = None
     draw_images: Draw = draw_missing
     held_out: HeldOut | None = None
@@ -194,10 +206,10 @@ class Scorer:
         return targets
 
     def of(self, protocol: str) -> Scorer:
-        """The scorer whose real images are those of a protocol."""
+        """The scorer whose real images are those of a protocol; no judge knows where held-out ones have their parts."""
         if protocol != HELD_OUT or self.held_out is None:
             return self
-        return replace(self, truth=self.held_out.truth, pictures=self.held_out.pictures)
+        return replace(self, truth=self.held_out.truth, pictures=self.held_out.pictures, judges=None)
 
     def score(
         self,
@@ -236,10 +248,12 @@ class Scorer:
         tally = self.truth.tally() if self.truth else None
         asked = self.truth.requested(targets) if self.truth else None
         rows: list[Row] = []
+        label_maps: list[Tensor] = []
         for start in range(0, len(targets), _READ_AT_ONCE):
             batch = targets[start : start + _READ_AT_ONCE]
             images = [read_image(path) for path in paths[start : start + _READ_AT_ONCE]]
             predicted = self.predictor.predict(images)
+            label_maps += predicted.label_maps
             scores_of = [_per_part(metrics, predicted, batch.codes, names, row) for row in range(len(batch))]
             for metric in metrics.values():
                 metric.update(predicted, batch.codes)
@@ -260,7 +274,7 @@ class Scorer:
                 rows.append({**metadata, **scored})
         emr, cosim = ({key: float(v) for key, v in metric.compute().items()} for metric in metrics.values())
         scores = PartScores(emr=emr, cosim=cosim, num_images=len(targets))
-        return ProtocolScores(scores, {} if tally is None else tally.compute(), rows)
+        return ProtocolScores(scores, {} if tally is None else tally.compute(), rows, label_maps)
 
 
 def _per_part(
@@ -307,6 +321,24 @@ def image_scorer(
 ) -> ImageScorer | None:
     """What scores whole images by these networks; None without any."""
     return ImageScorer(source, features, settings.neighbours, metadata) if features else None
+
+
+def judge_scorer(
+    settings: EvalSettings,
+    judges: Mapping[str, PartJudge],
+    source: ImageSource,
+    label_maps: Sequence[Tensor],
+    codes: Tensor,
+    dictionary: PartDictionary,
+    metadata: Mapping[str, Any],
+    store: Store,
+) -> JudgeScorer | None:
+    """What asks judges about parts; None without any."""
+    match = metadata["quality"]["match"] if "quality" in metadata else {}
+    pairs, seed = settings.judge_pairs, settings.seed
+    if not judges:
+        return None
+    return JudgeScorer(judges, source, label_maps, codes, dictionary, pairs, seed, match, store)
 
 
 def concept_scorer(
@@ -383,15 +415,17 @@ def score_trained(scorer: Scorer, module: PersonalizationModule, scores: Scores,
     if is_first_process():
         write_rows(scorer.folder / FILE_NAME, scores.rows)
         write_networks(scorer.folder, scorer.settings.pictures)
+        write_judges(scorer.folder, scorer.settings.judge)
 
 
 def score_images(scorer: Scorer, module: PersonalizationModule, scores: Scores, stages: Stages) -> None:
     """All protocols of the trained model."""
+    read: dict[str, ProtocolScores] = {}
     for protocol, targets in scorer.protocols().items():
         own = scorer.of(protocol)
         with stages.stage("score") as counter:
             progress = functools.partial(counter.part, protocol)
-            of_protocol = own.score(module, targets, protocol, progress)
+            of_protocol = read[protocol] = own.score(module, targets, protocol, progress)
             add_protocol(scores, protocol, of_protocol)
         if own.truth is not None and (perfect := own.truth.perfect(targets)):
             scores.truth[f"perfect {protocol}"] = perfect.means
@@ -399,6 +433,8 @@ def score_images(scorer: Scorer, module: PersonalizationModule, scores: Scores, 
         if own.pictures is not None:
             with stages.stage("score whole pictures"):
                 _score_pictures(own, own.pictures, protocol, targets, of_protocol.rows, module.backbone, scores)
+    if scorer.judges is not None:
+        _score_judges(scorer, scorer.judges, read, scores, stages)
     if scorer.concepts is not None:
         _score_requests(scorer, scorer.concepts, tuple(scorer.concepts.requests), module, scores, stages)
     if scorer.transfers is not None:
@@ -420,6 +456,35 @@ def _subtract_floor(rows: Sequence[Row], true: Sequence[Mapping[str, float]]) ->
             row[f"{EXCESS_ERROR}{key.partition('/')[2]}"] = value - row[key]
     errors = torch.tensor([row[f"{EXCESS_ERROR}all"] for row in rows], dtype=torch.float64)
     return float(errors.nanmean())
+
+
+def _score_judges(
+    scorer: Scorer, judges: JudgeScorer, read: Mapping[str, ProtocolScores], scores: Scores, stages: Stages
+) -> None:
+    """What judges say of each part, after what their word is worth on real images.
+
+    All images stand by now: processes that share the drawing do not wait for each other's judges.
+    """
+    with stages.stage("calibrate judges") as counter:
+        calibrations = judges.calibrate(counter.part)
+    scores.judges[REAL_IMAGES] = judges.calibration_metrics(calibrations)
+    with stages.stage("judge parts") as counter:
+        for protocol, targets in scorer.protocols().items():
+            if scorer.of(protocol).judges is None:
+                continue
+            rows, label_maps = read[protocol].rows, read[protocol].label_maps
+            paths = [scorer.folder / row["image"] for row in rows]
+            progress = functools.partial(_in_protocol, counter.part, protocol)
+            judged = judges.score(calibrations, targets, paths, label_maps, progress)
+            scores.judges[protocol] = judged.metrics
+            for row, more in zip(rows, judged.rows, strict=True):
+                row.update(more)
+    if agreement := judges.agreement(scores.rows):
+        scores.judges[ALL_IMAGES] = agreement
+
+
+def _in_protocol(report: Callable[[str, int, int], None], protocol: str, judge: str, done: int, total: int) -> None:
+    report(f"{protocol}, {judge}", done, total)
 
 
 def _score_pictures(
@@ -519,6 +584,19 @@ def log_scores(scores: Scores, stages: Stages) -> None:
         stages.log(f"  against the truth, {protocol}: {shown}")
     for protocol, metrics in scores.pictures.items():
         stages.log(f"  whole images, {protocol}: " + ", ".join(f"{key} {v:.4g}" for key, v in metrics.items()))
+    _log_judges(scores.judges, stages)
+
+
+def _log_judges(judges: Mapping[str, Mapping[str, float]], stages: Stages) -> None:
+    """What each judge can read, then its calibrated scores."""
+    for name, parts in unreadable(judges.get(REAL_IMAGES, {})).items():
+        listed = ", ".join(f"{part} (AUC {auc:.2f})" for part, auc in parts.items())
+        stages.log(f"  judge {name} cannot tell codes of {listed} apart on real images: its means leave them out")
+    for protocol, metrics in judges.items():
+        shown = {
+            key: value for key, value in metrics.items() if key.split("/")[1] in ("calibrated", "auc", "agreement")
+        }
+        stages.log(f"  judges, {protocol}: " + ", ".join(f"{key} {value:.3f}" for key, value in shown.items()))
 
 
 def annotation_scores(metadata: Mapping[str, Any]) -> dict[str, dict[str, float]]:

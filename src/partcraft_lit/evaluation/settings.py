@@ -23,6 +23,8 @@ class EvalSettings:
         untrained: images per protocol that the untrained model draws, as the lower bound; 0 for none.
         ceiling_images: real images on which the ceiling is measured, at most.
         pictures: networks by which whole images are scored: rows of the group ``metrics``.
+        judge: judges of parts: rows of the group ``judges``.
+        judge_pairs: pairs of real images by which a judge is calibrated, for each part and kind of pair.
         neighbours: real images among which copies are looked for, at most; 0 for none.
         hybrids: columns of the report's composition grid.
         seed: seed of everything drawn for the scores.
@@ -38,6 +40,8 @@ class EvalSettings:
     untrained: Count
     ceiling_images: Count
     pictures: tuple[str, ...]
+    judge: tuple[str, ...]
+    judge_pairs: Positive
     neighbours: Count
     hybrids: Positive
     seed: Seed

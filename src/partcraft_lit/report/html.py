@@ -47,6 +47,7 @@ def render(report: Report) -> str:
         "attention": ("Attention", report.attention),
         "training": ("Training", [*charts, *report.samples]),
         "scores": ("Scores", report.scores),
+        "judges": ("Judges", report.judges),
         "images": ("Whole images", report.whole_images),
         "making": (
             "How it was made",

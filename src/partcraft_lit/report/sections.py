@@ -170,6 +170,25 @@ class WholeImageRow:
 
 
 @dataclass(frozen=True)
+class JudgeTable:
+    """What one judge says of the parts.
+
+    Attributes:
+        judge: by its name.
+        auc: part -> how well it tells codes of real images apart; 0.5 is chance.
+        unreadable: parts that it cannot read.
+        agreement: part, or "all" -> AUC against the oracle; empty where the truth is not known.
+        protocols: protocol -> calibrated score of each part, of "all" and "without_background".
+    """
+
+    judge: str
+    auc: Mapping[str, float]
+    unreadable: Sequence[str]
+    agreement: Mapping[str, float]
+    protocols: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
 class Stage:
     """What took how long."""
 
@@ -196,6 +215,7 @@ class Report:
         samples: sample grids over the course of training.
         scores: a row per protocol.
         whole_images: a row per protocol and network.
+        judges: a table per judge.
         stages: times.
         settings: the resolved configuration, nested.
         environment: versions and hardware, nested.
@@ -217,6 +237,7 @@ class Report:
     samples: Sequence[Plate] = ()
     scores: Sequence[ScoreRow] = ()
     whole_images: Sequence[WholeImageRow] = ()
+    judges: Sequence[JudgeTable] = ()
     stages: Sequence[Stage] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

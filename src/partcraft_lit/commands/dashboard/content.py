@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from partcraft_lit.commands.dashboard.collect import LoggedRun, unfinished
+from partcraft_lit.commands.dashboard.collect import LoggedRun
 from partcraft_lit.commands.dashboard.sync import PANELS
 from partcraft_lit.commands.train.logs import FINAL_IMAGES, PARTS_IMAGES
 from partcraft_lit.core.errors import UserError, did_you_mean
@@ -17,7 +17,17 @@ from partcraft_lit.core.plotting import number
 from partcraft_lit.core.rundir import NOT_HASHED
 
 #: In the logged configuration beside settings: what came of them, and what another machine has otherwise.
-_NO_SETTINGS = ("effective", "packages", "settings_hash", "dataset", "features", "metrics", "experiment", *NOT_HASHED)
+_NO_SETTINGS = (
+    "effective",
+    "packages",
+    "settings_hash",
+    "dataset",
+    "features",
+    "metrics",
+    "judges",
+    "experiment",
+    *NOT_HASHED,
+)
 #: More axes than this nobody reads.
 _MOST_PARAMETERS = 8
 #: Positive values that span more than this are on a logarithmic axis.
@@ -70,7 +80,6 @@ class Content:
         stills: images of the beginning and the end.
         tables: whether there are tables of parts and images.
         table: Markdown, means over seeds.
-        unfinished: name -> what became of it, for runs that are not in the table.
     """
 
     title: str
@@ -83,7 +92,6 @@ class Content:
     stills: Sequence[str]
     tables: bool
     table: str
-    unfinished: Mapping[str, str]
 
 
 def content_of(runs: Sequence[LoggedRun], parameters: Sequence[str] | None, scores: Sequence[str]) -> Content:
@@ -121,7 +129,6 @@ def content_of(runs: Sequence[LoggedRun], parameters: Sequence[str] | None, scor
         ],
         tables=any(run.scores for run in runs),
         table=_table(runs, settings, chosen, found),
-        unfinished=unfinished(runs),
     )
 
 

@@ -20,7 +20,7 @@ from partcraft_lit.loggers.run_logger import Logged, ReplayLogger
 #: Folder of images in a run, by their steps -> what loggers call them.
 PANELS = {"samples": "samples/grid", "attention": "attention/overlay", "attention_leakage": "attention/leakage"}
 #: Beginnings of metrics that are final scores, not curves; loggers get them as such.
-_FINAL = frozenset({"eval", "untrained", "ceiling", "truth", "pictures", "codes", "tokens"})
+_FINAL = frozenset({"eval", "untrained", "ceiling", "truth", "pictures", "judge", "codes", "tokens"})
 
 
 def sync(runs: Sequence[LoggedRun], make: Callable[[LoggedRun], Sequence[Any]], stages: Stages) -> dict[str, int]:

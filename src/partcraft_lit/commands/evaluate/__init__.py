@@ -21,6 +21,8 @@ _NOT_HASHED = (
     "eval.untrained",
     "eval.hybrids",
     "eval.pictures",  # more numbers about the same images
+    "eval.judge",
+    "eval.judge_pairs",
     "eval.neighbours",
     "sample.batch_size",
 )
@@ -31,6 +33,7 @@ def check(values: Mapping[str, Any]) -> TrainSettings:
     settings = factories.settings_of(TrainSettings, _values_of(values))
     for name in settings.eval.pictures:
         config.choose(values["metrics"], name, "eval.pictures")
+    factories.check_judges({**_values_of(values), "eval": {"judge": list(settings.eval.judge)}})
     return settings
 
 
@@ -51,6 +54,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         "load_backbone": factories.backbone_loader(trained),
         "load_features": factories.features_loader(trained),
         "load_image_features": factories.image_features_loader(trained),
+        "load_judges": factories.judges_loader(trained),
     }
     _start_processes(values["trainer"])
     from partcraft_lit.commands.evaluate.evaluate import evaluate
@@ -119,13 +123,13 @@ def chosen_keys(group: str) -> list[str]:
 def _values_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own values, with what was chosen here in their place."""
     own = stored.values_of_run(runs.run_of(values), trust=values["trust"])
-    networks = _networks(own.get("metrics", {}), values["metrics"])
-    return {**_merged(own, values), "trainer": values["trainer"], "metrics": networks}
+    tables = {group: _table(group, own.get(group, {}), values[group]) for group in ("metrics", "judges")}
+    return {**_merged(own, values), "trainer": values["trainer"], **tables}
 
 
-def _networks(own: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of networks: a row that was not touched here is as in the run, as far as that is still understood."""
-    untouched = _defaults("evaluate", "metrics")
+def _table(group: str, own: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Of networks or judges: a row that was not touched here is as in the run, as far as that is still understood."""
+    untouched = _defaults("evaluate", group)
     return {
         name: own[name] if node == untouched.get(name) and own.get(name, {}).keys() == node.keys() else node
         for name, node in chosen.items()

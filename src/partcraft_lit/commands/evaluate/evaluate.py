@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.errors import UserError
@@ -18,6 +19,7 @@ from partcraft_lit.evaluation.image_scores import (
     score_differences,
     stored_scores,
 )
+from partcraft_lit.evaluation.judging import PREFIX
 from partcraft_lit.evaluation.sampling import require_drawn
 from partcraft_lit.evaluation.scoring import (
     Scorer,
@@ -26,6 +28,7 @@ from partcraft_lit.evaluation.scoring import (
     concept_scorer,
     held_out_images,
     image_scorer,
+    judge_scorer,
     labels_of,
     log_scores,
     measure_ceiling,
@@ -36,6 +39,7 @@ from partcraft_lit.evaluation.scoring import (
     write_scores,
 )
 from partcraft_lit.evaluation.truth import truth_of
+from partcraft_lit.judges.judge import PartJudge
 from partcraft_lit.metrics.features import ImageFeatures
 from partcraft_lit.parts.corrections import name_codes
 from partcraft_lit.parts.dictionary import PartDictionary
@@ -44,6 +48,8 @@ from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.runs.assembly import build_module, load_trained, load_weights, trained_checkpoint
 from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.runs.stored import discovery_metadata
+
+T = TypeVar("T")
 
 
 def evaluate(
@@ -55,6 +61,7 @@ def evaluate(
     load_backbone: Callable[[], Backbone],
     load_features: Callable[[], PatchFeatures],
     load_image_features: Callable[[], Sequence[ImageFeatures]],
+    load_judges: Callable[[], Mapping[str, PartJudge]],
 ) -> dict[str, float]:
     """``partcraft evaluate``: scores a finished run again, with other numbers of images if wanted.
 
@@ -62,12 +69,15 @@ def evaluate(
         One number per key, as in ``scores.json``.
     """
     stages = Stages()
-    networks = load_image_features()  # before anything is drawn: one that is missing is told at once
+    networks, judges = (
+        load_image_features(),
+        load_judges(),
+    )  # before anything is drawn: one that is missing is told at once
     backbone = load_backbone()
     module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
     for part, codes in module.untrained_codes.items():
         stages.log(f"  untrained, and scored all the same: {name_codes(dictionary.names[part], codes)}")
-    scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages, networks)
+    scorer = scorer_of_run(settings, folder, run_folder, source, load_features(), dictionary, stages, networks, judges)
     scores = _scores_of_data(scorer, source, backbone, settings, run_folder, stages)
     scorer.log_left_out(stages)
     score_trained(scorer, module, scores, stages)
@@ -93,6 +103,7 @@ def verify(
 
     That is each cell of ``scores.csv`` and each number of ``scores.json``. Nothing is taken from these files: prompts,
     seeds and codes are those of the settings, and an image counts only if its recipe is that of this run's weights.
+    What judges said is left out: their networks may be large, and need not be at hand here.
 
     Returns:
         Number of images that were read.
@@ -102,8 +113,10 @@ def verify(
             them.
     """
     stages = Stages()
-    stored = read_rows(folder / FILE_NAME)
-    numbers = stored_scores(run_folder, folder)
+    stored = [_without_judges(row) for row in read_rows(folder / FILE_NAME)]
+    numbers = _without_judges(all_numbers := stored_scores(run_folder, folder))
+    if judged := len(all_numbers) - len(numbers):
+        stages.log(f"  not verified: {judged} scores of judges; evaluate with eval.judge asks them again")
     checkpoint = trained_checkpoint(run_folder)
     dictionary = PartDictionary.load(run_folder / "parts")
     networks, backbone = load_image_features(), load_backbone()
@@ -126,6 +139,10 @@ def verify(
     return len(scores.rows)
 
 
+def _without_judges(scores: Mapping[str, T]) -> dict[str, T]:
+    return {key: value for key, value in scores.items() if not key.startswith(PREFIX)}
+
+
 def _differences_in_words(found: Sequence[str], path: Path, most: int = 10) -> str:
     more = f"\n  and {len(found) - most} more" if len(found) > most else ""
     return f"{len(found)} numbers of {path} differ:\n  " + "\n  ".join(found[:most]) + more
@@ -140,12 +157,13 @@ def scorer_of_run(
     dictionary: PartDictionary,
     stages: Stages,
     networks: Sequence[ImageFeatures] = (),
+    judges: Mapping[str, PartJudge] | None = None,
 ) -> Scorer:
     """The scorer of a run that has ended, from its dictionary and the store."""
     predictor = KMeansPartPredictor(dictionary, features)
     with stages.stage("read parts") as counter:
         store = Store(settings.paths.store)
-        _, codes, _ = read_parts(source, features, dictionary, store=store, progress=counter.part)
+        label_maps, codes, _ = read_parts(source, features, dictionary, store=store, progress=counter.part)
     metadata = discovery_metadata(run_folder)
     return Scorer(
         settings.eval,
@@ -158,6 +176,7 @@ def scorer_of_run(
         concept_scorer(settings.eval, source, networks, dictionary.names),
         transfers=transfer_scorer(settings.eval, source, networks, metadata, predictor, codes),
         held_out=held_out_images(settings.eval, source, predictor, networks, metadata),
+        judges=judge_scorer(settings.eval, judges or {}, source, label_maps, codes, dictionary, metadata, store),
     )
 
 

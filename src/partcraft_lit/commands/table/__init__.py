@@ -313,10 +313,11 @@ def _scoring_overrides(settings: TableSettings, row: str, seed: int, folder: Pat
     for group in ("eval", "sample"):
         for key in evaluate.chosen_keys(group):
             yield _override(f"{group}.{key}", values[group][key])
-    for name in values["eval"]["pictures"]:
-        for key, value in values["metrics"][name].items():
-            if not key.startswith("_"):
-                yield _override(f"metrics.{name}.{key}", value)
+    for group, names in (("metrics", "pictures"), ("judges", "judge")):
+        for name in values["eval"][names]:
+            for key, value in values[group][name].items():
+                if not key.startswith("_"):
+                    yield _override(f"{group}.{name}.{key}", value)
 
 
 def _override(key: str, value: Any) -> str:
@@ -350,16 +351,17 @@ def _composed(overrides: tuple[str, ...], where: str) -> dict[str, Any]:
 
 
 def _is_scored(folder: Path, chosen: Mapping[str, Any]) -> bool:
-    """Whether the table of scores and all its images are there, and every network that is wanted has seen them."""
+    """Whether the table of scores and all its images are there, and all that is to judge them has."""
     if not (folder / rundir.FINISHED).is_file():
         return False
-    from partcraft_lit.evaluation.image_scores import FILE_NAME, read_networks, read_rows
+    from partcraft_lit.evaluation.image_scores import FILE_NAME, read_judges, read_networks, read_rows
 
     place = evaluate.evaluation_folder(folder, chosen)
     seen = read_networks(place)
     if seen is None:  # of a run before this was written down
         seen = stored.values_of_run(folder)["eval"].get("pictures", [])
-    if not set(chosen["eval"]["pictures"]) <= set(seen):
+    judged = read_judges(place)
+    if not (set(chosen["eval"]["pictures"]) <= set(seen) and set(chosen["eval"]["judge"]) <= set(judged)):
         return False
     try:
         return all((place / row["image"]).is_file() for row in read_rows(place / FILE_NAME))
@@ -370,7 +372,7 @@ def _is_scored(folder: Path, chosen: Mapping[str, Any]) -> bool:
 def _verify(values: Mapping[str, Any], folder: Path, scored: Any) -> int:
     if not scored():
         raise UserError("it has not been trained and scored, or its images are gone.")
-    trained = {**stored.values_of_run(folder), **{key: values[key] for key in ("eval", "sample", "metrics")}}
+    trained = {**stored.values_of_run(folder), **{key: values[key] for key in ("eval", "sample", "metrics", "judges")}}
     return evaluate.verify_run(trained, evaluate.evaluation_folder(folder, values), folder)
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from partcraft_lit.commands.table.comparison import RunScores
 from partcraft_lit.commands.table.settings import ColumnSettings
+from partcraft_lit.evaluation.judging import PREFIX
 from partcraft_lit.metrics.fid import KID_BELOW
 
 Runs = Iterable[Sequence[RunScores]]
@@ -55,23 +56,48 @@ def columns_of(columns: Mapping[str, ColumnSettings], rows: Runs) -> list[Column
 def notes_on(columns: Sequence[Column], rows: Runs) -> list[str]:
     """How far numbers of whole sets of images can be trusted; nothing where there are none."""
     runs = [list(of_row) for of_row in rows if of_row]
+    judged = _unreadable_notes(columns, runs)
     of_runs = [column for column in columns if column.chosen.per == "run"]
     if not (of_runs and runs):
-        return []
+        return judged
     names = ", ".join(dict.fromkeys(column.name for column in of_runs))
     seeds = max(len(of_row) for of_row in runs)
     notes = [f"{names}: one value for each seed, so the interval is over {seeds} seeds alone{_coverage(seeds)}."]
     distances = [column for column in of_runs if column.key.startswith(("fid@", "kid@"))]
     counts = sorted({count for column in distances for count in _image_counts(column, runs)})
     if not counts:
-        return notes
+        return notes + judged
     notes[0] = notes[0].removesuffix(".") + f"; FID and KID are of {_listed(counts)} images."
     if counts[0] < KID_BELOW:
         notes.append(
             f"Below {KID_BELOW:,} images FID is too high by an amount that differs between models; KID has no such "
             "bias, so KID is what to read."
         )
+    return notes + judged
+
+
+def _unreadable_notes(columns: Sequence[Column], runs: Sequence[Sequence[RunScores]]) -> list[str]:
+    """Which parts the judges of the columns could not read, in some run at least."""
+    notes = []
+    for name in dict.fromkeys(c.chosen.metric.split("/")[1] for c in columns if c.chosen.metric.startswith(PREFIX)):
+        beginning = f"{PREFIX}{name}/readable/"
+        numbers = [run.numbers for of_row in runs for run in of_row]
+        keys = dict.fromkeys(key for of_run in numbers for key in of_run if key.startswith(beginning))
+        parts = [
+            f"{key.removeprefix(beginning).partition('@')[0]} ({_share(len(bad), len(numbers))})"
+            for key in keys
+            if (bad := [of_run for of_run in numbers if of_run.get(key) == 0])
+        ]
+        if parts:
+            notes.append(
+                f"{name}: this judge cannot tell codes of {', '.join(parts)} apart on real images, and its means leave "
+                "them out."
+            )
     return notes
+
+
+def _share(some: int, of: int) -> str:
+    return "all runs" if some == of else f"{some} of {of} runs"
 
 
 def _coverage(seeds: int) -> str:

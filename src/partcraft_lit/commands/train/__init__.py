@@ -21,7 +21,7 @@ from partcraft_lit.runs.settings import TrainSettings
 
 _log = logging.getLogger(__name__)
 #: How the names of scores begin; see ``evaluation.scoring.Scores.flat``.
-_SCORES = ("eval", "truth", "pictures", "untrained", "ceiling", "codes", "tokens")
+_SCORES = ("eval", "truth", "pictures", "judge", "untrained", "ceiling", "codes", "tokens")
 
 
 def check(values: Mapping[str, Any]) -> TrainSettings:
@@ -71,6 +71,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
                 factories.backbone_loader(values),
                 factories.features_loader(values),
                 factories.image_features_loader(values),
+                factories.judges_loader(values),
             ),
             training=Training(make_trainer, callbacks, loggers, factories.time_limit(values)),
             resume_from=resume_from,

@@ -22,6 +22,7 @@ from partcraft_lit.data.latents import LatentSource, LatentTable
 from partcraft_lit.data.scaled import ScaledViewTransform
 from partcraft_lit.evaluation.sampling import weights_digest
 from partcraft_lit.evaluation.scoring import Scorer, Scores
+from partcraft_lit.judges.judge import PartJudge
 from partcraft_lit.metrics.composition import Targets, composition_targets, reconstruction_targets
 from partcraft_lit.metrics.features import ImageFeatures
 from partcraft_lit.module import PersonalizationModule
@@ -44,11 +45,13 @@ class Loaders:
         backbone: the text-to-image model.
         features: the network that describes patches.
         image_features: the networks that score whole images.
+        judges: what compares parts, by name.
     """
 
     backbone: Callable[[], Backbone]
     features: Callable[[], PatchFeatures]
     image_features: Callable[[], Sequence[ImageFeatures]]
+    judges: Callable[[], Mapping[str, PartJudge]] = dict
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class RunContext:
         corrections: of the parts, and the run whose parts are kept.
         stages: progress and seconds of each stage.
         store: what is computed once for all runs.
-        backbone, features, image_features: filled in by ``load_models``.
+        backbone, features, image_features, judges: filled in by ``load_models``.
         notes: by ``check``; what a reader of the report must know.
         discovery, metadata, predictor: by ``discover``; ``metadata`` is the content of ``discovery.json``.
         latents, scaled, prior: by ``cache``; None without scaled views, or without prior images.
@@ -116,6 +119,7 @@ class RunContext:
     backbone: Backbone = field(init=False)
     features: PatchFeatures = field(init=False)
     image_features: Sequence[ImageFeatures] = field(init=False)
+    judges: Mapping[str, PartJudge] = field(init=False)
     discovery: Discovery = field(init=False)
     metadata: dict[str, Any] = field(init=False)
     notes: list[str] = field(init=False)

@@ -33,6 +33,8 @@ FILES = {
 _SHOWN = 100
 #: Beginnings of scores of single parts, or without the background: they are in the table of parts.
 _NOT_SHOWN = ("emr_", "cosim_", "part_accuracy_")
+#: Of judges, what is no single part's.
+_SHOWN_OF_JUDGES = ("calibrated/all", "agreement/all")
 #: Names of protocols that begin so are no result: what bounds it, or what the data set itself gives.
 _BOUNDS = ("untrained", "perfect", "ceiling")
 
@@ -116,6 +118,8 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     for key, value in metrics.items():
         kind, _, rest = key.partition("/")
         name, _, protocol = rest.partition("@")
+        if kind == "judge" and name.endswith(_SHOWN_OF_JUDGES):
+            chosen[f"eval/{key}"] = value
         if name.startswith(_NOT_SHOWN) or kind not in ("eval", "truth", "pictures", *_BOUNDS):
             continue
         if kind in _BOUNDS:

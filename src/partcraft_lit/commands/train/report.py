@@ -20,6 +20,7 @@ from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.images import read_image, to_uint8
 from partcraft_lit.core.types import ABSENT, ImageSource, TrainingBatch
 from partcraft_lit.core.visualization import fit_square, grid, label, save_png
+from partcraft_lit.evaluation.judging import ALL_IMAGES, REAL_IMAGES
 from partcraft_lit.evaluation.scoring import CEILING, Scores, labels_of
 from partcraft_lit.evaluation.truth import true_hybrids
 from partcraft_lit.metrics.composition import PartScores, Targets, composition_targets
@@ -29,6 +30,7 @@ from partcraft_lit.report.html import write_report
 from partcraft_lit.report.sections import (
     AttentionRow,
     Composition,
+    JudgeTable,
     PartSummary,
     Plate,
     Report,
@@ -96,6 +98,7 @@ def _content(run: RunContext, compositions: Sequence[Composition]) -> Report:
         samples=_sample_plates(run.folder / "samples"),
         scores=_score_rows(run.scores),
         whole_images=image_rows(run.scores.pictures),
+        judges=judge_tables(run.scores.judges),
         stages=[Stage(name, seconds) for name, seconds in run.stages.seconds.items()],
         settings=run.config,
         environment=environment.describe(),
@@ -213,6 +216,28 @@ def image_rows(scores: Mapping[str, Mapping[str, float]]) -> list[WholeImageRow]
             own = {key: value for key, value in values.items() if not key.startswith(_TRUTH)}
             rows.append(WholeImageRow(protocol.capitalize(), network, own, known | _of_network(ceilings, network)))
     return rows
+
+
+def judge_tables(scores: Mapping[str, Mapping[str, float]]) -> list[JudgeTable]:
+    """``<judge>/<kind>/<part>`` by protocol -> a table per judge."""
+    of_data = {**scores.get(REAL_IMAGES, {}), **scores.get(ALL_IMAGES, {})}
+    protocols = {name: metrics for name, metrics in scores.items() if name not in (REAL_IMAGES, ALL_IMAGES)}
+    return [
+        JudgeTable(
+            judge=judge,
+            auc=_of_kind(of_data, f"{judge}/auc/"),
+            unreadable=[part for part, readable in _of_kind(of_data, f"{judge}/readable/").items() if not readable],
+            agreement=_of_kind(of_data, f"{judge}/agreement/"),
+            protocols={
+                name.capitalize(): _of_kind(metrics, f"{judge}/calibrated/") for name, metrics in protocols.items()
+            },
+        )
+        for judge in dict.fromkeys(key.partition("/")[0] for key in of_data)
+    ]
+
+
+def _of_kind(metrics: Mapping[str, float], beginning: str) -> dict[str, float]:
+    return {key.removeprefix(beginning): value for key, value in metrics.items() if key.startswith(beginning)}
 
 
 def _of_network(metrics: Mapping[str, float], network: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ from partcraft_lit.evaluation.scoring import (
     concept_scorer,
     held_out_images,
     image_scorer,
+    judge_scorer,
     labels_of,
     log_scores,
     measure_ceiling,
@@ -46,6 +47,16 @@ def score_bounds(run: RunContext) -> None:
             settings, run.source, run.image_features, run.metadata, run.predictor, run.discovery.codes
         ),
         held_out=held_out_images(settings, run.source, run.predictor, run.image_features, run.metadata),
+        judges=judge_scorer(
+            settings,
+            run.judges,
+            run.source,
+            run.discovery.label_maps,
+            run.discovery.codes,
+            run.discovery.dictionary,
+            run.metadata,
+            run.store,
+        ),
     )
     run.scores = Scores(truth=annotation_scores(run.metadata), codes=run.metadata["lowered_codes"])
     if not settings.enabled:

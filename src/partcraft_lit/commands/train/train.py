@@ -22,7 +22,6 @@ from partcraft_lit.runs.assembly import build_module
 from partcraft_lit.runs.discovery import discover_parts, write_discovery, write_rejected
 from partcraft_lit.runs.memory import batch_limit_note
 from partcraft_lit.runs.settings import TrainSettings
-from partcraft_lit.runs.step_probe import check_batch_fits
 
 
 def train(
@@ -71,16 +70,11 @@ def check(run: RunContext) -> None:
 
 def load_models(run: RunContext) -> None:
     with run.stages.stage("load models"):
+        run.judges = run.load.judges() if run.settings.eval.enabled else {}  # load little, and tell what they lack
         run.backbone, run.features = run.load.backbone(), run.load.features()
         run.image_features = run.load.image_features() if run.settings.eval.enabled else []
     if run.backbone.text_format is None:  # else the method checks them when it is built
         run.settings.method.check_words(run.backbone.tokenizers, run.source.class_noun)
-
-
-def check_memory(run: RunContext) -> None:
-    """A batch that this machine cannot hold, while nothing has been computed yet."""
-    precision = str(run.config.get("trainer", {}).get("precision", "32-true"))
-    check_batch_fits(run.settings, run.load.backbone, run.source.class_noun, precision)
 
 
 def discover(run: RunContext) -> None:
@@ -111,7 +105,6 @@ def build(run: RunContext) -> None:
 STAGES: tuple[Callable[[RunContext], None], ...] = (
     check,
     load_models,
-    check_memory,
     discover,
     cache,
     build,
