@@ -129,7 +129,7 @@ def test_no_other_folder_is_replaced(new_workshop, tmp_path):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("stage=modle", "stage='modle': wanted one of model, features, oracle"),
+        ("stage=modle", "stage='modle': wanted one of model, dit, features, oracle"),
         ("denoiser.steps=0", "denoiser.steps=0: wanted a whole number of at least 1"),
         ("denoiser.precision=fp16", "denoiser.precision='fp16': wanted one of fp32, bf16"),
     ],
