@@ -179,6 +179,7 @@ class _Progress:
         self.sweep: Path | None = None
         self.made: Path | None = None
         self.errors: list[Exception] = []
+        self.time_limit = False
 
 
 def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> int:
@@ -227,6 +228,8 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     if args.multirun and (sweep := take_sweep()) is not None:
         return finish_sweep(sweep)
     codes = [_report(error, full) for error in progress.errors]
+    if progress.time_limit and stopping.SCHEDULED_VARIABLE in os.environ:
+        codes.append(stopping.TIME_LIMIT_CODE)
     return max(codes, default=0) if 1 not in codes else 1
 
 
@@ -359,14 +362,16 @@ def _prepare_sweep(
     """Checks jobs of a sweep; says in which folder it works: that of an earlier one which was asked for the same."""
     from partcraft_lit.config import compose as config
     from partcraft_lit.config import launchers, machine, plugins, search
+    from partcraft_lit.config.loader import SharedLoader
 
     plugins.register(launchers.PoolLauncher, launchers.SlurmLauncher)
     plan = search.plan_of(verb, overrides)
     points = list(config.sweep_points(verb, overrides)) if plan is None else plan.points
     own = launchers.is_own(config.hydra_values(verb, points[0], "launcher"))
     values: dict[str, Any] = {}
+    loader = SharedLoader(config.loader(verb))
     for point in points:
-        values = config.plain(config.compose(verb, point))
+        values = config.plain(config.compose(verb, point, loader))
         module.check(values)
         if verb == "train":
             machine.check_start(values, args.overrides)
@@ -445,6 +450,7 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
                 write_result(folder, values.get("objective"), returned)
             return returned
     except stopping.TimeLimitReached as end:
+        progress.time_limit = True
         _end_further_process(0)
         stopping.end_followers(by_themselves=True)
         scores = f"partcraft evaluate run={folder} scores what there is"

@@ -19,6 +19,7 @@ from partcraft_lit.core import rundir
 from partcraft_lit.loggers import wandb_logger
 from partcraft_lit.loggers.identity import RunIdentity, run_id, write_identity
 from partcraft_lit.loggers.run_logger import finished
+from partcraft_lit.scheduling.ledger import Entry, Ledger
 from wandb_server import wandb_server
 
 STEP = "trainer/global_step"
@@ -246,6 +247,19 @@ def test_the_specification_shows_what_differs_and_only_what_was_logged(tmp_path,
     assert {"live/emr_head", "hybrids/sources", "train/loss"} <= asked
     assert asked <= logged
     assert '"eval/parts"' in json.dumps(workspace) and '"eval/images"' in json.dumps(workspace)
+
+
+def test_runs_without_scores_are_named_with_what_became_of_them(tmp_path, capfd):
+    root = sweep(tmp_path)
+    run_folder(root / "6", 1.0, 0)
+    ledger = Ledger(root)
+    ledger.append(Entry("a", "loss.lambda_attn=0.001 seed=0", "done", "0"))
+    ledger.append(Entry("b", "loss.lambda_attn=1 seed=1", "failed", "7", message="partcraft: it broke.\nmore"))
+    assert dashboard(tmp_path, "spec", f"output_dir={tmp_path / 'spec'}") == 0
+    named = ("loss.lambda_attn=1 seed=1: failed: it broke.", "birds loss.lambda_attn=1.0: no final scores")
+    report, out = (tmp_path / "spec" / "report.json").read_text(encoding="utf-8"), capfd.readouterr().out
+    assert all(f"- {text}" in report and text in out for text in named)
+    assert "more" not in out and out.count("without scores") == 2
 
 
 def test_workspace_and_report_are_saved_and_made_again_in_place(tmp_path, server, capfd):

@@ -15,12 +15,12 @@ from partcraft_lit.commands.doctor.forecast import (
     Forecast,
     _advice,
     encoded_images,
-    examples_at_once,
     sampled_for_scores,
     stored_bytes,
 )
-from partcraft_lit.commands.doctor.step import Measured
 from partcraft_lit.config import compose as config
+from partcraft_lit.runs import step_probe
+from partcraft_lit.runs.step_probe import Measured, examples_at_once
 
 FITS = HardwareSettings(gradient_checkpointing=False, max_batch_size=None, offload=(), compile=False)
 
@@ -32,6 +32,28 @@ def settings_for(*overrides: str) -> train.TrainSettings:
 @pytest.mark.parametrize(("memory", "expected"), [(20.0, 14), (10.0, 5), (6.0, 1), (5.5, 0), (1.0, 0)])
 def test_as_many_images_at_once_as_nine_tenths_of_the_memory_hold(memory, expected):
     assert examples_at_once(base=4.0, one=5.0, memory=memory) == expected
+
+
+def test_a_batch_that_this_machine_cannot_hold_is_refused_before_any_work(new_workshop, plain, monkeypatch):
+    workshop, memory = new_workshop(), 3e9
+    monkeypatch.setattr(step_probe, "free_memory", lambda device: memory)
+    measured = iter([Measured(1e9, 1.01e9, 1.0)])
+    monkeypatch.setattr(step_probe.StepProbe, "measure", lambda self, examples: next(measured))
+    ended = workshop("train", *plain, "data.batch_size=512")
+    assert ended.code == 2 and "discover parts" not in ended.out, ended.out
+    assert "by a step of one example, 512 images at once take 6 GB, and 3 are free here" in ended.out
+    assert "hardware.max_batch_size=170 takes the batch in passes" in ended.out  # 0.9 * 3 GB - 1 GB, by 10 MB
+
+
+def test_ordinary_batches_are_not_measured(monkeypatch):
+    def load():
+        raise AssertionError
+
+    settings = settings_for("dataset=folder", "dataset.dir=.", "backbone=mini", "data.batch_size=255")
+    step_probe.check_batch_fits(settings, load, "bird", "32-true")
+    settings = settings_for("dataset=folder", "dataset.dir=.", "backbone=mini", "data.batch_size=128", "prior.weight=1")
+    with pytest.raises(AssertionError):
+        step_probe.check_batch_fits(settings, load, "bird", "32-true")  # with as many prior images
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ import torch
 from torch.testing import assert_close
 
 from partcraft_lit.backbones.trainable_weights import cross_kv
+from partcraft_lit.commands import merge
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.core import rundir
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.runs import stored
 from partcraft_lit.runs.assembly import load_trained
 from partcraft_lit.runs.settings import TrainSettings
@@ -138,3 +140,11 @@ def test_what_cannot_be_merged(merged, tiny_run, tmp_path):
     assert ended.code == 2 and "holds no text" in ended.out and not list(tmp_path.glob("both*"))
     ended = workshop("merge")
     assert ended.code == 2 and "runs" in ended.out
+
+
+@pytest.mark.parametrize("choice", ["method.tokens.inject=after", "backbone=prx"])
+def test_what_stands_behind_or_is_no_clip_is_not_merged(choice, monkeypatch, tmp_path):
+    values = config.plain(config.compose("train", ["method=custom_diffusion", choice]))
+    monkeypatch.setattr(stored, "values_of_run", lambda folder, trust: values)
+    with pytest.raises(UserError, match=r"cannot be merged: that is for Stable Diffusion"):
+        merge._check_run(tmp_path, trust=False)

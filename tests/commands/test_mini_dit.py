@@ -74,7 +74,7 @@ def test_a_sample_is_that_of_diffusers_pipeline(folder):
     assert (drawn.int() - to_uint8(output * 2 - 1).int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("inject", ["before", "after"])
+@pytest.mark.parametrize("inject", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_it_trains(folder, new_workshop, plain, inject):
     given = ("backbone=mini_dit", f"backbone.path={folder}", "backbone.resolution=64", "trainer.max_steps=2")
     own = (

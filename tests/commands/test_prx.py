@@ -40,7 +40,7 @@ def new_place(new_workshop):
     return made
 
 
-@pytest.fixture(scope="module", params=["before", "after"])
+@pytest.fixture(scope="module", params=["before", pytest.param("after", marks=pytest.mark.slow)])
 def inject(request) -> str:
     return f"method.tokens.inject={request.param}"
 

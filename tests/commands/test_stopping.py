@@ -77,13 +77,16 @@ def test_a_signal_at_the_last_step_leaves_the_scores_to_the_next_start(new_works
     assert state(folder, 6) == state(whole, 6) and lines(folder) == lines(whole)
 
 
-def test_a_time_limit_is_a_normal_end_of_an_unfinished_run(new_workshop, plain, whole):
+def test_a_time_limit_is_a_normal_end_of_an_unfinished_run(new_workshop, plain, whole, monkeypatch):
     workshop = new_workshop()
     ended = workshop("train", *plain, *LONG, "trainer.max_time=00:00:00:00")
     (folder,) = workshop.runs
     assert ended.code == 0 and not (folder / "finished.json").exists()
     assert "stopped by trainer.max_time at step 0 of 6; " in sentence(ended.out)
     # Of each start, not of all together: a depleted limit would end every later one.
+    monkeypatch.setenv(stopping.SCHEDULED_VARIABLE, "1")  # whoever schedules it has to tell it from one that is done
+    assert workshop("train", *plain, *LONG, "trainer.max_time=00:00:00:00").code == stopping.TIME_LIMIT_CODE
+    monkeypatch.delenv(stopping.SCHEDULED_VARIABLE)
     ended = workshop("train", *plain, *LONG, "trainer.max_time={minutes:20}")
     assert ended.code == 0 and (folder / "finished.json").exists() and "stopped" not in ended.out, ended.out
     assert state(folder, 6) == state(whole, 6)

@@ -39,6 +39,10 @@ def test_an_export_draws_what_the_run_draws(exported, run):
     composition = exported.compose(PARTS, negative={"part1": 0})
     assert composition == run.compose(PARTS, negative={"part1": 0})
     (theirs,), (ours,) = (one.draw(composition, [4], steps=2) for one in (exported, run))
+    # Its own names, where the run can only say the usual ones.
+    words, usual = theirs.infotext.split("\n")[0], f"partcraft-{run.name.rpartition('-')[2]}"
+    assert "birds-part1-" in words and words.endswith(" <lora:birds:1>")
+    assert words.replace("birds", usual) == ours.infotext.split("\n")[0]
     assert (theirs.tensor.int() - ours.tensor.int()).abs().max() <= 1
     maps = theirs.attention()
     assert list(maps) == list(PARTS) and maps["part1"].max() == pytest.approx(ours.attention()["part1"].max(), abs=1e-3)

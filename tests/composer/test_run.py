@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,6 +18,8 @@ import torch
 from PIL import Image, ImageOps
 
 import partcraft_lit as pc
+from partcraft_lit.backbones.infotext import infotext
+from partcraft_lit.backbones.pipelines import pipeline_seed
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import read_image
 
@@ -294,6 +298,48 @@ def test_a_saved_image_gives_its_composition_back(run, tmp_path):
     assert other.recipe["run"] == run.name and other.composition.choices[0].image is None
     with pytest.raises(UserError, match=r"ends in \.png"):
         result.save(tmp_path / "one.jpg")
+
+
+def infotext_of(path):
+    """Prompt, negative prompt and fields of a PNG, read as A1111 documents its format, by no code of ours."""
+    with Image.open(path) as image:
+        *lines, last = image.info["parameters"].strip().split("\n")
+    found = re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last)
+    fields = {name: json.loads(value) if value.startswith('"') else value for name, value in found}
+    assert len(found) == len(fields) >= 3  # fewer, and the line is taken for a part of the prompt
+    start = next((number for number, line in enumerate(lines) if line.startswith("Negative prompt:")), len(lines))
+    negative = "\n".join(lines[start:]).removeprefix("Negative prompt:").strip()
+    return "\n".join(lines[:start]).strip(), negative, fields
+
+
+def test_a_saved_image_has_generation_parameters_in_a1111s_words(run, tiny_sd_folder, tmp_path):
+    name = f"partcraft-{run.name.rpartition('-')[2]}"
+    composition = run.composition("a photo (no drawing) of a <part1:1> <2:0>, [birds]", "<part1:2>, a \\ blur")
+    (result,) = run.draw(composition, [3], steps=2, guidance_scale=3.5, scheduler="euler")
+    prompt, negative, fields = infotext_of(result.save(tmp_path / "one.png"))
+    words = rf"a photo \(no drawing\) of a {name}-part1-1 {name}-part2-0, \[birds\]"
+    assert prompt == f"{words} <lora:{name}:1>"
+    assert negative == rf"{name}-part1-2, a \\ blur"
+    given = {"Steps": "2", "Sampler": "Euler", "CFG scale": "3.5", "Seed": str(pipeline_seed(3)), "Size": "32x32"}
+    assert fields.items() >= given.items() and fields["Model"] == tiny_sd_folder.name
+    assert pc.Composition.from_png(tmp_path / "one.png").prompt == composition.prompt  # ours is there as well
+
+
+@pytest.mark.parametrize("model, written", [("a/b-c", "b-c"), ("x, y: z", '"x, y: z"'), ("", "partcraft-lit mini")])
+def test_names_of_models_are_one_field(model, written, run):
+    text = infotext("a", "", run.sample, 0, (32, 48), model)
+    assert f"Size: 32x48, Model: {written}, RNG" in text and "Negative" not in text
+
+
+def test_what_a1111_has_no_words_for_is_left_out(run, tmp_path, monkeypatch):
+    """A weight moves the token itself; a run that trained more than an adapter cannot be exported."""
+    (weighted,) = run.draw("a <part1:1>*1.3", steps=1)
+    with Image.open(weighted.save(tmp_path / "one.png")) as image:
+        assert "parameters" not in image.info and image.info["prompt"] == "a <part1:1>*1.3"
+    other = pc.open_run(run.folder, device="cpu")
+    other._drawer.ask(lambda module: next(module.backbone.unet.conv_in.parameters()).requires_grad_(True))
+    (result,) = other.draw("a <part1:1>", steps=1)
+    assert result.infotext is None
 
 
 def test_the_command_and_the_code_draw_the_same_image(run, workshop, tmp_path, monkeypatch):

@@ -27,6 +27,8 @@ with open("starts", "a") as file: file.write(given["seed"] + "\\n")
 pathlib.Path("environment").write_text(json.dumps(dict(os.environ)))
 if pathlib.Path("fail").exists() and pathlib.Path("fail").read_text() == given["seed"]:
     print("partcraft: it broke."); sys.exit(2)
+if pathlib.Path("limit").exists() and given["seed"] == "2":
+    print("partcraft: stopped by trainer.max_time at step 3 of 6."); sys.exit(75)
 while pathlib.Path("wait").exists(): time.sleep(0.02)
 score = 1 / float(given["seed"])
 (folder / "scores.json").write_text(json.dumps({"eval/emr@reconstruction": score, "eval/cosim@reconstruction": 0.5}))
@@ -113,6 +115,19 @@ def test_a_job_that_fails_stops_nothing_and_is_tried_again(sweep):
     Path("fail").unlink()
     assert sweep().code == 0
     assert starts() == ["1", "2", "3", "1"]
+
+
+def test_a_job_that_reached_its_time_limit_goes_on_by_the_same_command(sweep):
+    Path("limit").touch()
+    ended = sweep()
+    assert ended.code == 0, ended.err
+    assert "STOPPED seed=2: stopped by trainer.max_time at step 3 of 6." in ended.out
+    last = "1 of 3 jobs ended at trainer.max_time, with a checkpoint. The same command continues them."
+    assert ended.out.rstrip().endswith(last) and "FAILED" not in ended.out
+    assert "**stopped**" in (folders()[0] / "sweep.md").read_text(encoding="utf-8")
+    Path("limit").unlink()
+    ended = sweep()
+    assert ended.code == 0 and starts() == ["1", "2", "3", "2"] and "STOPPED" not in ended.out
 
 
 def test_a_job_has_an_environment_of_its_own(sweep, monkeypatch):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -63,6 +65,42 @@ def test_a_label_is_nearer_to_its_own_crops_than_to_the_row_above():
     dark = (rows[0] == 0).all(dim=1).nonzero()[:, 0].tolist()
     above = next(b - a for a, b in itertools.pairwise(dark) if b - a > 1) - 1
     assert above - 21 >= 5 * (21 - 14) // 2
+
+
+def test_a_part_is_drawn_again_only_if_it_has_changed(tmp_path, found, found_source):
+    """Of another part its cells may go elsewhere: what is drawn, and what is said to decide it, stays."""
+    without = [torch.where(cells == 2, 0, cells) for cells in found.label_maps]
+    codes = found.codes.clone()
+    codes[:, 2] = -1
+    changed = dataclasses.replace(found, label_maps=without, codes=codes)
+    before, after = Atlas(found_source, found), Atlas(found_source, changed)
+    pages = {part: (before.about_codes(part), after.about_codes(part)) for part in (0, 1, 2)}
+    assert [part for part, (one, other) in pages.items() if one != other] == [0, 2]
+    drawn = [atlas.draw_codes(tmp_path / f"{n}.png", 1).read_bytes() for n, atlas in enumerate((before, after))]
+    assert drawn[0] == drawn[1]
+    json.dumps(pages)  # plain values
+
+
+def test_sections_that_were_drawn_before_are_taken(tmp_path, found, found_source):
+    kept, drawn = {}, []
+
+    def remember(about, draw):
+        key = json.dumps(about)
+        if key not in kept:
+            kept[key] = draw()
+            drawn.append(about[0])
+        return kept[key]
+
+    Atlas(found_source, found, remember).draw_overview(tmp_path / "one.png")
+    Atlas(found_source, found, remember).draw_masks(tmp_path / "masks.png", n=3)
+    assert drawn == ["section"] * 3 + ["pair"] * 3
+    names = ("background", "beak", found.dictionary.names[2])
+    renamed = dataclasses.replace(found, dictionary=dataclasses.replace(found.dictionary, names=names))
+    Atlas(found_source, renamed, remember).draw_overview(tmp_path / "two.png")
+    Atlas(found_source, renamed, remember).draw_masks(tmp_path / "masks.png", n=3)
+    assert drawn[6:] == ["section"]
+    Atlas(found_source, found).draw_overview(tmp_path / "three.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "three.png").read_bytes()
 
 
 class NeverShown:

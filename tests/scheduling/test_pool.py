@@ -18,6 +18,7 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.scheduling import gpus
 from partcraft_lit.scheduling.ledger import Ledger
 from partcraft_lit.scheduling.pool import run_in_pool
+from partcraft_lit.scheduling.running import environment_of
 from partcraft_lit.scheduling.settings import PoolSettings
 from partcraft_lit.scheduling.tasks import Step, Task
 
@@ -94,6 +95,24 @@ def test_cores_and_devices_are_divided(tmp_path, monkeypatch):
     assert run_in_pool(tasks, PoolSettings(), said.append, gpus_each=2).failed == {}
     assert said[0].endswith("2 to do, 2 at once.")  # as many as there are pairs of GPUs
     assert {(tmp_path / name / "job.log").read_text().split()[1] for name in "cd"} == {"3,GPU-ab", "6,7"}
+
+
+@pytest.mark.parametrize("given, threads", [("1", "1"), ("99", None), ("many", None), ("0", None)])
+def test_threads_that_were_asked_for_stand_where_they_are_fewer(given, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    found = environment_of(1, None)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert found["OMP_NUM_THREADS"] == found["MKL_NUM_THREADS"] == (threads or str(cores))
+
+
+def test_a_command_that_reached_its_time_limit_has_not_failed(tmp_path):
+    text = "print('step 3'); print('partcraft: stopped by trainer.max_time at step 3 of 6.'); sys.exit(75)"
+    limited = task(tmp_path, "limited", f"import sys; assert os.environ['PARTCRAFT_LIT_SCHEDULED']; {text}")
+    ledger, said = Ledger(tmp_path), []
+    outcome = run_in_pool([limited], PoolSettings(), said.append, ledger)
+    assert outcome.stopped == {"limited": "partcraft: stopped by trainer.max_time at step 3 of 6."}
+    assert not outcome.failed and "limited: stopped after" in said[-1]
+    assert ledger.latest()["limited"].status == "stopped"
 
 
 def test_which_devices_are_dealt_out(monkeypatch):

@@ -17,7 +17,7 @@ from partcraft_lit.scheduling import slurm
 from partcraft_lit.scheduling.ledger import Ledger
 from partcraft_lit.scheduling.settings import SlurmSettings
 from partcraft_lit.scheduling.slurm import run_on_slurm
-from partcraft_lit.scheduling.tasks import Step, Task
+from partcraft_lit.scheduling.tasks import Outcome, Step, Task
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the stand-ins read /proc")
 FAKE = Path(__file__).with_name("fake_slurm.py")
@@ -31,6 +31,7 @@ signal.signal(signal.SIGTERM, stop)
 with (root / f"{name}.starts").open("a") as file: file.write("x")
 (root / f"{name}.environment").write_text(json.dumps(dict(os.environ)))
 if (root / "fail").exists() and (root / "fail").read_text() == name: print("partcraft: it broke."); sys.exit(2)
+if (root / "limit").exists(): print("partcraft: stopped by trainer.max_time at step 3 of 6."); sys.exit(75)
 while (root / "wait").exists() and not (root / name / "checkpoint").exists(): time.sleep(0.05)
 (root / name / "done").touch()
 """
@@ -127,6 +128,15 @@ def test_a_preempted_job_is_queued_again_with_its_folder(cluster):
     assert (cluster / "a.starts").read_text(encoding="utf-8") == "xx" and len(submitted(cluster)) == 1
     statuses = [entry.status for entry in Ledger(cluster).entries()]
     assert statuses == ["submitted", "running", "stopped", "running", "done"]
+
+
+def test_a_job_that_reached_its_own_time_limit_ends_and_is_submitted_again(cluster):
+    (cluster / "limit").touch()
+    outcome = run(cluster, "a")
+    assert outcome.stopped == {"a": "partcraft: stopped by trainer.max_time at step 3 of 6."} and not outcome.failed
+    (cluster / "limit").unlink()
+    assert run(cluster, "a") == Outcome()
+    assert (cluster / "a" / "done").exists() and len(submitted(cluster)) == 2
 
 
 def test_a_job_that_was_cancelled_has_failed(cluster):

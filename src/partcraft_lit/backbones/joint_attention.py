@@ -102,7 +102,7 @@ class _LogSumExp(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         query, key, mask, total = context.saved_tensors
         query_gradient, key_gradient, start = [], torch.zeros_like(key), 0
         for part in _parts(query, key):

@@ -95,7 +95,7 @@ _FAMILIES = {(1, 768, 320): _SD1, (1, 1024, 320): _SD2, (2, 2048, 320): _SDXL}
 
 def family_of(backbone: Backbone) -> Family:
     """Family of a model, by the sizes of its networks; a miniature has that of its layout."""
-    config = backbone.unet.config
+    config = backbone.denoiser.config
     encoders = len(backbone.text_encoders)
     known = _FAMILIES.get((encoders, config.cross_attention_dim, config.block_out_channels[0]))  # type: ignore[union-attr,arg-type,index]
     return known or miniature(_SDXL if encoders == 2 else _SD1)

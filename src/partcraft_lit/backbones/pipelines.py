@@ -25,9 +25,9 @@ def diffusers_pipeline(backbone: Backbone, scheduler: str) -> Any:
     import diffusers
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    backbone.unet.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator]
+    backbone.denoiser.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator]
     components = {
-        "unet": backbone.unet,
+        "unet": backbone.denoiser,
         "vae": backbone.vae,
         "scheduler": make_scheduler(backbone.noise_scheduler, scheduler),
     }

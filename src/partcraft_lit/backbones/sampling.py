@@ -190,7 +190,8 @@ def _joined(first: Conditioning, second: Conditioning) -> Conditioning:
 
 def _mapped(function: Callable[[Sequence[Tensor | None]], Tensor | None], *each: Conditioning) -> Conditioning:
     """Applies a function to each field of conditionings."""
-    return Conditioning(**{f.name: function([getattr(one, f.name) for one in each]) for f in fields(Conditioning)})
+    values: dict[str, Any] = {f.name: function([getattr(one, f.name) for one in each]) for f in fields(Conditioning)}
+    return Conditioning(**values)
 
 
 def _ranges(count: int, batch_size: int) -> Iterator[tuple[int, int]]:

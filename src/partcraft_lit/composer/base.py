@@ -13,6 +13,7 @@ from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.composer.catalog import Part
 from partcraft_lit.composer.composition import Composition, PartChoice
 from partcraft_lit.composer.drawer import Drawer, preview_of
+from partcraft_lit.composer.exported_words import ExportedWords
 from partcraft_lit.composer.results import Result
 from partcraft_lit.composer.views import ImageView
 from partcraft_lit.config.validation import validate
@@ -79,6 +80,11 @@ class Composer(ABC):
     @abstractmethod
     def _centroid(self, part: str, code: int) -> Tensor:
         """(D,) centroid of a code."""
+
+    @property
+    @abstractmethod
+    def _exported_words(self) -> ExportedWords | None:
+        """What A1111 calls the parts; None where there can be no export. The model is loaded for it."""
 
     # Compositions.
 
@@ -216,9 +222,27 @@ class Composer(ABC):
             chosen,
         )
         return [
-            Result(image, seed, composition, chosen, preview, self._view_of, self._centroid, self._attention)
+            Result(
+                image,
+                seed,
+                composition,
+                chosen,
+                preview,
+                self._infotext(composition, chosen, seed, image),
+                self._view_of,
+                self._centroid,
+                self._attention,
+            )
             for image, (composition, seed) in zip(images, wanted, strict=True)
         ]
+
+    def _infotext(self, composition: Composition, sample: SampleSettings, seed: int, image: Tensor) -> str | None:
+        if self._exported_words is None:
+            return None
+        _, height, width = image.shape
+        return self._exported_words.infotext(
+            composition.prompt, composition.negative_prompt, sample, seed, (width, height)
+        )
 
     def _sample(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # Lightning takes seconds, and is needed to draw alone
 #: The preview: so many steps at most, by a sampler that starts from pure noise, which matters with few of them.
 _PREVIEW_STEPS = 4
 _PREVIEW_SCHEDULER: Scheduler = "dpm++_trailing"
+T = TypeVar("T")
 #: What torch says when the memory of a CPU is not enough: a plain RuntimeError.
 _NO_MEMORY = ("not enough memory", "can't allocate memory")
 
@@ -50,6 +51,11 @@ class Drawer:
         """Loads the model now, so that the first image does not wait for it."""
         with self._lock:
             _ = self._module
+
+    def ask(self, question: Callable[[PersonalizationModule], T]) -> T:
+        """What a function says of the model."""
+        with self._lock:
+            return question(self._module)
 
     def draw(
         self, prompts: Sequence[str], negative_prompts: Sequence[str], seeds: Sequence[int], sample: SampleSettings

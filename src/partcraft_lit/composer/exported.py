@@ -25,6 +25,7 @@ from partcraft_lit.composer.base import Composer
 from partcraft_lit.composer.catalog import Part
 from partcraft_lit.composer.composition import Composition, PartChoice
 from partcraft_lit.composer.drawer import Drawer
+from partcraft_lit.composer.exported_words import ExportedWords
 from partcraft_lit.composer.stored_parts import Images
 from partcraft_lit.composer.views import ImageView
 from partcraft_lit.config import factories
@@ -189,6 +190,13 @@ class ExportedParts(Composer):
                     f"export them all: parts=[{part.name}]."
                 )
 
+    @cached_property
+    def _exported_words(self) -> ExportedWords:
+        stems = {(token.part, token.code): token.file for token in self._manifest.parts}
+        adapter = self._manifest.name if (self.folder / "diffusers" / _LORA).is_file() else ""
+        model = self._manifest.base.model
+        return ExportedWords(self._vocabulary, lambda part, code: stems.get((part, code)), adapter, model)
+
     # The model.
 
     def _load_module(self) -> PersonalizationModule:
@@ -285,7 +293,10 @@ def _add_adapters(backbone: Backbone, path: Path) -> None:
     """Adds what the adapter changes to the weights themselves: nothing here trains."""
     if not path.is_file():
         return
-    networks = {UNET: backbone.unet, **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders))}
+    networks = {
+        UNET: backbone.denoiser,
+        **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders)),
+    }
     with torch.no_grad():
         for name, layer in from_diffusers(load_file(path)).items():
             network, _, place = name.partition(".")

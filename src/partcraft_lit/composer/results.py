@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from partcraft_lit.backbones.infotext import INFOTEXT_KEY
 from partcraft_lit.backbones.pipelines import pipeline_seed
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.composer.composition import PNG_KEY, Composition
@@ -56,6 +57,8 @@ class Result:
         composition: what was asked for.
         sample: settings that it was drawn with.
         preview: whether these are those of a preview.
+        infotext: generation parameters for A1111 and Forge, with the names that an export of the run gives its parts;
+            None where those tools have no words for it.
     """
 
     tensor: Tensor
@@ -63,6 +66,7 @@ class Result:
     composition: Composition
     sample: SampleSettings
     preview: bool
+    infotext: str | None
     _view: Callable[[Tensor], ImageView]
     _centroid: Callable[[str, int], Tensor]
     _attention: Callable[[Tensor, str, int], dict[str, Tensor]]
@@ -89,14 +93,15 @@ class Result:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Writes a PNG with the recipe in it; ``Composition.from_png`` reads it.
+        """Writes a PNG with the recipe in it; ``Composition.from_png`` reads it, and A1111 the parameters beside it.
 
         Raises:
             UserError: if the name has another ending, or the place cannot be written to.
         """
         if Path(path).suffix.lower() != ".png":
             raise UserError(f"{path}: the recipe of an image goes into a PNG; give it a name that ends in .png.")
-        return save_png(path, self.tensor, self.recipe)
+        foreign = {} if self.infotext is None else {INFOTEXT_KEY: self.infotext}
+        return save_png(path, self.tensor, {**self.recipe, **foreign})
 
     @cached_property
     def view(self) -> ImageView:

@@ -19,6 +19,7 @@ from partcraft_lit.composer.catalog import Part
 from partcraft_lit.composer.composition import PartChoice
 from partcraft_lit.composer.drawer import Drawer
 from partcraft_lit.composer.exported import ExportedParts, is_export
+from partcraft_lit.composer.exported_words import ExportedWords
 from partcraft_lit.composer.reader import PartReader, decoding
 from partcraft_lit.composer.stored_parts import Images, StoredParts, select_images
 from partcraft_lit.composer.views import ImageView
@@ -35,8 +36,9 @@ from partcraft_lit.parts.corrections import Corrections
 from partcraft_lit.parts.corrections_file import FILE_NAME, CorrectionsFile
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.runs.settings import DiscoverSettings, TrainSettings
-from partcraft_lit.runs.stored import values_of_run
+from partcraft_lit.runs.stored import base_model, values_of_run
 from partcraft_lit.runs.vocabulary import vocabulary_of
+from partcraft_lit.tokens.embedding_files import part_stem, usual_name
 from partcraft_lit.tokens.settings import CaptionSettings
 
 if TYPE_CHECKING:  # Lightning takes seconds, and is needed to draw alone
@@ -127,6 +129,22 @@ class Run(Composer):
 
         backbone = factories.backbone_loader(self._values)()
         return load_trained(self.settings, self.folder, backbone, class_noun="")[0]
+
+    @cached_property
+    def _exported_words(self) -> ExportedWords | None:
+        from partcraft_lit.runs.exportable import has_adapter, is_exportable
+
+        if not self._drawer.ask(is_exportable):
+            return None
+        name, untrained = usual_name(self.name), self.untrained_codes
+
+        def embedding(part: int, code: int) -> str | None:
+            if code in untrained.get(self._vocabulary.names[part], ()):
+                return None
+            return part_stem(part, code, self._vocabulary, name)
+
+        adapter = name if self._drawer.ask(has_adapter) else ""
+        return ExportedWords(self._vocabulary, embedding, adapter, base_model(self._values)[0])
 
     # Parts and images.
 

@@ -157,14 +157,19 @@ def quoted(key: str, value: str) -> str:
     return f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
 
 
-def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
+def compose(verb: str, overrides: Sequence[str] = (), loader: ConfigLoader | None = None) -> DictConfig:
     """The configuration of a verb.
+
+    Args:
+        verb: of the command.
+        overrides: of one job.
+        loader: that is kept for several configurations; None for one of this configuration alone.
 
     Raises:
         UserError: for an unknown key, group or option, with the nearest known ones, a value that cannot be read, or one
             that the experiment leaves open, ``???``, and nobody gives.
     """
-    cfg = _composed(verb, overrides)
+    cfg = _composed(verb, overrides, loader=loader)
     for group, default in groups_of(verb).items():
         if default is not None and not isinstance(OmegaConf.select(cfg, group), DictConfig):
             raise _needed(group, verb)
@@ -196,8 +201,11 @@ def check_package(verb: str, overrides: Sequence[str], kind: str, package: str) 
         raise UserError(f"--package {package}: the configuration has no such key. {did_you_mean(package, known)}")
 
 
-def _composed(verb: str, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
-    with _hydra(verb), warnings.catch_warnings():
+def _composed(
+    verb: str, overrides: Sequence[str], with_hydra: bool = False, loader: ConfigLoader | None = None
+) -> DictConfig:
+    with _hydra(verb) as hydra, warnings.catch_warnings():
+        hydra.config_loader = loader or hydra.config_loader
         # Of a folder in hydra.searchpath that is not there.
         warnings.filterwarnings("error", message="provider=.* is not available")
         given = [text for text in overrides if not is_null_group(text, verb)]

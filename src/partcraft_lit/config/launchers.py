@@ -20,6 +20,7 @@ from omegaconf import Container, DictConfig, OmegaConf, open_dict
 
 from partcraft_lit.config import compose as config
 from partcraft_lit.config import plugins
+from partcraft_lit.config.loader import SharedLoader
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError
@@ -102,10 +103,11 @@ def take_sweep() -> Sweep | None:
 
 
 def finish_sweep(sweep: Sweep) -> int:
-    """Writes the results of a sweep beside its jobs, and says which failed.
+    """Writes the results of a sweep beside its jobs, and says which failed or are to go on.
 
     Returns:
-        Exit code: 1 if a job ended with an unexpected error, 2 if jobs failed otherwise.
+        Exit code: 1 if a job ended with an unexpected error, 2 if jobs failed otherwise; 0 for jobs that ended at
+        ``trainer.max_time``, as for a run that is no job.
     """
     from partcraft_lit.report.sweep import SweepJob, write_sweep
 
@@ -130,6 +132,14 @@ def finish_sweep(sweep: Sweep) -> int:
     for entry in failed:
         _log(f"FAILED {entry.name}: {sweep.outcome.failed[entry.name]}")
         _log(f"    {ledger.absolute(entry.folder) / LOG}")
+    stopped = [entry for entry in entries if entry.name in sweep.outcome.stopped]
+    for entry in stopped:
+        _log(f"STOPPED {entry.name}: {sweep.outcome.stopped[entry.name].removeprefix('partcraft: ')}")
+    if stopped:
+        _log(
+            f"partcraft: {len(stopped)} of {len(sweep.jobs)} jobs ended at trainer.max_time, with a checkpoint. The "
+            "same command continues them."
+        )
     if failed:
         _log(f"partcraft: {len(failed)} of {len(sweep.jobs)} jobs failed. The same command tries them again.")
         return 1 if any(entry.code == 1 for entry in failed) else 2
@@ -143,6 +153,8 @@ class _JobLauncher(Launcher):
         self._given = {k: OmegaConf.to_container(v) if isinstance(v, Container) else v for k, v in settings.items()}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        # The sweeper composes every job before the first starts, to check it, and so does ``launch``.
+        hydra_context.config_loader = SharedLoader(hydra_context.config_loader)
         self._context, self._config = hydra_context, config
         self._settings = self._checked()
 
@@ -173,7 +185,9 @@ class _JobLauncher(Launcher):
                 _log(f"Each job writes to {LOG} in its folder, below {sweep.folder}")
             outcome = run_tasks(tasks, self._settings, _log, ledger, _gpus_each(jobs))
         sweep.outcome = Outcome(
-            {**sweep.outcome.failed, **outcome.failed}, {**sweep.outcome.pending, **outcome.pending}
+            {**sweep.outcome.failed, **outcome.failed},
+            {**sweep.outcome.stopped, **outcome.stopped},
+            {**sweep.outcome.pending, **outcome.pending},
         )
         return [_returned(job, cfg, outcome) for job, cfg in zip(jobs, composed, strict=True)]
 
@@ -339,7 +353,7 @@ def _returned(job: Job, cfg: DictConfig, outcome: Outcome) -> JobReturn:
     )
     if job.name in outcome.failed:
         given.status, given.return_value = JobStatus.FAILED, JobFailed(outcome.failed[job.name])
-    elif job.name in outcome.pending:
+    elif job.name in outcome.pending or job.name in outcome.stopped:
         given.status, given.return_value = JobStatus.COMPLETED, None
     else:
         result = results.read_result(job.folder)

@@ -55,6 +55,12 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.number
 
 
+#: In the environment of a command that a scheduler of this package started.
+SCHEDULED_VARIABLE = "PARTCRAFT_LIT_SCHEDULED"
+#: Exit code at the end of ``trainer.max_time`` there, to tell it from a job that is done: "try again" of sysexits.h.
+TIME_LIMIT_CODE = 75
+
+
 class TimeLimitReached(Exception):
     """Training has stopped at its time limit, as it was asked to.
 

@@ -331,11 +331,20 @@ class TextFormat(Protocol):
     Picklable, for loader workers: tokenizers and plain values alone.
     """
 
-    #: Positions of the text (L).
-    max_length: int
-    #: Ids around each prompt: special tokens, and those of a template.
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
+    @property
+    def max_length(self) -> int:
+        """Positions of the text (L)."""
+        ...
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Ids before each prompt: special tokens, and those of a template."""
+        ...
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        """Likewise behind it."""
+        ...
 
     def __call__(self, prompts: Sequence[Sequence[str | PartToken]], fill: str | None = None) -> TokenizedPrompts:
         """Tokenizes prompts in which each part token takes one position.
@@ -399,8 +408,6 @@ class Backbone(Protocol):
     latent_channels: int
     #: Width of the token embeddings of each text encoder; the mapper's output is split accordingly.
     token_widths: tuple[int, ...]
-    #: Likewise of what the denoiser reads, for part vectors that enter "after" the text encoder.
-    context_widths: tuple[int, ...]
     #: Layers of the attention losses, as module names inside the denoiser.
     attention_layers: tuple[str, ...]
     #: Side of those layers' maps at ``resolution``.
@@ -408,6 +415,11 @@ class Backbone(Protocol):
 
     #: Attribute of the denoiser, the prefix of its weights in checkpoints.
     denoiser_name: str
+
+    @property
+    def context_widths(self) -> tuple[int, ...]:
+        """Like ``token_widths``, of what the denoiser reads: for part vectors that enter "after" the text encoder."""
+        ...
 
     @property
     def denoiser(self) -> nn.Module:

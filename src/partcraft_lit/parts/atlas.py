@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from partcraft_lit.core.images import clamp_aspect, resize
+from partcraft_lit.core.store import stable_hash
 from partcraft_lit.core.types import ABSENT, ImageSource
 from partcraft_lit.core.visualization import (
     Color,
@@ -44,19 +46,31 @@ _CANVAS = 224
 _KEPT_IMAGES = 512
 #: Codes on the overview, and on each page of all codes.
 _COMMONEST_CODES, CODES_PER_PAGE = 4, 48
+_COMMONEST_CROPS = 6
 #: A page of codes: columns, crops of a code, sizes of the letters of its head and of a code, and its spacing.
 _CODE_COLUMNS, _CODE_CROPS, _HEAD_SIZE, _CODE_SIZE, _BAR, _PAGE_PAD, _PAGE_BORDER = 3, 4, 20, 14, 4, 10, 20
+
+
+#: Gives an image that was drawn before of the same plain values, else draws it: ``remember(about, draw)``.
+Remember = Callable[[Any, Callable[[], Tensor]], Tensor]
 
 
 class Atlas:
     """Draws what discovery found.
 
+    What is drawn of a part depends on its own cells, names and codes, not on those of the others: after a correction
+    most of the atlas is as it was.
+
     Args:
         source: the images that ``discovery`` was made of.
         discovery: parts and codes.
+        remember: keeps what is drawn of each part, and each pair of masks, for an atlas of other corrections.
     """
 
-    def __init__(self, source: ImageSource, discovery: Discovery) -> None:
+    def __init__(
+        self, source: ImageSource, discovery: Discovery, remember: Remember = lambda about, draw: draw()
+    ) -> None:
+        self._remember = remember
         self._source = source
         self._discovery = discovery
         self._dictionary = discovery.dictionary
@@ -81,7 +95,8 @@ class Atlas:
         for part in [*range(1, self._dictionary.num_parts + 1), 0]:  # the background last: it interests least
             if part in self._dictionary.retired:
                 continue
-            sections.append(self._part_section(part, codes))
+            draw = functools.partial(self._part_section, part, codes)
+            sections.append(self._remember(["section", self._about_section(part, codes)], draw))
         return _save(path, "Part atlas", stack(sections, pad=22, border=20))
 
     def draw_codes(self, path: str | Path, part: int, page: int = 0) -> Path:
@@ -90,13 +105,20 @@ class Atlas:
         Returns:
             The path.
         """
-        number = self._dictionary.num_codes(part)
-        first, end = page * CODES_PER_PAGE, min((page + 1) * CODES_PER_PAGE, number)
-        name = self._dictionary.names[part]
-        head = label(self._bar(part), f"{part}  {name}: codes {first} to {end - 1} of {number}", size=_HEAD_SIZE)
-        blocks = [self._code_block(part, code, crops=_CODE_CROPS) for code in range(first, end)]
+        codes, name = self._codes_of(part, page), self._dictionary.names[part]
+        text = f"{part}  {name}: codes {codes[0]} to {codes[-1]} of {self._dictionary.num_codes(part)}"
+        head = label(self._bar(part), text, size=_HEAD_SIZE)
+        blocks = [self._code_block(part, code, crops=_CODE_CROPS) for code in codes]
         sheet = stack([head, _rows(blocks, _CODE_COLUMNS)], pad=_PAGE_PAD, border=_PAGE_BORDER)
         return _save(path, f"Codes of {name}", sheet)
+
+    def about_codes(self, part: int, page: int = 0) -> list[Any]:
+        """Plain values that decide what :meth:`draw_codes` draws."""
+        blocks = [self._about_block(part, code, _CODE_CROPS) for code in self._codes_of(part, page)]
+        return [self._about_part(part), page, self._dictionary.num_codes(part), blocks]
+
+    def _codes_of(self, part: int, page: int) -> range:
+        return range(page * CODES_PER_PAGE, min((page + 1) * CODES_PER_PAGE, self._dictionary.num_codes(part)))
 
     def draw_masks(self, path: str | Path, n: int = 24, columns: int = 4) -> Path:
         """Writes one PNG of ``n`` images, spread over the source, each beside its parts in colour.
@@ -105,7 +127,10 @@ class Atlas:
             The path.
         """
         chosen = _spread(list(range(len(self._source))), n)
-        sheet = grid([self._pair(index) for index in chosen], columns=columns, pad=12)
+        pairs = [
+            self._remember(["pair", self._about_pair(index)], functools.partial(self._pair, index)) for index in chosen
+        ]
+        sheet = grid(pairs, columns=columns, pad=12)
         names = legend(self._dictionary.names, self._colors, max(sheet.shape[2], 320), size=16)
         return _save(path, "Part masks", stack([names, sheet], pad=14, border=20))
 
@@ -122,34 +147,70 @@ class Atlas:
         return stack([*lines, legend(names, self._colors[live], _WIDTH, size=15)], pad=6)
 
     def _part_section(self, part: int, codes: int) -> Tensor:
+        title = label(self._bar(part), f"{part}  {self._discovery.report.parts[part]['name']}", size=20)
+        if not self._discovery.report.parts[part]["images"]:
+            return label(title, self._statistics(part), size=14)
+        crops = [self._crop(index, part) for index in self._examples(part)]
+        rows = [
+            label(title, self._statistics(part), size=14, color=_MUTED),
+            grid(crops, columns=_PART_CROPS, pad=_GAP),
+        ]
+        blocks = [self._code_block(part, code, crops=_COMMONEST_CROPS) for code in self._commonest(part, codes)]
+        return stack([*rows, _rows(blocks, 2)], pad=10)
+
+    def _about_section(self, part: int, codes: int) -> list[Any]:
+        """What decides the section of a part."""
+        crops = [self._about_crop(index, part) for index in self._examples(part)]
+        blocks = [self._about_block(part, code, _COMMONEST_CROPS) for code in self._commonest(part, codes)]
+        name = self._discovery.report.parts[part]["name"]
+        return [self._about_part(part), name, self._statistics(part), crops, blocks]
+
+    def _statistics(self, part: int) -> str:
         about = self._discovery.report.parts[part]
-        column = self._discovery.codes[:, part]
-        title = label(self._bar(part), f"{part}  {about['name']}", size=20)
         if not about["images"]:
-            return label(title, "No image shows this part: it has no mask, and its token learns nothing.", size=14)
-        text = (
-            f"in {about['images']} of {len(column)} images   {100 * about['share']:.1f} % of all cells   "
+            return "No image shows this part: it has no mask, and its token learns nothing."
+        number = len(self._discovery.codes)
+        return (
+            f"in {about['images']} of {number} images   {100 * about['share']:.1f} % of all cells   "
             f"{about['codes']} codes   cosine to own code {about['similarity']:.2f}"
         )
-        shown = _spread((column != ABSENT).nonzero()[:, 0].tolist(), _PART_CROPS)
-        crops = [self._crop(index, part) for index in shown]
-        rows = [label(title, text, size=14, color=_MUTED), grid(crops, columns=_PART_CROPS, pad=_GAP)]
+
+    def _examples(self, part: int) -> list[int]:
+        """Images of the part, spread over all that show it."""
+        return _spread((self._discovery.codes[:, part] != ABSENT).nonzero()[:, 0].tolist(), _PART_CROPS)
+
+    def _commonest(self, part: int, most: int) -> list[int]:
+        column = self._discovery.codes[:, part]
         counts = torch.bincount(column[column != ABSENT], minlength=self._dictionary.num_codes(part))
-        common = [code for code in counts.argsort(descending=True, stable=True)[:codes].tolist() if counts[code]]
-        return stack([*rows, _rows([self._code_block(part, code, crops=6) for code in common], 2)], pad=10)
+        return [code for code in counts.argsort(descending=True, stable=True)[:most].tolist() if counts[code]]
 
     def _code_block(self, part: int, code: int, crops: int) -> Tensor:
         """The token above crops of the images that are nearest to its centroid."""
+        tiles = [self._crop(index, part) for index in self._nearest(part, code, crops)]
+        tiles += [torch.full((3, _TILE, _TILE), 255, dtype=torch.uint8)] * (crops - len(tiles))
+        text = self._code_text(part, code)
+        return label(grid(tiles, columns=crops, pad=_GAP), text, position="above", size=_CODE_SIZE)
+
+    def _about_block(self, part: int, code: int, crops: int) -> list[Any]:
+        chosen = self._nearest(part, code, crops)
+        return [self._code_text(part, code), [self._about_crop(index, part) for index in chosen]]
+
+    def _nearest(self, part: int, code: int, most: int) -> list[int]:
+        """Images of a code, the nearest to its centroid first."""
         members = (self._discovery.codes[:, part] == code).nonzero()[:, 0]
         centroid = self._dictionary.code_centroids[part][code]
         features = self._discovery.part_features[members, part].float()
         nearness = torch.cosine_similarity(features, centroid[None], dim=1)
-        chosen = members[nearness.argsort(descending=True, stable=True)][:crops].tolist()
-        tiles = [self._crop(index, part) for index in chosen]
-        tiles += [torch.full((3, _TILE, _TILE), 255, dtype=torch.uint8)] * (crops - len(tiles))
-        count = "1 image" if len(members) == 1 else f"{len(members)} images"
-        text = f"<{self._dictionary.names[part]}:{code}>{self._class_name(part, code)}   {count}"
-        return label(grid(tiles, columns=crops, pad=_GAP), text, position="above", size=_CODE_SIZE)
+        found: list[int] = members[nearness.argsort(descending=True, stable=True)][:most].tolist()
+        return found
+
+    def _code_text(self, part: int, code: int) -> str:
+        members = int((self._discovery.codes[:, part] == code).sum())
+        count = "1 image" if members == 1 else f"{members} images"
+        return f"<{self._dictionary.names[part]}:{code}>{self._class_name(part, code)}   {count}"
+
+    def _about_part(self, part: int) -> list[Any]:
+        return [part, self._dictionary.names[part], self._colors[part].tolist()]
 
     def _class_name(self, part: int, code: int) -> str:
         names = self._dictionary.class_names
@@ -160,32 +221,43 @@ class Atlas:
 
     def _crop(self, index: int, part: int) -> Tensor:
         """The part in a square tile, the rest faded."""
-        image, labels = self._canvas(index)
+        image, cells = self._canvas(index), self._cells(index, part)
+        labels, colors = resize_labels(cells, image.shape[1:], 2, smooth=True), self._colors[[0, part]]
         if part == 0:  # it is everywhere: fading the object shows where it ends
-            return fit_square(highlight_part(image, labels, part, self._colors), _TILE)
+            return fit_square(highlight_part(image, labels, 1, colors), _TILE)
         height, width = image.shape[1:]
-        top, left, bottom, right = part_box(self._discovery.label_maps[index], part, height, width)
+        top, left, bottom, right = part_box(cells, 1, height, width)
         window = (slice(top, bottom), slice(left, right))
-        return fit_square(highlight_part(image[:, *window], labels[window], part, self._colors), _TILE)
+        return fit_square(highlight_part(image[:, *window], labels[window], 1, colors), _TILE)
+
+    def _about_crop(self, index: int, part: int) -> str:
+        return stable_hash(self._source.content_hash(index), _as_values(self._cells(index, part)))
+
+    def _cells(self, index: int, part: int) -> Tensor:
+        """1 where a label map has the part, else 0."""
+        return (self._discovery.label_maps[index] == part).long()
 
     def _pair(self, index: int) -> Tensor:
-        image, labels = self._canvas(index)
+        image, labels = self._canvas(index), self._discovery.label_maps[index]
         tinted = overlay_parts(image, labels, self._colors)
         pair = grid([fit_square(image, 160), fit_square(tinted, 160)], columns=2, pad=2)
-        name = "/".join(Path(self._source.name(index)).parts[-2:])  # with its folder, which often is the class
-        return label(pair, name, size=12, color=_MUTED)
+        return label(pair, self._short_name(index), size=12, color=_MUTED)
 
-    def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        """What a label map covers of its image, at drawing size, with labels; photographs are averaged down first."""
+    def _about_pair(self, index: int) -> list[Any]:
+        labels = _as_values(self._discovery.label_maps[index])
+        return [self._source.content_hash(index), self._short_name(index), labels, self._colors.tolist()]
+
+    def _short_name(self, index: int) -> str:
+        return "/".join(Path(self._source.name(index)).parts[-2:])  # with its folder, which often is the class
+
+    def _read(self, index: int) -> Tensor:
+        """What a label map covers of its image, at drawing size; photographs are averaged down first."""
         image = clamp_aspect(self._source.image(index))
         height, width = image.shape[1:]
         if max(height, width) > 2 * _CANVAS:
             scale = _CANVAS / max(height, width)
-            image = resize(image, (max(round(height * scale), 1), max(round(width * scale), 1)))
-        else:
-            image = upscale(image, _CANVAS)
-        labels = resize_labels(self._discovery.label_maps[index], image.shape[1:], len(self._colors), smooth=True)
-        return image, labels.to(torch.uint8)
+            return resize(image, (max(round(height * scale), 1), max(round(width * scale), 1)))
+        return upscale(image, _CANVAS)
 
 
 def page_name(part: int, page: int, num_codes: int) -> str:
@@ -218,6 +290,10 @@ def read_code_tile(folder: Path, part: int, code: int, num_codes: int) -> Image.
     except OSError:
         return None
     return None if tile.convert("L").getextrema() == (255, 255) else tile
+
+
+def _as_values(cells: Tensor) -> list[Any]:
+    return [list(cells.shape), cells.to(torch.uint8).numpy().tobytes().hex()]
 
 
 def _rows(blocks: Sequence[Tensor], columns: int) -> Tensor:

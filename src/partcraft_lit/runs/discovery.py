@@ -20,7 +20,7 @@ from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.images import kept_window
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import Store, stable_hash
-from partcraft_lit.core.store.cached import cached_file, cached_values
+from partcraft_lit.core.store.cached import cached_file, cached_image, cached_values
 from partcraft_lit.core.types import ABSENT, AnnotatedSource, GroundTruthSource, ImageSource, PatchFeatures
 from partcraft_lit.core.visualization import part_colors, resize_labels
 from partcraft_lit.data.mask_files import NAMES_FILE
@@ -38,7 +38,7 @@ from partcraft_lit.parts.quality import PartQuality, score_parts
 from partcraft_lit.parts.settings import PartsSettings
 
 #: Raise by one when the same parts would be scored or drawn otherwise.
-_VERSION = 2
+_VERSION = 3
 
 
 def discover_parts(
@@ -141,13 +141,27 @@ def write_discovery(
     if save_masks:
         write_masks(folder / "masks", source, discovery)
     with stages.stage("draw atlas"):
-        atlas = Atlas(source, discovery)
-        sheets: dict[str, Callable[[Path], Path]] = {"atlas.png": atlas.draw_overview, "masks.png": atlas.draw_masks}
-        for name, (part, page) in atlas.pages().items():
-            sheets[name] = functools.partial(atlas.draw_codes, part=part, page=page)
-        for name, draw in sheets.items():
-            cached_file(store, "atlas", [*about, name], folder / name, functools.partial(draw, folder / name))
+        _draw_atlas(source, discovery, folder, store, about)
     return metadata
+
+
+def _draw_atlas(source: ImageSource, discovery: Discovery, folder: Path, store: Store, about: list[Any]) -> None:
+    """All sheets; after a correction those of parts that it left alone come out of the store.
+
+    Args:
+        source, discovery, folder, store: as in ``write_discovery``.
+        about: all that decides the sheets that show every part.
+    """
+    atlas = Atlas(source, discovery, lambda of, draw: cached_image(store, "atlas_part", [_VERSION, of], draw))
+    sheets: dict[str, tuple[list[Any], Callable[[Path], Path]]] = {
+        "atlas.png": (about, atlas.draw_overview),
+        "masks.png": (about, atlas.draw_masks),
+    }
+    for name, (part, page) in atlas.pages().items():
+        of_page = [_VERSION, *atlas.about_codes(part, page)]
+        sheets[name] = (of_page, functools.partial(atlas.draw_codes, part=part, page=page))
+    for name, (of_sheet, draw) in sheets.items():
+        cached_file(store, "atlas", [*of_sheet, name], folder / name, functools.partial(draw, folder / name))
 
 
 def write_codes(path: Path, source: ImageSource, discovery: Discovery) -> None:

@@ -27,6 +27,14 @@ def values_of_run(folder: Path, *, trust: bool = False) -> dict[str, Any]:
     return _completed(own, {key: value for key, value in _train_defaults().items() if key in groups})
 
 
+def base_model(values: Mapping[str, Any]) -> tuple[str, bool]:
+    """Hub id of a run's base model, else the name of its folder or file, "" for the miniature; whether it is an id."""
+    backbone = values["backbone"]
+    source = str(backbone.get("source") or backbone.get("path") or "")
+    is_local = Path(source).expanduser().exists() or source.count("/") != 1
+    return Path(source).name if is_local else source, bool(source) and not is_local
+
+
 def discovery_metadata(folder: Path) -> dict[str, Any]:
     """The content of a run's ``parts/discovery.json``.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from partcraft_lit.core.stopping import SCHEDULED_VARIABLE, TIME_LIMIT_CODE
 from partcraft_lit.scheduling import supervisor
 from partcraft_lit.scheduling.ledger import Entry, Ledger, Status
 from partcraft_lit.scheduling.tasks import LOG, Task, last_lines
@@ -38,7 +39,14 @@ class TaskResult:
 
     @property
     def status(self) -> Status:
-        return "done" if self.error is None else "stopped" if self.code in _STOPPED else "failed"
+        if self.error is None:
+            return "done"
+        return "stopped" if self.at_time_limit or self.code in _STOPPED else "failed"
+
+    @property
+    def at_time_limit(self) -> bool:
+        """Whether it ended at ``trainer.max_time``, by itself: it goes on when it is started again."""
+        return self.code == TIME_LIMIT_CODE
 
 
 class Processes:
@@ -111,7 +119,7 @@ def run_task(
     code, error = _run_steps(task, {**environment, **task.environment}, held, run)
     end = TaskResult(round(time.monotonic() - started, 3), error, code)
     if ledger is not None:
-        message = (error or "") if end.status == "failed" else ""
+        message = (error or "") if end.status == "failed" or end.at_time_limit else ""
         more = {"code": code, "seconds": end.seconds, "message": message, "cluster_id": cluster_id}
         ledger.append(entry_of(task, ledger, end.status, **more))
     return end
@@ -135,6 +143,7 @@ def _run_steps(
 ) -> tuple[int, str | None]:
     """Exit code, and None or the end of the output of the step that failed."""
     whole = {key: value for key, value in environment.items() if key not in _NOT_INHERITED}
+    whole[SCHEDULED_VARIABLE] = "1"
     with (task.folder / LOG).open("ab") as log:
         for step in task.steps:
             if step.is_done():
@@ -149,14 +158,17 @@ def _run_steps(
 
 
 def environment_of(jobs: int, devices: str | None) -> dict[str, str]:
-    """That of this process, with the threads of one share of the cores, and the CUDA devices of the slot.
+    """That of this process, with the CUDA devices of the slot, and the threads of one share of the cores.
 
-    A pool that is itself a job of a pool divides the cores of its share.
+    A pool that is itself a job of a pool divides the cores of its share. ``OMP_NUM_THREADS`` of this process stands if
+    it is less: on a machine that others use too, threads wait for each other, and two on busy cores may take longer
+    than one.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, int(os.environ.get(_SHARE) or cores) // jobs))
+    share, given = max(1, int(os.environ.get(_SHARE) or cores) // jobs), os.environ.get("OMP_NUM_THREADS", "")
+    threads = str(min(share, int(given)) if given.isdecimal() and int(given) > 0 else share)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-    environment[_SHARE] = threads
+    environment[_SHARE] = str(share)
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = devices
     return environment

@@ -20,6 +20,7 @@ from typing import Any
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import locked, make_folder
+from partcraft_lit.core.stopping import TIME_LIMIT_CODE
 from partcraft_lit.scheduling.ledger import Entry, Ledger
 from partcraft_lit.scheduling.locks import try_lock
 from partcraft_lit.scheduling.running import PATIENCE_S, Processes, TaskResult, entry_of, environment_of, run_task
@@ -164,7 +165,7 @@ class SlurmTask:
         while not self._ended:
             time.sleep(_POLL_S)
         end = ends[0] if ends else None
-        if ends and end is not None and end.status == "stopped":
+        if ends and end is not None and end.status == "stopped" and not end.at_time_limit:
             time.sleep(20 * PATIENCE_S)  # a job that ended by itself now would not be queued again
         if not ends:
             raise RuntimeError(f"The job in {self.task.folder} could not be run; the output above says why.")
@@ -227,6 +228,7 @@ def _wait(
     """Until no task is left in the queue."""
     left, looks = dict(waiting), dict.fromkeys(waiting, 0)
     errors: dict[str, str] = {}
+    stopped: dict[str, str] = {}
     while left:
         entries, states = ledger.latest(), _queue(default=dict.fromkeys(ids.values(), "UNKNOWN"))
         for key, task in list(left.items()):
@@ -236,6 +238,8 @@ def _wait(
                 outcome = "done"
             elif looks[key] and entry is not None and entry.status == "failed" and entry.cluster_id == ids[key]:
                 outcome, errors[task.name] = "FAILED", entry.message
+            elif looks[key] and entry is not None and entry.code == TIME_LIMIT_CODE and entry.cluster_id == ids[key]:
+                outcome, stopped[task.name] = "stopped", entry.message
             elif looks[key] >= _LOOKS:
                 outcome, errors[task.name] = "FAILED", _lost(entry, ids[key], ledger)
             else:
@@ -245,7 +249,7 @@ def _wait(
             log(f"[{number - len(left)}/{number}] {task.name}: {outcome} (job {ids[key]}{seconds})")
         if left:
             time.sleep(settings.poll_s)
-    return Outcome(errors)
+    return Outcome(errors, stopped)
 
 
 def _lost(entry: Entry | None, cluster_id: str, ledger: Ledger) -> str:

@@ -48,14 +48,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of some tasks; those in neither mapping are done.
+    """What became of some tasks; those in no mapping are done.
 
     Attributes:
         failed: name -> the end of its output.
+        stopped: name -> the same, of those that ended at ``trainer.max_time`` and go on when they are started again.
         pending: name -> the number of its job at a cluster whose end is not waited for.
     """
 
     failed: Mapping[str, str] = field(default_factory=dict)
+    stopped: Mapping[str, str] = field(default_factory=dict)
     pending: Mapping[str, str] = field(default_factory=dict)
 
 

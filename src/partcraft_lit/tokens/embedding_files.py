@@ -95,9 +95,6 @@ def exported_part(
 ) -> ExportedPart:
     """A baked token with its names.
 
-    Codes in file names are zero-padded, so that none is a prefix of another: A1111 would read ``head-1`` in
-    ``head-17``.
-
     Args:
         token: part and code.
         vocabulary: parts and codes.
@@ -105,14 +102,27 @@ def exported_part(
         widths: of the text encoders' embeddings.
         prefix: of file names, since other tools keep all embeddings in one folder.
     """
-    digits = len(str(vocabulary.num_codes[token.part] - 1))
     vectors = baked[token.part, token.code].detach().float().cpu().split(list(widths))
     return ExportedPart(
         token=token,
         placeholder=render([token], vocabulary),
-        stem=f"{prefix}-{vocabulary.names[token.part]}-{token.code:0{digits}d}",
+        stem=part_stem(token.part, token.code, vocabulary, prefix),
         vectors=tuple(vector[None].clone() for vector in vectors),
     )
+
+
+def usual_name(run: str) -> str:
+    """With which the file names of a run's export begin unless another name is chosen."""
+    return f"partcraft-{run.rpartition('-')[2]}"
+
+
+def part_stem(part: int, code: int, vocabulary: PartVocabulary, prefix: str) -> str:
+    """File name of a part variant, without suffix.
+
+    Codes are zero-padded, so that none is a prefix of another: A1111 would read ``head-1`` in ``head-17``.
+    """
+    digits = len(str(vocabulary.num_codes[part] - 1))
+    return f"{prefix}-{vocabulary.names[part]}-{code:0{digits}d}"
 
 
 def renamed_prompt(prompt: str, vocabulary: PartVocabulary, words: dict[PartToken, str]) -> str:

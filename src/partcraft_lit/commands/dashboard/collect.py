@@ -14,6 +14,7 @@ from partcraft_lit.commands.train.logs import CONFIG_FILE, headline
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.loggers.identity import RunIdentity, read_identity
 from partcraft_lit.runs.stored import values_of_run
+from partcraft_lit.scheduling.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,28 @@ def find_runs(given: Sequence[str], group: str | None, logs: Path) -> list[Logge
         return found
     newest = found[-1]
     return [run for run in found if run.group == newest.group] if newest.group else [newest]
+
+
+def unfinished(runs: Sequence[LoggedRun]) -> dict[str, str]:
+    """Name -> what became of it, for runs without final scores and for jobs of their sweeps that never logged any.
+
+    Args:
+        runs: of one sweep or table.
+    """
+    found: dict[str, str] = {}
+    jobs = {}
+    for sweep in dict.fromkeys(run.folder.parent for run in runs):
+        ledger = Ledger(sweep)
+        jobs |= {ledger.absolute(entry.folder).resolve(): entry for entry in ledger.latest().values()}
+    scored = {run.folder.resolve() for run in runs if run.summary}
+    for folder, entry in jobs.items():
+        if folder not in scored and entry.status != "done":
+            reason = entry.message.removeprefix("partcraft: ").partition("\n")[0]
+            found[entry.name] = f"{entry.status}: {reason}" if reason else entry.status
+    for run in runs:
+        if not run.summary and run.folder.resolve() not in jobs:
+            found[run.identity.name or run.folder.name] = "no final scores"
+    return found
 
 
 def _run_folders(text: str) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from partcraft_lit.commands.dashboard.collect import LoggedRun
+from partcraft_lit.commands.dashboard.collect import LoggedRun, unfinished
 from partcraft_lit.commands.dashboard.sync import PANELS
 from partcraft_lit.commands.train.logs import FINAL_IMAGES, PARTS_IMAGES
 from partcraft_lit.core.errors import UserError, did_you_mean
@@ -80,6 +80,7 @@ class Content:
         stills: images of the beginning and the end.
         tables: whether there are tables of parts and images.
         table: Markdown, means over seeds.
+        unfinished: name -> what became of it, for runs that are not in the table.
     """
 
     title: str
@@ -92,6 +93,7 @@ class Content:
     stills: Sequence[str]
     tables: bool
     table: str
+    unfinished: Mapping[str, str]
 
 
 def content_of(runs: Sequence[LoggedRun], parameters: Sequence[str] | None, scores: Sequence[str]) -> Content:
@@ -129,6 +131,7 @@ def content_of(runs: Sequence[LoggedRun], parameters: Sequence[str] | None, scor
         ],
         tables=any(run.scores for run in runs),
         table=_table(runs, settings, chosen, found),
+        unfinished=unfinished(runs),
     )
 
 

@@ -53,6 +53,8 @@ def make(
     with _explained() if send else nullcontext():  # of a report whose project W&B is asked for
         _write(folder / "report.json", report)
     stages.log(f"{len(runs)} runs of {content.title}. Specification: {folder}")
+    for name, reason in content.unfinished.items():
+        stages.log(f"  without scores: {name}: {reason}")
     if not send:
         return {"folder": str(folder)}
     saved = settings.paths.logs.expanduser() / _SAVED

@@ -71,6 +71,9 @@ def report_of(content: Content, entity: str, project: str, *, online: bool) -> w
         wr.MarkdownBlock(text=content.table),
         wr.P(text="Means over runs with equal settings, with the standard deviation over their seeds."),
     ]
+    if content.unfinished:
+        lines = [f"- {name}: {reason}" for name, reason in content.unfinished.items()]
+        blocks.append(wr.MarkdownBlock(text="\n".join(["Not in the table:", "", *lines])))
     for title, panels in (
         ("Parameters and scores", _parameter_panels(content)),
         ("Curves", _curve_panels(content, content.curves)),

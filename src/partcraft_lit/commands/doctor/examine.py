@@ -16,7 +16,6 @@ import torch
 from partcraft_lit.callbacks.loss_terms import AttentionLoss
 from partcraft_lit.commands.doctor.forecast import Forecast, forecast, stored_bytes
 from partcraft_lit.commands.doctor.settings import DoctorSettings
-from partcraft_lit.commands.doctor.step import StepProbe
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.settings import PathSettings
@@ -24,6 +23,7 @@ from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures
 from partcraft_lit.loggers import has_wandb_key
 from partcraft_lit.runs.memory import offloaded
 from partcraft_lit.runs.settings import TrainSettings
+from partcraft_lit.runs.step_probe import StepProbe
 
 T = TypeVar("T")
 _FAISS_AFTER_TORCH = """

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 
 from partcraft_lit.commands.doctor.settings import DoctorSettings
-from partcraft_lit.commands.doctor.step import StepProbe, free_memory
 from partcraft_lit.core.images import clamp_aspect, to_unit
 from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures
 from partcraft_lit.runs.memory import images_per_example
 from partcraft_lit.runs.settings import TrainSettings
+from partcraft_lit.runs.step_probe import USABLE, StepProbe, examples_at_once, free_memory
 
-#: Share of the memory that may be planned with; the rest is for what allocators cannot use.
-_USABLE = 0.9
 #: Stages whose results further runs find in the store.
 _STORED = ("patch features", "prior images", "latents")
 #: A forward pass alone, as a share of a training step.
@@ -87,10 +85,10 @@ def forecast(
     base, one, seconds = probe.measure(1)
     peak, measured = base + size * (one - base), size == 1
     seconds *= size
-    if not measured and peak < _USABLE * min(memory, here):
+    if not measured and peak < USABLE * min(memory, here):
         _, peak, seconds = probe.measure(size)
         measured = True
-    fits = peak < _USABLE * memory
+    fits = peak < USABLE * memory
     # Last, since it may leave the module with activations that are computed again.
     advice, advice_bytes = ("", 0.0) if fits else _advice(settings, probe, (base, one), memory, here)
     return Forecast(
@@ -220,23 +218,12 @@ def _largest_that_fits(
         fewer = replace(settings.hardware, max_batch_size=most * per_example)
         size = batch // fewer.passes(batch, per_example)
         peak = base + size * (one - base)
-        if size > 1 and peak < _USABLE * here:
+        if size > 1 and peak < USABLE * here:
             peak = probe.measure(size).peak
-        if peak < _USABLE * memory:
+        if peak < USABLE * memory:
             return f"hardware.max_batch_size={size * per_example}", peak
         most = size - 1  # the first example of a batch may cost less than the others
     return "", 0.0
-
-
-def examples_at_once(base: float, one: float, memory: float) -> int:
-    """How many examples fit through the networks at once; 0 if not one does.
-
-    Args:
-        base: bytes of weights and all else that is there before a step.
-        one: bytes at the peak of a step of one example.
-        memory: bytes there are.
-    """
-    return max(int((_USABLE * memory - base) // max(one - base, 1.0)), 0)
 
 
 def _encode_seconds(backbone: Backbone) -> float:

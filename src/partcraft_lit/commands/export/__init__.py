@@ -102,13 +102,11 @@ def _output(settings: ExportSettings, folder: Path) -> Path:
 
 def _origin(trained: Mapping[str, Any]) -> dict[str, Any]:
     """Where a run's model and images came from, without a path of this machine."""
-    backbone = trained["backbone"]
-    source = str(backbone.get("source") or backbone.get("path") or "")
-    is_local = Path(source).expanduser().exists() or source.count("/") != 1
+    model, is_public = stored.base_model(trained)
     return {
-        "model": Path(source).name if is_local else source,
-        "model_is_public": bool(source) and not is_local,
-        "model_is_packaged": not source,
+        "model": model,
+        "model_is_public": is_public,
+        "model_is_packaged": not model,
         "data_is_drawn": factories.is_drawn(trained),
     }
 

@@ -23,7 +23,7 @@ from partcraft_lit.commands.export.card import ONE_FILE, negative_in, prompt_in,
 from partcraft_lit.commands.export.publish import MANIFEST
 from partcraft_lit.commands.export.settings import ExportSettings
 from partcraft_lit.commands.export.verify import Expected, Found, check_one_file, check_target
-from partcraft_lit.commands.export.webui import adapter_sidecar, alone, bundled_tensors, infotext, write_sidecars
+from partcraft_lit.commands.export.webui import adapter_sidecar, alone, bundled_tensors, parameters, write_sidecars
 from partcraft_lit.commands.export.workflow import (
     api_workflow,
     canvas_seed,
@@ -40,9 +40,10 @@ from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.corrections import name_codes
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.runs.assembly import UNTRAINED, load_trained, untrained_of_run
+from partcraft_lit.runs.exportable import unexportable
 from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.runs.vocabulary import vocabulary_of
-from partcraft_lit.tokens.embedding_files import ExportedPart, Tool, chosen_tokens, exported_part
+from partcraft_lit.tokens.embedding_files import ExportedPart, Tool, chosen_tokens, exported_part, usual_name
 from partcraft_lit.tokens.grammar import PartVocabulary, parse, render
 
 #: Part tokens in one prompt of the check: they fit beside the words, whatever the names of the parts.
@@ -80,7 +81,7 @@ def export(
     _check_negative_prompt(settings.sample.negative_prompt, tokens, vocabulary)
     with stages.stage("load"):
         backbone = load_backbone()
-        untrained = {name: weight.detach().cpu().clone() for name, weight in cross_kv(backbone.unet)}
+        untrained = {name: weight.detach().cpu().clone() for name, weight in cross_kv(backbone.denoiser)}
         module, _ = load_trained(trained, run_folder, backbone, class_noun="")
     _check_adapters(module)
     bundle = _bundle(settings, run_folder.name, trained, module, tokens, origin, untrained)
@@ -88,9 +89,9 @@ def export(
         expected = _expected(bundle, module)
         thumbnails = _thumbnails(bundle, module)
         sampled = _workflow_image(bundle, module) if "comfyui" in settings.to and thumbnails else None
-    remove_lora(backbone.unet)
+    remove_lora(backbone.denoiser)
     with torch.no_grad():
-        for name, weight in cross_kv(backbone.unet):
+        for name, weight in cross_kv(backbone.denoiser):
             weight.copy_(untrained[name])
     files: list[Path] = []
     results: dict[Tool, Found] = {}
@@ -140,11 +141,14 @@ def _bundle(
     untrained: Mapping[str, Tensor],
 ) -> Bundle:
     backbone = module.backbone
-    name = settings.name or f"partcraft-{run.rpartition('-')[2]}"
+    name = settings.name or usual_name(run)
     baked = module.method.bake()
-    networks = {UNET: backbone.unet, **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders))}
+    networks = {
+        UNET: backbone.denoiser,
+        **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders)),
+    }
     layers = {network: lora_layers(part) for network, part in networks.items()}
-    layers[UNET] |= _changed_projections(backbone.unet, untrained)
+    layers[UNET] |= _changed_projections(backbone.denoiser, untrained)
     return Bundle(
         name=name,
         run=run,
@@ -178,17 +182,13 @@ def _changed_projections(unet: Any, untrained: Mapping[str, Tensor]) -> dict[str
 
 def _check_adapters(module: PersonalizationModule) -> None:
     """Rejects runs that are not representable as LoRA and embeddings."""
-    networks = {"unet": module.backbone.unet, "text_encoder": torch.nn.ModuleList(module.backbone.text_encoders)}
-    exportable = {id(weight) for _, weight in cross_kv(module.backbone.unet)}
-    for network, part in networks.items():
-        trained = [(name, p) for name, p in part.named_parameters() if p.requires_grad and id(p) not in exportable]
-        others = [name for name, _ in trained if ".lora_" not in name]
-        if others:
-            raise UserError(
-                f"This run trained {len(others)} weights of the {network} itself, for instance {others[0]!r}; an "
-                f"export holds LoRA and embeddings only. Train with method.unet=lora, or cross_kv, and "
-                f"method.text_encoder=false."
-            )
+    if (found := unexportable(module)) is not None:
+        network, others = found
+        raise UserError(
+            f"This run trained {len(others)} weights of the {network} itself, for instance {others[0]!r}; an "
+            f"export holds LoRA and embeddings only. Train with method.unet=lora, or cross_kv, and "
+            f"method.text_encoder=false."
+        )
 
 
 # What the files have to reproduce.
@@ -278,7 +278,7 @@ def _write_extras(bundle: Bundle, backbone: Backbone, thumbnails: Sequence[Tenso
     files = write_sidecars(bundle, folder / "a1111", trigger, negative)
     if not bundle.adapters:
         return files
-    adapter = to_kohya(bundle.adapters, bundle.family, backbone.unet.config)
+    adapter = to_kohya(bundle.adapters, bundle.family, backbone.denoiser.config)
     one = folder / ONE_FILE / f"{bundle.name}.safetensors"
     files.append(_save(one, bundled_tensors(bundle, adapter), bundle, bundle.metadata("lora", "a1111", trigger)))
     check_one_file(one, folder / "a1111", bundle)
@@ -286,7 +286,7 @@ def _write_extras(bundle: Bundle, backbone: Backbone, thumbnails: Sequence[Tenso
     atomic_write(one.with_suffix(".json"), json.dumps(sidecar, indent=4) + "\n")
     files.append(one.with_suffix(".json"))
     for place in (one, folder / "a1111" / "models" / "Lora" / one.name) if thumbnails else ():
-        chunks = {"parameters": infotext(bundle, alone(bundle, bundle.parts[0]), negative, bundle.settings.seed)}
+        chunks = parameters(bundle, alone(bundle, bundle.parts[0]), negative, bundle.settings.seed)
         files.append(save_png(place.with_suffix(".preview.png"), thumbnails[0], chunks))
     return files
 
@@ -296,7 +296,7 @@ def _write_webui(
 ) -> list[Path]:
     files = []
     if bundle.adapters:
-        tensors = to_kohya(bundle.adapters, bundle.family, backbone.unet.config)
+        tensors = to_kohya(bundle.adapters, bundle.family, backbone.denoiser.config)
         files.append(_save_lora(lora_folder / f"{bundle.name}.safetensors", tensors, bundle, tool))
     for part in bundle.parts:
         vectors = dict(zip(bundle.family.embedding_keys, part.vectors, strict=True))
@@ -340,9 +340,9 @@ def _write_thumbnails(bundle: Bundle, thumbnails: Sequence[Tensor], folder: Path
         recipe = {"prompt": part.alone, "seed": bundle.settings.seed, "run": bundle.run}
         paths.append(save_png(folder / "thumbnails" / f"{part.stem}.png", image, recipe))
         if "a1111" in bundle.settings.to:
-            text = infotext(bundle, alone(bundle, part), negative_in(bundle, "a1111"), bundle.settings.seed)
+            chunks = parameters(bundle, alone(bundle, part), negative_in(bundle, "a1111"), bundle.settings.seed)
             preview = folder / "a1111" / "embeddings" / f"{part.stem}.preview.png"
-            paths.append(save_png(preview, image, {"parameters": text}))
+            paths.append(save_png(preview, image, chunks))
     return paths
 
 

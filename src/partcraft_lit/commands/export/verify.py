@@ -210,7 +210,10 @@ def _load_diffusers(folder: Path, bundle: Bundle, pipeline: Any, backbone: Backb
 
 def _load_webui(folder: Path, bundle: Bundle, pipeline: Any, backbone: Backbone) -> _Loaded:
     """By the files' names, wherever in the folder they are."""
-    networks = {UNET: backbone.unet, **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders))}
+    networks = {
+        UNET: backbone.denoiser,
+        **dict(zip(encoder_names(len(backbone.text_encoders)), backbone.text_encoders)),
+    }
     layers: dict[str, LoraLayer] = {}
     if bundle.adapters:
         (path,) = folder.rglob(f"{bundle.name}.safetensors")

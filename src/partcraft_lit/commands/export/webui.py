@@ -8,20 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from partcraft_lit.backbones.pipelines import pipeline_seed
+from partcraft_lit.backbones.infotext import INFOTEXT_KEY, infotext
 from partcraft_lit.commands.export.bundle import Bundle
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.tokens.embedding_files import ExportedPart
 
-#: Our samplers as these tools call them: sampler and schedule.
-SAMPLERS: Mapping[str, tuple[str, str]] = {
-    "dpm++": ("DPM++ 2M", "Uniform"),
-    "dpm++_trailing": ("DPM++ 2M", "SGM Uniform"),
-    "unipc": ("UniPC", "Automatic"),
-    "ddim": ("DDIM", "Automatic"),
-    "euler": ("Euler", "Uniform"),
-    "ddpm": ("Euler a", "Uniform"),
-}
 #: Of the tensors of an embedding inside the file of an adapter.
 BUNDLED = "bundle_emb"
 
@@ -67,23 +58,10 @@ def bundled_tensors(bundle: Bundle, adapter: Mapping[str, Tensor]) -> dict[str, 
     return tensors
 
 
-def infotext(bundle: Bundle, prompt: str, negative: str, seed: int) -> str:
-    """Generation parameters as A1111 writes them into its PNGs, and reads them from one that is dropped on it."""
-    sample = bundle.settings.sample
-    sampler, schedule = SAMPLERS[sample.scheduler]
-    fields = {
-        "Steps": sample.steps,
-        "Sampler": sampler,
-        "Schedule type": schedule,
-        "CFG scale": f"{sample.guidance_scale:g}",
-        "Seed": pipeline_seed(seed),
-        "Size": f"{bundle.resolution}x{bundle.resolution}",
-        "Model": bundle.origin.model.rpartition("/")[2] or "partcraft-lit mini",
-        "RNG": "CPU",
-        "Version": "partcraft-lit",
-    }
-    lines = [prompt, *([f"Negative prompt: {negative}"] if negative else [])]
-    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in fields.items())])
+def parameters(bundle: Bundle, prompt: str, negative: str, seed: int) -> dict[str, str]:
+    """The chunk of a PNG with the generation parameters of an image of the export."""
+    size = (bundle.resolution, bundle.resolution)
+    return {INFOTEXT_KEY: infotext(prompt, negative, bundle.settings.sample, seed, size, bundle.origin.model)}
 
 
 def alone(bundle: Bundle, part: ExportedPart) -> str:

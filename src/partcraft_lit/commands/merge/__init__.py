@@ -110,6 +110,11 @@ def _check_run(folder: Path, *, trust: bool) -> None:
             f"{values['method']['unet']}; only runs of method=custom_diffusion or disendiff can be merged, which train "
             "tokens and cross-attention keys and values."
         )
+    if recipe.tokens.inject == "after" or not factories.reads_clip(values["backbone"]):
+        raise UserError(
+            f"{folder.name} cannot be merged: that is for Stable Diffusion with part vectors in front of its text "
+            "encoder (method.tokens.inject=before)."
+        )
 
 
 def _folders(settings: MergeSettings) -> list[Path]:

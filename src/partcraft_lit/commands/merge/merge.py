@@ -101,7 +101,7 @@ def merge(
     with stages.stage("merge"), torch.no_grad():
         methods = [_method(run, found, backbone) for run, found in zip(runs, learned, strict=True)]
         concepts = [concept_states(method, backbone) for method in methods]
-        originals = {name: weight.detach().cpu().clone() for name, weight in cross_kv(backbone.unet)}
+        originals = {name: weight.detach().cpu().clone() for name, weight in cross_kv(backbone.denoiser)}
         trained = [_projections(found.state, originals) for found in learned]
         weights = merge_models(originals, trained, concepts, ordinary_states(captions, methods[0], backbone))
         tokens = _joined_tokens(methods)

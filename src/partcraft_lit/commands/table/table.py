@@ -85,7 +85,7 @@ def compare_rows(
     outcome = run_tasks(tasks, settings.scheduler, stages.log, Ledger(folder))
     if outcome.pending:
         return {}
-    rows, missing = _read(settings, table_runs, outcome.failed)
+    rows, missing = _read(settings, table_runs, {**outcome.failed, **outcome.stopped})
     if not any(rows.values()):
         raise UserError(_failures_in_words(missing, folder))
     cells = _write(settings, folder, table_runs, rows, missing)

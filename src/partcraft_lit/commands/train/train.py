@@ -22,6 +22,7 @@ from partcraft_lit.runs.assembly import build_module
 from partcraft_lit.runs.discovery import discover_parts, write_discovery, write_rejected
 from partcraft_lit.runs.memory import batch_limit_note
 from partcraft_lit.runs.settings import TrainSettings
+from partcraft_lit.runs.step_probe import check_batch_fits
 
 
 def train(
@@ -77,6 +78,12 @@ def load_models(run: RunContext) -> None:
         run.settings.method.check_words(run.backbone.tokenizers, run.source.class_noun)
 
 
+def check_memory(run: RunContext) -> None:
+    """A batch that this machine cannot hold, while nothing has been computed yet."""
+    precision = str(run.config.get("trainer", {}).get("precision", "32-true"))
+    check_batch_fits(run.settings, run.load.backbone, run.source.class_noun, precision)
+
+
 def discover(run: RunContext) -> None:
     """Finds the parts, or takes them from the store."""
     settings = run.settings
@@ -105,6 +112,7 @@ def build(run: RunContext) -> None:
 STAGES: tuple[Callable[[RunContext], None], ...] = (
     check,
     load_models,
+    check_memory,
     discover,
     cache,
     build,

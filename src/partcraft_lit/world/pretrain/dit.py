@@ -46,7 +46,7 @@ _SHEET_STEPS = 25
 
 
 def build_transformer(latent_channels: int) -> PRXTransformer2DModel:
-    """Eight blocks of width 96 on 16 x 16 tokens, one per latent: 1.5 million weights."""
+    """Eight blocks of width 96 on 16 x 16 tokens, one per latent: 1.6 million weights."""
     return PRXTransformer2DModel(
         in_channels=latent_channels,
         patch_size=1,

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from partcraft_lit.callbacks.loss_terms import AttentionLoss
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.types import Backbone, TrainingBatch, TrainingExample
 from partcraft_lit.data.datamodule import Collate
 from partcraft_lit.module import PersonalizationModule
@@ -22,6 +24,11 @@ from partcraft_lit.runs.assembly import assemble
 from partcraft_lit.runs.memory import images_per_example
 from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.tokens.grammar import PartVocabulary
+
+#: Share of the memory that may be planned with; the rest is for what allocators cannot use.
+USABLE = 0.9
+#: Images at once from which on a step is measured before a run: more than people train with.
+_UNUSUAL = 256
 
 
 class Measured(NamedTuple):
@@ -126,6 +133,48 @@ class StepProbe:
         ]
         prior = [replace(example, prompt="a photo of an object") for example in drawn] if self.with_prior else None
         return Collate(method.tokenize, prior)(drawn)  # type: ignore[arg-type]  # a list serves as the Dataset
+
+
+def examples_at_once(base: float, one: float, memory: float) -> int:
+    """How many examples fit through the networks at once; 0 if not one does.
+
+    Args:
+        base: bytes of weights and all else that is there before a step.
+        one: bytes at the peak of a step of one example.
+        memory: bytes there are.
+    """
+    return max(int((USABLE * memory - base) // max(one - base, 1.0)), 0)
+
+
+def check_batch_fits(
+    settings: TrainSettings, load_backbone: Callable[[], Backbone], class_noun: str, precision: str
+) -> None:
+    """For a batch of unusual size: a step of one example tells what all of them would take.
+
+    Args:
+        settings: of the run.
+        load_backbone: loads one that is thrown away, for the step adds an adapter.
+        class_noun: the data set's own noun.
+        precision: the trainer's.
+
+    Raises:
+        UserError: if this machine does not have so much memory.
+    """
+    per_example = images_per_example(settings)
+    size = settings.data.batch_size // settings.hardware.passes(settings.data.batch_size, per_example)
+    if size * per_example < _UNUSUAL:
+        return
+    probe = StepProbe.of(settings, load_backbone(), class_noun, None, precision)
+    memory = free_memory(probe.device)
+    base, one, _ = probe.measure(1)
+    needed, most = base + size * (one - base), examples_at_once(base, one, memory)
+    if needed < memory:
+        return
+    fewer = f"hardware.max_batch_size={most * per_example} takes the batch in passes of what fits. " if most else ""
+    raise UserError(
+        f"data.batch_size={settings.data.batch_size}: by a step of one example, {size * per_example:,} images at once "
+        f"take {needed / 1e9:,.0f} GB, and {memory / 1e9:,.0f} are free here. {fewer}'partcraft doctor' says more."
+    )
 
 
 def free_memory(device: torch.device) -> float:
