@@ -48,7 +48,7 @@ def run_in_pool(
     done = len(tasks) - len(waiting)
     log(f"{done} of {len(tasks)} jobs are done; {len(waiting)} to do, {jobs} at once.")
     errors: dict[str, str] = {}
-    stopped: dict[str, str] = {}
+    at_limit: dict[str, str] = {}
     queue, processes = _Queue(waiting), Processes()
 
     def work(slot: int) -> None:
@@ -70,7 +70,7 @@ def run_in_pool(
                     log(f"[{done}/{len(tasks)}] {task.name}: done by another process")
                     continue
                 if end.error is not None:
-                    (stopped if end.at_time_limit else errors)[task.name] = end.error
+                    (at_limit if end.at_time_limit else errors)[task.name] = end.error
                 outcome = {"done": "done in", "failed": "FAILED after", "stopped": "stopped after"}[end.status]
                 log(f"[{done}/{len(tasks)}] {task.name}: {outcome} {end.seconds:.0f} s")
 
@@ -84,7 +84,7 @@ def run_in_pool(
             stopped = isinstance(error, stopping.Stopped) and error.number != signal.SIGINT
             processes.stop(signal.SIGTERM if stopped else signal.SIGINT)
             raise
-    return Outcome(errors, stopped)
+    return Outcome(errors, at_limit)
 
 
 class _Queue:

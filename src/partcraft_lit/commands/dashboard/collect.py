@@ -14,7 +14,7 @@ from partcraft_lit.commands.train.logs import CONFIG_FILE, headline
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.loggers.identity import RunIdentity, read_identity
 from partcraft_lit.runs.stored import values_of_run
-from partcraft_lit.scheduling.ledger import Ledger
+from partcraft_lit.scheduling.ledger import Entry, Ledger
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def unfinished(runs: Sequence[LoggedRun]) -> dict[str, str]:
         runs: of one sweep or table.
     """
     found: dict[str, str] = {}
-    jobs = {}
+    jobs: dict[Path, Entry] = {}
     for sweep in dict.fromkeys(run.folder.parent for run in runs):
         ledger = Ledger(sweep)
         jobs |= {ledger.absolute(entry.folder).resolve(): entry for entry in ledger.latest().values()}
