@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -25,7 +26,7 @@ from partcraft_lit.losses.diffusion import diffusion_loss
 from partcraft_lit.losses.objective import objective_of
 from partcraft_lit.losses.region import combine_regions, prompted_region
 from partcraft_lit.losses.settings import RegionMean, SnrForm
-from partcraft_lit.methods.method import Method
+from partcraft_lit.methods.method import DrawsItself, Method
 from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.parts.corrections import untrained_codes
 from partcraft_lit.tokens.growth import grow
@@ -264,6 +265,10 @@ class PersonalizationModule(LightningModule):
         The text encoder reads each distinct prompt once.
         """
         settings = self._sampling
+        if isinstance(self.method, DrawsItself):
+            asked = {"steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt or None}
+            chosen = {key: value for key, value in asked.items() if value is not None}
+            return self.method.draw(self.backbone, prompts, seeds, replace(settings, **chosen))
         distinct = list(dict.fromkeys(prompts))
         tokens = self.method.tokenize(distinct).to(self.device)
         negative_prompt = negative_prompt or settings.negative_prompt

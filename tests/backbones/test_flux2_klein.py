@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 import tiny_klein
 from partcraft_lit.backbones.flux2_klein import Flux2Klein, load_flux2_klein, patchify, unpatchify
+from partcraft_lit.backbones.flux2_loading import count_bytes
 from partcraft_lit.backbones.lora import add_lora, lora_layers, remove_lora
 from partcraft_lit.backbones.sampling import initial_noise, sample
 from partcraft_lit.core.errors import UserError
@@ -250,17 +251,22 @@ def test_too_little_memory_is_told_before_weights_are_read(pipeline, tmp_path, m
     pipeline.save_pretrained(tmp_path)
     monkeypatch.setattr(flux2_loading, "_free_memory", lambda device: 1000.0)
     monkeypatch.setattr("diffusers.AutoencoderKLFlux2.from_pretrained", None)
-    with pytest.raises(UserError, match=r"GB free\. backbone.dtype=bfloat16 halves them"):
+    with pytest.raises(UserError, match=r"GB free\. backbone\.dtype=bfloat16 halves them"):
         load_flux2_klein(tmp_path, dtype="float32")
 
 
 def test_full_size():
-    """What klein-4B has by its settings, from which memory is foretold."""
-    from partcraft_lit.backbones.flux2_loading import count_weights
-
+    """What klein-4B takes by its settings, from which memory is foretold; 28 of 36 layers of the encoder are kept."""
     transformer, encoder = tiny_klein.full_size()
-    weights, words = count_weights(transformer.config, encoder.config)
-    assert (round(weights / 1e9, 2), round(words / 1e9, 2)) == (3.88, 4.02)
+    weights = [sum(p.numel() for p in network.parameters()) for network in (transformer, encoder)]
+    assert [round(number / 1e9, 2) for number in weights] == [3.88, 4.02]
+    layer = 2 * 2560 * 4096 + 2 * 2560 * 1024 + 3 * 2560 * 9728 + 2 * 2560 + 2 * 128
+    kept = 28 * layer + 151936 * 2560 + 2560
+    sizes = [
+        count_bytes(transformer.config, encoder.config, torch.bfloat16, bits, (9, 18, 27)) for bits in (None, "int8")
+    ]
+    assert sizes[0] == (2 * weights[0], 2 * kept)
+    assert [round(number / 1e9, 1) for number in sizes[1]] == [3.9, 3.6]
     assert transformer.config.joint_attention_dim == 3 * encoder.config.hidden_size
 
 
@@ -269,3 +275,18 @@ def test_half_precision():
     assert made.dtype == torch.bfloat16
     images = sample(made, made.plain_tokens(PROMPTS), None, seeds=[5, 6], steps=2, scheduler="flow_euler")
     assert images.shape == (2, 3, 32, 32) and (images[0] != images[1]).any()
+
+
+@pytest.mark.parametrize("inject", ["before", "after"])
+def test_an_offloaded_text_encoder_stays_on_the_cpu(klein, inject):
+    made = tiny_klein.backbone(offload_text_encoder=True)
+    tokens = made.text_format([["a photo of a ", HEAD, " bird"]])
+    vectors = torch.ones(1, 1, 16 if inject == "before" else 48)
+    made.inject = klein.inject = inject
+    try:
+        expected = klein.encode_prompts(tokens, vectors).encoder_hidden_states
+    finally:
+        klein.inject = "before"
+    made.to("meta")
+    assert {p.device.type for p in made.text_encoders.parameters()} == {"cpu"} and made.device.type == "meta"
+    assert torch.equal(made.encode_prompts(tokens, vectors).encoder_hidden_states, expected)

@@ -55,3 +55,12 @@ def test_a_whole_run(klein, workshop):
     assert scores["eval/emr@reconstruction"] >= 0
     drawn = workshop("generate", f"run={run}", "prompt=a photo of a <part1:1>", "sample.steps=1", "num_images=1")
     assert drawn.code == 0, drawn.out
+
+
+@pytest.mark.slow
+def test_editing_is_scored_without_training(klein, workshop):
+    run = workshop.train(*klein, "method=edit_references", "method.reference_size=32", "eval.untrained=0")
+    scores = json.loads((run / "scores.json").read_text())
+    assert "eval/emr@2_species" in scores and not any(key.startswith("untrained/") for key in scores)
+    assert json.loads((run / "costs.json").read_text())["trainable_parameters"] == 0
+    assert not list((run / "checkpoints").glob("*.ckpt"))

@@ -7,18 +7,19 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from partcraft_lit.backbones.flux2_attention import Flux2AttentionCapture, Target, joint_attention_layers
-from partcraft_lit.backbones.flux2_loading import KleinComponents, load_klein
+from partcraft_lit.backbones.flux2_loading import KleinComponents, Placement, load_klein
 from partcraft_lit.backbones.latent_model import LatentModel, Precision, check_hash
 from partcraft_lit.backbones.lora import check_scope
-from partcraft_lit.backbones.quantization import Quantization, quantize_linear
+from partcraft_lit.backbones.quantization import quantize_linear
 from partcraft_lit.backbones.qwen import KLEIN_LAYERS, KLEIN_LENGTH, chat_format, encode_qwen, keep_read_layers
+from partcraft_lit.backbones.settings import Quantization
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.types import Conditioning, Flow, TokenizedPrompts
 
@@ -61,6 +62,8 @@ class Flux2Klein(LatentModel):
         text_length: positions of the text.
         timestep_shift: of training, see ``Flow``.
         quantize: of the linear layers of transformer and text encoder, once the weights have been hashed.
+        offload_text_encoder: keeps the text encoder on the CPU, where it reads each prompt once if part vectors enter
+            behind it.
         dtype, vae_dtype: see ``LatentModel``.
 
     Raises:
@@ -88,6 +91,7 @@ class Flux2Klein(LatentModel):
         text_length: int = KLEIN_LENGTH,
         timestep_shift: float = 1.0,
         quantize: Quantization | None = None,
+        offload_text_encoder: bool = False,
         dtype: torch.dtype | Precision = torch.float32,
         vae_dtype: torch.dtype | Precision = torch.float32,
     ) -> None:
@@ -118,6 +122,7 @@ class Flux2Klein(LatentModel):
         self.text_format = chat_format(tokenizer, text_length)
         self._text_layers = tuple(text_layers)
         self._target: Target = attention_target
+        self._text_offloaded = offload_text_encoder
         self._references: tuple[Tensor, ...] = ()
         if quantize is not None:
             quantize_linear([self.transformer, *self.text_encoders], quantize)
@@ -128,16 +133,14 @@ class Flux2Klein(LatentModel):
 
     def encode_text(self, tokens: TokenizedPrompts, part_vectors: Tensor | None) -> Conditioning:
         """Hidden states of ``text_layers`` side by side; the transformer reads all positions, padding too."""
+        encoder = self.text_encoders[0]
+        home, device = next(encoder.parameters()).device, tokens.part_positions.device
+        tokens, vectors = tokens.to(home), None if part_vectors is None else part_vectors.to(home)
         assert tokens.attention_mask is not None
         states = encode_qwen(
-            self.text_encoders[0],
-            tokens.input_ids[0],
-            tokens.attention_mask,
-            tokens.part_positions,
-            part_vectors,
-            self._text_layers,
+            encoder, tokens.input_ids[0], tokens.attention_mask, tokens.part_positions, vectors, self._text_layers
         )
-        return Conditioning(encoder_hidden_states=states)
+        return Conditioning(encoder_hidden_states=states.to(device))
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The transformer's velocity for (B, C, h, w) latents at (B,) timesteps, in float32."""
@@ -202,6 +205,16 @@ class Flux2Klein(LatentModel):
         pattern = re.compile(rf"^{_TEXT_KV}\.weight$")
         return [(name, weight) for name, weight in self.transformer.named_parameters() if pattern.match(name)]
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """``to`` and its like leave an offloaded text encoder where it is."""
+        if not self._text_offloaded:
+            return super()._apply(fn, recurse)
+        encoders = self._modules.pop("text_encoders")
+        try:
+            return super()._apply(fn, recurse)
+        finally:
+            self._modules["text_encoders"] = encoders
+
     def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         posterior = self.vae.encode(pixels).latent_dist  # type: ignore[operator]
         mean, scale = self._statistics(pixels.dtype)
@@ -242,6 +255,7 @@ def load_flux2_klein(
     text_length: int = KLEIN_LENGTH,
     timestep_shift: float = 1.0,
     quantize: Quantization | None = None,
+    offload_text_encoder: bool = False,
     dtype: Precision = "bfloat16",
     vae_dtype: Precision = "float32",
     name: str = "flux2_klein",
@@ -260,7 +274,9 @@ def load_flux2_klein(
         UserError: if the source is missing, incomplete, gated or of another model, a package for ``quantize`` is
             missing, or the weights are more than the device has memory for; before weights are read.
     """
-    components: KleinComponents = load_klein(source, revision, dtype, quantize, torch.device(device))
+    components: KleinComponents = load_klein(
+        source, revision, dtype, Placement(quantize, tuple(text_layers), offload_text_encoder, torch.device(device))
+    )
     backbone = Flux2Klein(
         name=name,
         transformer=components.transformer,
@@ -276,6 +292,7 @@ def load_flux2_klein(
         text_length=text_length,
         timestep_shift=timestep_shift,
         quantize=quantize,
+        offload_text_encoder=offload_text_encoder,
         dtype=dtype,
         vae_dtype=vae_dtype,
     )

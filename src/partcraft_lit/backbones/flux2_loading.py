@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 
 from partcraft_lit.backbones.components import explain_load_errors
 from partcraft_lit.backbones.latent_model import Precision
-from partcraft_lit.backbones.quantization import Quantization, bytes_per_weight, require
+from partcraft_lit.backbones.quantization import bytes_of, require
+from partcraft_lit.backbones.settings import Quantization
 from partcraft_lit.core.errors import UserError
 
 EXAMPLE = "black-forest-labs/FLUX.2-klein-base-4B"
@@ -38,21 +41,31 @@ class KleinComponents:
     scheduler: Any
 
 
-def load_klein(
-    source: str | Path,
-    revision: str | None,
-    dtype: Precision,
-    quantize: Quantization | None,
-    device: torch.device,
-) -> KleinComponents:
+@dataclass(frozen=True)
+class Placement:
+    """What becomes of the networks once they are loaded.
+
+    Attributes:
+        quantize: of their linear layers.
+        text_layers: of the text encoder, whose hidden states are read; those behind them are dropped.
+        offload_text_encoder: whether it stays on the CPU.
+        device: where the others go.
+    """
+
+    quantize: Quantization | None
+    text_layers: tuple[int, ...]
+    offload_text_encoder: bool
+    device: torch.device
+
+
+def load_klein(source: str | Path, revision: str | None, dtype: Precision, placement: Placement) -> KleinComponents:
     """Loads a folder in diffusers' format or a hub id; the smallest component first.
 
     Args:
         source: folder or hub id.
         revision: of a hub id.
         dtype: of transformer and text encoder.
-        quantize: what they will be quantized to.
-        device: where they will be.
+        placement: what becomes of them.
 
     Raises:
         UserError: if the source is missing, incomplete, gated or of another model, a package for ``quantize`` is
@@ -61,8 +74,8 @@ def load_klein(
     import diffusers
     import transformers
 
-    if quantize is not None:
-        require(quantize)
+    if placement.quantize is not None:
+        require(placement.quantize)
     path = Path(source).expanduser()
     if path.is_dir():
         _check_folder(path)
@@ -84,7 +97,7 @@ def load_klein(
                 f"this is another model. Wanted is for instance {EXAMPLE}."
             )
         transformer_config = diffusers.Flux2Transformer2DModel.load_config(location, subfolder="transformer", **chosen)
-        _check_memory(transformer_config, encoder_config, wanted, quantize, device)
+        _check_memory(transformer_config, encoder_config, wanted, placement)
         vae = diffusers.AutoencoderKLFlux2.from_pretrained(location, subfolder="vae", **chosen)
         text_encoder = transformers.Qwen3ForCausalLM.from_pretrained(
             location, subfolder="text_encoder", dtype=wanted, **chosen
@@ -95,36 +108,46 @@ def load_klein(
     return KleinComponents(transformer, vae.float(), text_encoder, tokenizer, scheduler)
 
 
-def count_weights(transformer_config: Any, encoder_config: Any) -> tuple[int, int]:
-    """Weights of transformer and text encoder, from their settings alone."""
-    from diffusers import Flux2Transformer2DModel
-    from transformers import Qwen3Model
-
-    with torch.device("meta"):
-        networks = Flux2Transformer2DModel.from_config(transformer_config), Qwen3Model(encoder_config)
-    transformer, encoder = (sum(weight.numel() for weight in network.parameters()) for network in networks)
-    return transformer, encoder
-
-
-def _check_memory(
+def count_bytes(
     transformer_config: Any,
     encoder_config: Any,
     dtype: torch.dtype,
     quantize: Quantization | None,
-    device: torch.device,
-) -> None:
+    text_layers: Sequence[int],
+) -> tuple[int, int]:
+    """Bytes of the transformer, and of what is kept of the text encoder, from their settings alone."""
+    from diffusers import Flux2Transformer2DModel
+    from transformers import Qwen3Model
+
+    kept = copy.deepcopy(encoder_config)
+    kept.num_hidden_layers = min(max(text_layers) + 1, encoder_config.num_hidden_layers)
+    kept.layer_types = kept.layer_types[: kept.num_hidden_layers]
+    with torch.device("meta"):
+        networks = Flux2Transformer2DModel.from_config(transformer_config), Qwen3Model(kept)
+    transformer, encoder = (bytes_of(network, dtype, quantize) for network in networks)
+    return transformer, encoder
+
+
+def _check_memory(transformer_config: Any, encoder_config: Any, dtype: torch.dtype, placement: Placement) -> None:
     """Weights alone; what training takes beside them is measured by ``partcraft doctor``."""
-    free = _free_memory(device)
-    weights = sum(count_weights(transformer_config, encoder_config))
-    needed = weights * bytes_per_weight(dtype, quantize)
+    quantize, device = placement.quantize, placement.device
+    transformer, encoder = count_bytes(transformer_config, encoder_config, dtype, quantize, placement.text_layers)
+    away = placement.offload_text_encoder and device.type != "cpu"
+    free, needed = _free_memory(device), transformer + (0 if away else encoder)
     if free is None or needed <= _FOR_WEIGHTS * free:
         return
-    smaller = "" if quantize else " backbone.quantize=int8 halves what bfloat16 takes;"
-    half = "" if dtype != torch.float32 or quantize else " backbone.dtype=bfloat16 halves them;"
+    advice = []
+    if dtype == torch.float32:
+        advice.append("backbone.dtype=bfloat16 halves them.")
+    if quantize is None:
+        advice.append("hardware.quantize=int8 takes half of bfloat16.")
+    if not placement.offload_text_encoder and device.type != "cpu":
+        advice.append(
+            f"backbone.offload_text_encoder=true with method.tokens.inject=after saves {encoder / 1e9:.1f} GB."
+        )
     raise UserError(
-        f"The {weights / 1e9:.1f} billion weights of this model take {needed / 1e9:.1f} GB as "
-        f"{quantize or str(dtype).removeprefix('torch.')}, and {device} has {free / 1e9:.1f} GB free.{half}{smaller} "
-        "'partcraft doctor' measures a step where they fit."
+        f"The weights of transformer and text encoder take {needed / 1e9:.1f} GB as {quantize or dtype}, and "
+        f"{device} has {free / 1e9:.1f} GB free. {' '.join(advice)} 'partcraft doctor' measures a step where they fit."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,10 +85,13 @@ def add_lora(
     unet.requires_grad_(False)
     chosen = lora_targets(unet, scope) if targets is None else targets
     config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=chosen)
-    if hasattr(unet, "add_adapter"):
-        unet.add_adapter(config, adapter_name=_ADAPTER)
-    else:  # not every model of diffusers has its PeftAdapterMixin
-        inject_adapter_in_model(config, unet, adapter_name=_ADAPTER)
+    with warnings.catch_warnings():
+        # Of quantized layers, which are never merged here.
+        warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass.*")
+        if hasattr(unet, "add_adapter"):
+            unet.add_adapter(config, adapter_name=_ADAPTER)
+        else:  # not every model of diffusers has its PeftAdapterMixin
+            inject_adapter_in_model(config, unet, adapter_name=_ADAPTER)
     parameters = _lora_parameters(unet)
     for name, parameter in parameters.items():
         parameter.data = parameter.data.float()

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import nn
 
+from partcraft_lit.backbones.settings import Quantization
 from partcraft_lit.core.errors import UserError
 
-#: "int8": weights as integers with a scale per row, computed with in the original dtype.
-Quantization = Literal["int8"]
 
-_BYTES = {"int8": 1.0}
-
-
-def bytes_per_weight(dtype: torch.dtype, quantize: Quantization | None) -> float:
-    """Of networks whose weights are all but all those of linear layers."""
-    return _BYTES[quantize] if quantize is not None else float(dtype.itemsize)
+def bytes_of(network: nn.Module, dtype: torch.dtype, quantize: Quantization | None) -> int:
+    """Bytes of a network's weights; of a quantized one without the scales, a thousandth."""
+    linear = sum(part.weight.numel() for part in network.modules() if isinstance(part, nn.Linear))
+    others = sum(weight.numel() for weight in network.parameters()) - linear
+    return linear * (1 if quantize == "int8" else dtype.itemsize) + others * dtype.itemsize
 
 
 def require(quantize: Quantization) -> None:
@@ -31,7 +28,7 @@ def require(quantize: Quantization) -> None:
     if importlib.util.find_spec("torchao") is None:
         raise UserError(
             f"backbone.quantize={quantize} wants the package torchao: pip install 'partcraft-lit[quantize]', or set "
-            "backbone.quantize=null."
+            "hardware.quantize=null."
         )
 
 

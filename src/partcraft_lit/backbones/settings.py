@@ -9,6 +9,8 @@ from pydantic import Field
 
 from partcraft_lit.core.settings import NonNegative, Positive, Rate
 
+#: "int8": weights as integers with a scale per row, computed with in the original dtype.
+Quantization = Literal["int8"]
 Scheduler = Literal["dpm++", "dpm++_trailing", "unipc", "ddim", "euler", "ddpm", "flow_euler", "flow_heun"]
 
 
@@ -58,12 +60,14 @@ class HardwareSettings:
         offload: networks that rest on the CPU while they are not needed: the VAE, which works before training and for
             samples, and that of the patch features. The text encoders stay: gradients of part tokens run through them.
         compile: whether the UNet's transformer blocks are compiled, which takes minutes at the start.
+        quantize: of frozen linear layers, for backbones that refer to it.
     """
 
     gradient_checkpointing: bool
     max_batch_size: Positive | None
     offload: tuple[Literal["vae", "features"], ...]
     compile: bool
+    quantize: Quantization | None = None
 
     def passes(self, batch_size: int, images_per_example: int = 1) -> int:
         """In how many equal passes a batch is taken: the fewest of at most ``max_batch_size`` images each.

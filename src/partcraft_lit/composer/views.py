@@ -26,7 +26,7 @@ from partcraft_lit.core.visualization import (
     to_pil,
     upscale,
 )
-from partcraft_lit.parts.atlas import part_box
+from partcraft_lit.parts.exemplars import part_box
 
 #: Longer side of overlays and crops in pixels, unless asked for otherwise.
 _SIDE = 768

@@ -19,6 +19,7 @@ from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.store import Store, stable_hash, turns
 from partcraft_lit.core.visualization import save_png
+from partcraft_lit.methods.method import DrawsItself
 from partcraft_lit.module import PersonalizationModule
 
 
@@ -153,8 +154,10 @@ def recipe_of(path: Path) -> str | None:
 
 
 def weights_digest(module: PersonalizationModule) -> str:
-    """16 hex digits of everything that decides images: frozen networks and what was trained."""
+    """16 hex digits of everything that decides images: frozen networks, and what was trained or shown."""
     digest = hashlib.blake2b(module.backbone.hash.encode(), digest_size=8)
+    if isinstance(module.method, DrawsItself):
+        digest.update(module.method.identity.encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

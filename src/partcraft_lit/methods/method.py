@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from partcraft_lit.backbones.settings import LoraSettings
+from partcraft_lit.backbones.settings import LoraSettings, SampleSettings
 from partcraft_lit.core.types import Backbone, ExampleTransform, Inject, LossTerm, TokenizedPrompts
 from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.parts.settings import PartsSettings
@@ -79,6 +79,35 @@ class Method(Protocol):
 
     def loss_terms(self) -> Sequence[LossTerm]:
         """Attention loss terms of this method, beside ``loss.attention``."""
+        ...
+
+
+#: (part, code) -> (3, height, width) uint8 crop of the part, or None for a code that no image shows.
+CropOfCode = Callable[[int, int], Tensor | None]
+
+
+@runtime_checkable
+class DrawsItself(Protocol):
+    """A method that draws from the training images, and not by part vectors."""
+
+    @property
+    def identity(self) -> str:
+        """What decides its images beside backbone, prompt, seed and sampling; for their recipes."""
+        ...
+
+    def bind_images(self, crop_of: CropOfCode, source: str) -> None:
+        """Called once, after discovery.
+
+        Args:
+            crop_of: crops of the parts.
+            source: hash of images and parts.
+        """
+        ...
+
+    def draw(
+        self, backbone: Backbone, prompts: Sequence[str], seeds: Sequence[int], sampling: SampleSettings
+    ) -> Tensor:
+        """(B, 3, H, W) uint8, one image per prompt and seed."""
         ...
 
 

@@ -30,8 +30,8 @@ from partcraft_lit.core.visualization import (
     upscale,
 )
 from partcraft_lit.parts.discovery import Discovery
+from partcraft_lit.parts.exemplars import nearest_images, part_box
 from partcraft_lit.parts.foreground import confidence_in_words
-from partcraft_lit.parts.segmenter import connected_components
 
 _TILE = 104
 _PART_CROPS = 12
@@ -197,12 +197,7 @@ class Atlas:
 
     def _nearest(self, part: int, code: int, most: int) -> list[int]:
         """Images of a code, the nearest to its centroid first."""
-        members = (self._discovery.codes[:, part] == code).nonzero()[:, 0]
-        centroid = self._dictionary.code_centroids[part][code]
-        features = self._discovery.part_features[members, part].float()
-        nearness = torch.cosine_similarity(features, centroid[None], dim=1)
-        found: list[int] = members[nearness.argsort(descending=True, stable=True)][:most].tolist()
-        return found
+        return nearest_images(self._discovery, part, code)[:most]
 
     def _code_text(self, part: int, code: int) -> str:
         members = int((self._discovery.codes[:, part] == code).sum())
@@ -303,37 +298,6 @@ def _rows(blocks: Sequence[Tensor], columns: int) -> Tensor:
 
 def _save(path: str | Path, title: str, image: Tensor) -> Path:
     return save_png(path, image, {"Software": "partcraft-lit", "Title": title})
-
-
-def part_box(label_map: Tensor, part: int, height: int, width: int, margin: float = 0.2) -> tuple[int, int, int, int]:
-    """A square of pixels around the largest component of one part, as far as the image allows.
-
-    Args:
-        label_map: (grid height, grid width), with the part in it.
-        part: which.
-        height, width: of the image in pixels.
-        margin: added on each side, as a share of the part's longer side.
-
-    Returns:
-        top, left, bottom, right; inside the image, at least three cells wide.
-    """
-    components = torch.from_numpy(connected_components(label_map[None].numpy())[0])
-    sizes = torch.bincount(components[label_map == part])  # specks elsewhere would make the crop show everything
-    rows, columns = (components == sizes.argmax()).nonzero().unbind(dim=1)
-    cell_height, cell_width = height / label_map.shape[0], width / label_map.shape[1]
-    top, bottom = float(rows.min()) * cell_height, float(rows.max() + 1) * cell_height
-    left, right = float(columns.min()) * cell_width, float(columns.max() + 1) * cell_width
-    side = max(bottom - top, right - left) * (1 + 2 * margin)
-    side = max(side, 3 * cell_height, 3 * cell_width)
-    top, bottom = _place((top + bottom) / 2, side, height)
-    left, right = _place((left + right) / 2, side, width)
-    return round(top), round(left), round(bottom), round(right)
-
-
-def _place(middle: float, side: float, limit: int) -> tuple[float, float]:
-    side = min(side, limit)
-    start = min(max(middle - side / 2, 0.0), limit - side)
-    return start, start + side
 
 
 def _spread(items: Sequence[int], most: int) -> list[int]:

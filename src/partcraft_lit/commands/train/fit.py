@@ -33,7 +33,7 @@ _DIVERGED = (
 
 
 def fit(run: RunContext) -> None:
-    """Trains; goes back to the last good checkpoint once where the loss is not finite any more.
+    """Trains what is there to train; goes back to the last good checkpoint once where the loss is not finite any more.
 
     Raises:
         UserError: if training is not finite again, or there is nothing to go back to.
@@ -41,6 +41,10 @@ def fit(run: RunContext) -> None:
         TimeLimitReached: where ``trainer.max_time`` did.
     """
     run.probe_batch = probe_batch(run)
+    if not run.module.trainable_groups():
+        run.stages.log("  nothing trains with this method")
+        run.module.to(next(run.backbone.denoiser.parameters()).device).eval()
+        return
     stop = GracefulStop(run.training.max_seconds)
     callbacks = [*bound_callbacks(run), stop]
     with offloaded(run.features, run.settings.hardware, run.store.root):

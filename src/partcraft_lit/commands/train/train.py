@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from partcraft_lit.commands.train.fit import fit
 from partcraft_lit.commands.train.logs import describe
 from partcraft_lit.commands.train.report import report
 from partcraft_lit.commands.train.score import score, score_bounds
+from partcraft_lit.core.store import stable_hash
 from partcraft_lit.core.types import ImageSource
 from partcraft_lit.data.part_mixing import check_mixing
 from partcraft_lit.data.prior import prior_prompt
+from partcraft_lit.methods.method import DrawsItself
 from partcraft_lit.parts.corrected_discovery import CorrectionSources
 from partcraft_lit.parts.dataset_parts import check_dataset_parts
+from partcraft_lit.parts.exemplars import crop_of_code
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.runs.assembly import build_module
 from partcraft_lit.runs.discovery import discover_parts, write_discovery, write_rejected
@@ -106,6 +110,10 @@ def discover(run: RunContext) -> None:
 def build(run: RunContext) -> None:
     """Puts method and backbone together; from here on the backbone has its adapter."""
     run.module = build_module(run.settings, run.discovery.dictionary, run.backbone, run.source.class_noun)
+    if isinstance(run.module.method, DrawsItself):
+        crop_of = functools.partial(crop_of_code, run.source, run.discovery)
+        images = [run.source.content_hash(index) for index in range(len(run.source))]
+        run.module.method.bind_images(crop_of, stable_hash([run.discovery.dictionary.hash, *images]))
 
 
 #: In this order; each takes from the context what those before it have filled in.
