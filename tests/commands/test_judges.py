@@ -59,15 +59,17 @@ def test_a_training_run_ends_with_them(new_workshop):
         (("eval.judge=[crop]",), "eval.judge=crop"),
         (("eval.judge=[crops]", "judges.crops.features=minni"), "judges.crops.features=minni"),
         (("eval.judge=[crops]", "judges.crops.fade=2"), "judges.crops.fade"),
+        (("eval.judge=[vlm]", "judges.vlm.source=qwen3_vl"), "is no folder, no hub id"),
+        (("eval.judge=[vlm]", "judges.vlm.source={empty}"), "could not be read"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_loaded(tiny_run, new_workshop, monkeypatch, given, message):
+def test_a_mistake_is_told_before_anything_is_loaded(tiny_run, new_workshop, tmp_path, monkeypatch, given, message):
     workshop = new_workshop()
     run = workshop.copy(tiny_run)
     monkeypatch.setattr(
         "partcraft_lit.commands.evaluate.evaluate.load_trained", lambda *_: pytest.fail("the model was loaded")
     )
-    ended = workshop("evaluate", *given, f"run={run}")
+    ended = workshop("evaluate", *(text.format(empty=tmp_path) for text in given), f"run={run}")
     assert ended.code == 2 and message in ended.out and "Traceback" not in ended.out, ended.out
 
 

@@ -1,4 +1,4 @@
-"""How a part is cut out, by hand."""
+"""How a part is cut out, marked and sized, by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from parts_in_view import view
 
 from partcraft_lit.judges.judge import PartView
-from partcraft_lit.judges.regions import crop_part, part_box
+from partcraft_lit.judges.regions import crop_part, fit_pixels, mark_part, part_box
 
 RED = (255, 0, 0)
 
@@ -42,3 +42,21 @@ def test_what_is_not_the_part_fades():
     assert bool((crop[:, 0] == 127).all())
     assert crop[:, 8, 8].tolist() == [255, 0, 0]
     assert crop_part(view(RED), 1, margin=0.0, fade=0.5)[0, 0, 0] == pytest.approx((127 + 200) / 2, abs=1)
+
+
+def test_a_box_is_drawn_and_the_image_is_left_alone():
+    seen = view(RED, side=32)
+    before = seen.image.clone()
+    marked = mark_part(seen, 1)
+    changed = (marked != seen.image).any(dim=0)
+    rows, columns = changed.nonzero().T
+    assert (int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max())) == (12, 19, 8, 23)
+    assert not changed[13:19, 9:23].any() and torch.equal(seen.image, before)
+    assert mark_part(seen, 3) is None
+
+
+def test_sizes_are_kept_between_bounds():
+    image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    assert fit_pixels(image, 100, 1000) is image
+    assert fit_pixels(image, 3200, 4000).shape == (3, 40, 80)
+    assert fit_pixels(image, 10, 200).shape == (3, 10, 20)

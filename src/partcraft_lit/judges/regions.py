@@ -1,4 +1,4 @@
-"""A part as a judge sees it: cut out with a margin."""
+"""A part as a judge sees it: cut out with a margin, or marked in the whole image."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from partcraft_lit.judges.judge import PartView
 _GRAY = 127.0
 #: Pieces of a part below this share of its largest piece are taken for noise of the label map.
 _SMALLEST_PIECE = 0.2
+_RED = (230, 20, 20)
 
 
 def part_box(view: PartView, part: int) -> tuple[int, int, int, int] | None:
@@ -70,6 +71,25 @@ def crop_part(view: PartView, part: int, margin: float, fade: float) -> Tensor |
     return padded[:, row : row + side, column : column + side].round().to(torch.uint8)
 
 
+def mark_part(view: PartView, part: int) -> Tensor | None:
+    """The whole image with a red box around a part, (3, height, width) uint8; None where the part is not in sight."""
+    box = part_box(view, part)
+    if box is None:
+        return None
+    top, left, bottom, right = box
+    marked = view.image.clone()
+    line = max(1, round(min(marked.shape[1:]) / 100))
+    red = marked.new_tensor(_RED)[:, None, None]
+    for rows, columns in (
+        (slice(top, top + line), slice(left, right)),
+        (slice(max(top, bottom - line), bottom), slice(left, right)),
+        (slice(top, bottom), slice(left, left + line)),
+        (slice(top, bottom), slice(max(left, right - line), right)),
+    ):
+        marked[:, rows, columns] = red
+    return marked
+
+
 def _faded(view: PartView, part: int, fade: float) -> Tensor:
     """(3, height, width) float32 in 0...255."""
     image = view.image.float()
@@ -83,3 +103,12 @@ def _faded(view: PartView, part: int, fade: float) -> Tensor:
 def square(crop: Tensor, side: int) -> Tensor:
     """A square crop with ``side`` pixels on each side."""
     return resize(crop, side, "bicubic")
+
+
+def fit_pixels(image: Tensor, least: int, most: int) -> Tensor:
+    """The same image, enlarged to at least or reduced to at most so many pixels; the aspect is kept."""
+    height, width = image.shape[1:]
+    scale = math.sqrt(min(max(height * width, least), most) / (height * width))
+    if scale == 1:
+        return image
+    return resize(image, (max(1, round(scale * height)), max(1, round(scale * width))), "bicubic")

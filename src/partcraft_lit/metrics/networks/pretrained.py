@@ -49,7 +49,7 @@ def model_type(location: str, what: str) -> str:
         try:
             return str(AutoConfig.from_pretrained(location).model_type)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(_cannot_load(location, what, error)) from error
+            raise UserError(cannot_load(location, what, error)) from error
     path = Path(location) / "config.json"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
@@ -60,22 +60,23 @@ def model_type(location: str, what: str) -> str:
         ) from error
 
 
-def load_network(kind: Any, location: str, what: str, **kwargs: Any) -> Any:
-    """``kind.from_pretrained`` in float32, refusing files that leave weights at random.
+def load_network(kind: Any, location: str, what: str, dtype: torch.dtype | str = torch.float32, **kwargs: Any) -> Any:
+    """``kind.from_pretrained``, refusing files that leave weights at random.
 
     Args:
         kind: a model class of transformers.
         location: folder or hub id.
         what: for messages.
+        dtype: of the weights; "auto" is as they are stored.
         **kwargs: for ``from_pretrained``.
 
     Raises:
         UserError: if the weights cannot be had or do not fit.
     """
     try:
-        network, info = kind.from_pretrained(location, output_loading_info=True, dtype=torch.float32, **kwargs)
+        network, info = kind.from_pretrained(location, output_loading_info=True, dtype=dtype, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(_cannot_load(location, what, error)) from error
+        raise UserError(cannot_load(location, what, error)) from error
     missing = sorted(name for name in info["missing_keys"] if not name.endswith("mask_token"))
     if missing or info["mismatched_keys"]:
         raise UserError(
@@ -85,7 +86,8 @@ def load_network(kind: Any, location: str, what: str, **kwargs: Any) -> Any:
     return network
 
 
-def _cannot_load(location: str, what: str, error: Exception) -> str:
+def cannot_load(location: str, what: str, error: Exception) -> str:
+    """Why weights could not be had, and what to do, in words."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if Path(location).is_dir():
         return f"{location} could not be read as {what}: {reason} Copy or download the folder again."
