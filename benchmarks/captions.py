@@ -2,13 +2,16 @@
 
 Every caption describes the five parts of a bird whose looks are all of the held-out world: the base model has never
 seen one of them. The oracle says how many described parts have the colour (texture, shape) that was asked for. Beside
-it: the same pictures against captions dealt out anew, which is chance, and birds of which only the noun was said.
+it: the same pictures against captions dealt out anew, which is chance, and birds of which only the noun was said; and
+the Fréchet distance between images for captions of the pretraining world and the drawings that these captions describe,
+with that of two sets of such drawings, which no model can fall below.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +21,16 @@ from partcraft_lit.backbones.stable_diffusion import load_mini
 from partcraft_lit.backbones.text import plain_tokens
 from partcraft_lit.core.randomness import numpy_generator
 from partcraft_lit.core.visualization import grid, label, save_png, upscale
+from partcraft_lit.metrics.fid import FrechetDistance
+from partcraft_lit.metrics.kid import KernelDistance
+from partcraft_lit.world.embedded_features import embedded_features
 from partcraft_lit.world.oracle import LookAccuracy, LookOracle
 from partcraft_lit.world.zoo.captions import describe_look, join
 from partcraft_lit.world.zoo.looks import BIRD, NUM_PARTS, look_table
+from partcraft_lit.world.zoo.scenes import PretrainingScenes
+
+#: First image of the pretraining world that no training draws.
+_HELD_BACK = 3 * 10**9
 
 
 def described_birds(count: int, seed: int = 0) -> tuple[list[str], Tensor]:
@@ -43,13 +53,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, nargs="+", default=[5.0])
+    parser.add_argument("--distance-images", type=int, default=256)
     parser.add_argument("--sheet", default=None, help="PNG to write some of the pictures to")
     arguments = parser.parse_args()
     backbone, oracle = load_mini(arguments.path), LookOracle()
     captions, looks = described_birds(arguments.images)
     seeds = list(range(arguments.images))
     print(f"{arguments.images} captions, {arguments.steps} steps")
-    print(f"{'':24}colour  texture  shape   colour of head  body  wing  tail  legs")
+    print(f"{'':24}colour  texture  shape   shape of head  body  wing  tail  legs")
     for guidance in arguments.guidance:
         started = time.monotonic()
         tokens = plain_tokens(backbone.tokenizers, captions)
@@ -64,16 +75,37 @@ def main() -> None:
     print(
         "only the noun said: entropy of colours by part, in bits of 3.32:", " ".join(f"{bits:.2f}" for bits in entropy)
     )
+    for guidance in arguments.guidance:
+        print_distance(backbone, arguments.distance_images, arguments.steps, guidance)
     if arguments.sheet:
         shown = [label(upscale(image, 128), text, "below", 9) for image, text in zip(images, captions, strict=True)]
         save_png(arguments.sheet, grid(shown[:24], columns=8, pad=4))
+
+
+def print_distance(backbone: Any, count: int, steps: int, guidance: float) -> None:
+    """FID and KID with the embedded features; the captions are of the pretraining world, of images never trained on."""
+    first, second = (range(start, start + count) for start in (_HELD_BACK, _HELD_BACK + count))
+    scenes = PretrainingScenes(seed=1)
+    drawing, captions = scenes.batch(first)
+    settings = {"seeds": list(first), "steps": steps, "guidance_scale": guidance, "batch_size": 32}
+    images = sample(backbone, plain_tokens(backbone.tokenizers, captions), None, **settings)
+    features = embedded_features()
+    for name, shown in (("images", images), ("other drawings", scenes.batch(second)[0].images)):
+        fid, kid = FrechetDistance(features), KernelDistance(features)
+        for metric in (fid, kid):
+            metric.update(drawing.images, real=True)
+            metric.update(shown, real=False)
+        print(
+            f"{name} against {count} drawings, guidance {guidance:g}: FID {fid.compute():.4f}, "
+            f"KID {kid.compute()['value']:.4f}"
+        )
 
 
 def _print(name: str, oracle: LookOracle, images: Tensor, looks: Tensor) -> None:
     metric = LookAccuracy(oracle)
     metric.update(images, looks)
     values = metric.compute()
-    parts = "  ".join(f"{float(values[f'color/{part}']):.2f}" for part in BIRD.part_names)
+    parts = "  ".join(f"{float(values[f'shape/{part}']):.2f}" for part in BIRD.part_names)
     aspects = "   ".join(f"{float(values[aspect]):.3f}" for aspect in ("color", "texture", "shape"))
     print(f"{name:24}{aspects}             {parts}")
 
