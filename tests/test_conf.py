@@ -202,6 +202,7 @@ OF_ONE_OPTION = {
     ("dataset/sims4_faces", "labels"),
     ("dataset/sims4_faces", "per_class"),
     ("features/default", "model"),
+    ("judges/default", "side"),
 }
 
 
