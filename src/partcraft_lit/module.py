@@ -141,7 +141,7 @@ class PersonalizationModule(LightningModule):
 
     def _loss_region(self, batch: TrainingBatch) -> Tensor | None:
         """(B, h, w) how much each latent counts, or None where all do."""
-        region, size = batch.loss_region, batch.latents.shape[-2:]
+        region, size = batch.loss_region, (int(batch.latents.shape[-2]), int(batch.latents.shape[-1]))
         if self._region != "all":
             region = combine_regions(prompted_region(batch.label_map, batch.tokens.part_ids, *size), region)
         if self._small_parts == 0 and self._outlines == 1:
@@ -266,7 +266,11 @@ class PersonalizationModule(LightningModule):
         """
         settings = self._sampling
         if isinstance(self.method, DrawsItself):
-            asked = {"steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt or None}
+            asked: dict[str, Any] = {
+                "steps": steps,
+                "guidance_scale": guidance_scale,
+                "negative_prompt": negative_prompt or None,
+            }
             chosen = {key: value for key, value in asked.items() if value is not None}
             return self.method.draw(self.backbone, prompts, seeds, replace(settings, **chosen))
         distinct = list(dict.fromkeys(prompts))

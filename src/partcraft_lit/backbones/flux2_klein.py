@@ -155,7 +155,7 @@ class Flux2Klein(LatentModel):
             txt_ids=_ids(1, 1, text.shape[1], device=text.device),
             img_ids=torch.cat(
                 [
-                    _ids(*image.shape[-2:], 1, time=number * _REFERENCE_STEP, device=text.device)
+                    _ids(image.shape[-2], image.shape[-1], 1, time=number * _REFERENCE_STEP, device=text.device)
                     for number, image in enumerate(images)
                 ]
             ),

@@ -69,13 +69,13 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         average = state.setdefault("momentum", torch.zeros_like(parameter))
-        average.lerp_(parameter.grad, 1 - group["momentum"])
-        ahead = parameter.grad.lerp(average, group["momentum"]).flatten(1)
+        average.lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(average, group["momentum"]).flatten(1)
         scale = group["rms"] * max(ahead.shape) ** 0.5  # an orthogonal (m, n) has the root mean square max(m, n)^-1/2
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(orthogonalized(ahead.float()).view_as(parameter), alpha=-group["lr"] * scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -42,10 +42,10 @@ def pretrain(
     stages = Stages()
     work, made = folder / "checkpoints", folder / "weights"
     work.mkdir(parents=True, exist_ok=True)
-    model, dit = (partial(train, grounding_weight=grounding_weight) for train in (_model, _dit))
-    train = {"model": model, "dit": dit, "features": _features, "oracle": _oracle}[stage]
+    model, dit = (partial(one, grounding_weight=grounding_weight) for one in (_model, _dit))
+    trainers: dict[str, Callable[..., None]] = {"model": model, "dit": dit, "features": _features, "oracle": _oracle}
     with stages.stage(f"pretrain {stage}"):
-        train(seed, loops, work, made, stages)
+        trainers[stage](seed, loops, work, made, stages)
     if output_dir is not None:
         replace_folder(made, output_dir)
         made = output_dir
