@@ -52,7 +52,15 @@ def test_training_prompts_hold_the_captions(folder: Path) -> None:
     run = SimpleNamespace(
         settings=SimpleNamespace(
             seed=0,
-            data=SimpleNamespace(present_only=False, flip=False, crop="center", scale_variants=0),
+            data=SimpleNamespace(
+                present_only=False,
+                flip=False,
+                crop="center",
+                scale_variants=0,
+                mix=SimpleNamespace(is_used=False),
+                empty_captions=0.0,
+                timestep_shift=1.0,
+            ),
             loss=SimpleNamespace(region="all"),
         ),
         source=ImageFolder(folder),
@@ -68,10 +76,14 @@ def test_training_prompts_hold_the_captions(folder: Path) -> None:
             resolution=8,
             vae_scale_factor=1,
             attention_size=2,
-            noise_scheduler=SimpleNamespace(alphas_cumprod=torch.ones(10)),
+            flow=None,
+            noise_scheduler=SimpleNamespace(
+                alphas_cumprod=torch.ones(10),
+                config=SimpleNamespace(num_train_timesteps=10, prediction_type="epsilon"),
+            ),
         ),
     )
-    examples = training_set(run)
+    examples = training_set(run, total_samples=3)
     prompts = {example.image_id: example.prompt for example in (examples[number] for number in range(3))}
     assert prompts == {0: "a red <head:0> bird", 1: "my <head:1> bird", 2: "my <head:0> bird"}
 

@@ -26,6 +26,8 @@ class Frozen:
 class Painter:
     """Draws a flat picture of its seed, and counts."""
 
+    method = None
+
     def __init__(self, weight: float = 1.0, steps: int = 3, batch_size: int = 2) -> None:
         self.backbone = Frozen()
         self.weight = torch.tensor(weight)

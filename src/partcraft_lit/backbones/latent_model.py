@@ -18,12 +18,12 @@ from partcraft_lit.backbones.prompt_cache import PromptCache
 from partcraft_lit.backbones.text import overwrite_positions, plain_tokens
 from partcraft_lit.backbones.weights import weights_hash
 from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.settings import Inject
 from partcraft_lit.core.store.mapped import MappedWeights
 from partcraft_lit.core.types import (
     AttentionRecorder,
     Conditioning,
     Flow,
-    Inject,
     PartToken,
     TextFormat,
     TokenizedPrompts,

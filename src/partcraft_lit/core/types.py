@@ -16,14 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from partcraft_lit.core.movable import Movable, packed, unpacked
+from partcraft_lit.core.settings import Inject
 
 #: Code of a part that is not in an image; never a row of a table.
 ABSENT = -1
 #: Index of the background among the parts.
 BACKGROUND = 0
-
-#: Where part vectors enter: "before" the text encoder, as token embeddings, or "after" it, as hidden states.
-Inject = Literal["before", "after"]
 
 
 @dataclass(frozen=True)

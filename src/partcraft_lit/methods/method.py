@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from partcraft_lit.backbones.settings import LoraSettings, SampleSettings
-from partcraft_lit.core.types import Backbone, ExampleTransform, Inject, LossTerm, TokenizedPrompts
+from partcraft_lit.core.settings import Inject
+from partcraft_lit.core.types import Backbone, ExampleTransform, LossTerm, TokenizedPrompts
 from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.parts.settings import PartsSettings
 from partcraft_lit.tokens.captions import TEMPLATES, CaptionBuilder

@@ -7,8 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from partcraft_lit.core.settings import Positive, Rate, Share
-from partcraft_lit.core.types import Inject
+from partcraft_lit.core.settings import Inject, Positive, Rate, Share
 
 
 @dataclass(frozen=True)
