@@ -76,6 +76,13 @@ def picked(open_page, address, run):
     return page, [run.image(first).choice(1), run.image(second).choice(2)]
 
 
+def test_a_preview_that_was_left_is_drawn_on_the_next_screen(picked):
+    page, _ = picked
+    page.click("#make")  # while the preview is being drawn
+    page.wait_for_selector(".result .read")
+    page.wait_for_selector("#preview-image:not(.stale)", timeout=20_000)
+
+
 def test_two_clicks_compose_and_the_png_brings_it_back(picked, open_page, address, run, tmp_path):
     page, choices = picked
     assert [slot_codes(page, 1), slot_codes(page, 2)] == [str(choice.code) for choice in choices]

@@ -61,7 +61,7 @@ def test_training_prompts_hold_the_captions(folder: Path) -> None:
                 empty_captions=0.0,
                 timestep_shift=1.0,
             ),
-            loss=SimpleNamespace(region="all"),
+            loss=SimpleNamespace(region="all", reads_label_map=False),
         ),
         source=ImageFolder(folder),
         discovery=SimpleNamespace(codes=codes, label_maps=[torch.zeros(2, 2, dtype=torch.uint8)] * 3),

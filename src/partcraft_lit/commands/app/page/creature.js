@@ -115,9 +115,10 @@ function previewer(place, model, signal) {
       preview = { url: drawn.image, key };
       failed = false;
     } catch (error) {
+      if (error.name === "AbortError") return; // the screen was left; the next one draws it
       preview = { url: null, key };
       failed = true;
-      if (error.name !== "AbortError") toast(error.message, { bad: true });
+      toast(error.message, { bad: true });
     }
     running = false;
     show(false);
