@@ -13,7 +13,7 @@ import torch
 WORDS = (
     "a an the of in on with and photo picture rendering painting drawing cropped close up bright dark good bad clean "
     "dirty cool nice small large weird bird birds dog cat robot red blue green striped head body wing tail leg blurry "
-    "user assistant think sks image first second from house person car tree chair flower thing word"
+    "user assistant think sks image first second from house person car tree chair flower thing word one"
 )
 #: Qwen3's template of one question without thinking, written anew for one message.
 CHAT_TEMPLATE = (
