@@ -277,7 +277,7 @@ def test_drawing_can_be_stopped_and_errors_are_a_sentence(picked, address, logs,
     monkeypatch.setattr(pc.Run, "draw", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
     page.click("#make")
     page.wait_for_selector(".toast.bad")
-    assert "memory" in page.locator(".toast.bad span").inner_text()
+    assert "memory" in page.locator(".toast.bad span").first.inner_text()
     monkeypatch.setattr(pc.Run, "draw", lambda *_, **__: time.sleep(2) or [])
     page.click("#make")
     page.get_by_role("button", name="Stop").click()

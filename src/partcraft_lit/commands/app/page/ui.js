@@ -57,6 +57,7 @@ export function toast(text, { bad = false, action = null, seconds = bad ? 9 : 4 
   const place = document.getElementById("toasts");
   const note = h("div", { class: `toast ${bad ? "bad" : ""}`, role: bad ? "alert" : null }, h("span", {}, text));
   if (action) note.append(h("button", { type: "button", onclick: () => (action.run(), note.remove()) }, action.label));
+  for (const old of [...place.children]) if (old.firstChild.textContent === text) old.remove(); // preview and images may fail alike
   while (place.children.length > 2) place.firstChild.remove();
   place.append(note);
   setTimeout(() => note.remove(), seconds * 1000);
