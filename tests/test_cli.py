@@ -177,6 +177,8 @@ def test_mistakes_end_before_anything_is_made(start, fake_run):
         (("trainer.num_nodes=x",), "trainer.num_nodes='x': wanted a whole number of at least 1"),
         (("sample.steps=2000",), "sample.steps=2000: wanted a whole number from 1 to 1000"),
         (("paths.logs={file}/below",), "is a file, and the folder"),
+        (("paths.logs=\udcff",), "paths.logs=\\udcff: this holds bytes that are not UTF-8 text"),
+        (("paths.logs=a\0b",), "paths.logs=a\\0b: this holds bytes that are not UTF-8 text, or a NUL"),
         (("backbone=null",), "backbone: train needs one, backbone=NAME. Options: flux2_klein, mini"),
         (("callbacks=null",), "callbacks: train needs one, callbacks=NAME. Options: default, live, none"),
         (("parts.features=[mini]",), "parts.features=['mini']: wanted text"),

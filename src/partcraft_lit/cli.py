@@ -116,6 +116,7 @@ def _dispatch(given: list[str], verb: str | None, progress: _Progress) -> int:
     try:
         if verb not in VERBS:
             raise UserError(f"Unknown verb '{verb}'. {did_you_mean(verb, VERBS)}\n\n{_usage()}")
+        _check_characters(given)
         return _run_verb(verb, given, progress, full)
     except KeyboardInterrupt as stop:
         return _stopped(stop, progress)
@@ -125,6 +126,16 @@ def _dispatch(given: list[str], verb: str | None, progress: _Progress) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
         return _report(error, full)
+
+
+def _check_characters(given: Sequence[str]) -> None:
+    """Raises a UserError for what no configuration file, hash or path could hold: bytes that are no UTF-8, and NUL."""
+    for text in given:
+        if "\0" in text or any(0xD800 <= ord(character) < 0xE000 for character in text):
+            shown = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+            raise UserError(
+                f"{shown}: this holds bytes that are not UTF-8 text, or a NUL. Type it again, or rename the file."
+            )
 
 
 def _complete(given: list[str], progress: _Progress) -> int:
