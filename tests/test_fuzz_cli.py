@@ -53,6 +53,9 @@ def test_a_traceback_is_noticed(tool, monkeypatch, capsys):
         ["train", "~parts.features"],
         ["train", "trainer=null"],
         ["doctor", "callbacks.checkpoints._target_={a:1}"],
+        ["store", "hydra.run.dir=${seed}"],
+        ["discover", "paths.data=\x00"],
+        ["train", "-m", "features.dinov2_small.size=\udcff"],
     ],
 )
 def test_what_it_found_stays_mended(tool, command):

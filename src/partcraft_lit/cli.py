@@ -234,7 +234,11 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     except hydra.errors.HydraException as error:
         raise config.explain(error, verb) from error
     except Exception as error:
-        if not isinstance(error, JobFailed) and error not in progress.errors:  # else it is reported below
+        if isinstance(error, JobFailed) or error in progress.errors:
+            pass  # it is reported below
+        elif config.is_unresolvable(error):  # hydra.run.dir=${nothing}, which Hydra reads after our checks
+            raise config.explain(error, verb) from error
+        else:
             raise
     if args.multirun and (sweep := take_sweep()) is not None:
         return finish_sweep(sweep)

@@ -27,7 +27,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import AliasToken, YAMLError, scan
 
 from partcraft_lit.config import machine
@@ -505,6 +505,11 @@ def choose(table: Mapping[str, Any], choice: str, key: str) -> Mapping[str, Any]
         raise UserError(f"{key}={choice}: {nearest_names(choice, table)}Known: {', '.join(sorted(table))}.")
     node: Mapping[str, Any] = table[choice]
     return node
+
+
+def is_unresolvable(error: Exception) -> bool:
+    """Whether an error is OmegaConf's, about an interpolation that names nothing."""
+    return isinstance(error, InterpolationResolutionError)
 
 
 def explain(error: Exception, verb: str, overrides: Sequence[str] = ()) -> UserError:
