@@ -148,3 +148,10 @@ def test_what_stands_behind_or_is_no_clip_is_not_merged(choice, monkeypatch, tmp
     monkeypatch.setattr(stored, "values_of_run", lambda folder, trust: values)
     with pytest.raises(UserError, match=r"cannot be merged: that is for Stable Diffusion"):
         merge._check_run(tmp_path, trust=False)
+
+
+@pytest.mark.parametrize("values", [{}, {"method": None}])
+def test_a_configuration_without_a_method_is_not_of_a_training_run(values, monkeypatch, tmp_path):
+    monkeypatch.setattr(merge.stored, "values_of_run", lambda folder, trust: values)
+    with pytest.raises(UserError, match="names no method"):
+        merge._check_run(tmp_path, trust=False)

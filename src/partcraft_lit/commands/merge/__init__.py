@@ -103,6 +103,8 @@ def _check_run(folder: Path, *, trust: bool) -> None:
     from partcraft_lit.methods.custom_diffusion import CustomDiffusion
 
     values = stored.values_of_run(folder, trust=trust)
+    if not isinstance(values.get("method"), dict):
+        raise UserError(f"{folder.name}: its configuration names no method, so it is not one of a training run.")
     recipe = config.make(values["method"], "method")
     if not isinstance(recipe, CustomDiffusion) or recipe.unet != "cross_kv" or recipe.text_encoder:
         raise UserError(
