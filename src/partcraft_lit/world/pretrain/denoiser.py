@@ -19,6 +19,7 @@ from partcraft_lit.losses.diffusion import diffusion_target
 from partcraft_lit.world.pretrain.loop import Log, LoopSettings, train_loop
 from partcraft_lit.world.pretrain.readout import Features, LookReadout
 from partcraft_lit.world.zoo.captions import AND_A, parts_of_words, tells_shapes
+from partcraft_lit.world.zoo.draw import Drawing
 from partcraft_lit.world.zoo.looks import FAMILIES, NUM_PARTS, Family
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
 
@@ -133,11 +134,9 @@ def train_denoiser(
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = settings.batch_size
         indices = range(step * batch, (step + 1) * batch)
-        drawing, captions = scenes.batch(indices)
         generator = torch_generator(scenes.seed, "denoiser", step)
-        empty = torch.rand(batch, generator=generator) < EMPTY_CAPTIONS
-        captions = ["" if blank else text for text, blank in zip(captions, empty.tolist(), strict=True)]
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        drawing, captions, ids = captioned(scenes, indices, tokenizer, generator)
+        ids = ids.to(device)
         latents = _encode(vae, to_unit(drawing.images).to(device))
         noise = torch.randn(latents.shape, generator=generator).to(device)
         # one draw from each of ``batch`` equal slices: less noise in the gradient at no cost
@@ -175,6 +174,16 @@ def train_denoiser(
     features.remove()
     assert isinstance(averaged, TextAndDenoiser)
     return averaged
+
+
+def captioned(
+    scenes: PretrainingScenes, indices: range, tokenizer: CLIPTokenizer, generator: torch.Generator
+) -> tuple[Drawing, list[str], Tensor]:
+    """Drawings, their captions, ``EMPTY_CAPTIONS`` of them empty, and the (B, 77) ids of these."""
+    drawing, captions = scenes.batch(indices)
+    empty = torch.rand(len(indices), generator=generator) < EMPTY_CAPTIONS
+    captions = ["" if blank else text for text, blank in zip(captions, empty.tolist(), strict=True)]
+    return drawing, captions, tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def words_of_parts(families: Sequence[tuple[Family, ...]], captions: Sequence[str]) -> tuple[Tensor, Tensor]:

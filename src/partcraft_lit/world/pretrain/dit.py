@@ -21,11 +21,11 @@ from partcraft_lit.core.visualization import grid, label, save_png, stack, upsca
 from partcraft_lit.losses.attention import entropy_attention_loss
 from partcraft_lit.losses.flow import flow_sigmas, flow_target, mix_noise
 from partcraft_lit.world.pretrain.denoiser import (
-    EMPTY_CAPTIONS,
     NOISE_POWER,
     READOUT,
     TEXT_WIDTH,
     build_text_encoder,
+    captioned,
     cell_weights,
     told_shapes,
     words_of_parts,
@@ -105,11 +105,9 @@ def train_transformer(
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = settings.batch_size
         indices = range(step * batch, (step + 1) * batch)
-        drawing, captions = scenes.batch(indices)
         generator = torch_generator(scenes.seed, "transformer", step)
-        empty = torch.rand(batch, generator=generator) < EMPTY_CAPTIONS
-        captions = ["" if blank else text for text, blank in zip(captions, empty.tolist(), strict=True)]
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        drawing, captions, ids = captioned(scenes, indices, tokenizer, generator)
+        ids = ids.to(device)
         latents = _encode(vae, to_unit(drawing.images).to(device))
         noise = torch.randn(latents.shape, generator=generator).to(device)
         sigmas = flow_sigmas(flow, (batch,), generator).to(device)
