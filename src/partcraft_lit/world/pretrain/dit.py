@@ -69,7 +69,7 @@ class TextAndTransformer(nn.Module):
         self.readout = LookReadout(int(transformer.config.hidden_size))
 
     def forward(self, noisy_latents: Tensor, sigmas: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, C, 16, 16), (B,) from 0 to 1, (B, 77), (B, 77) bool -> (B, C, 16, 16) velocity."""
+        """(B, C, 16, 16), (B,) from 0 to 1, (B, L), (B, L) bool -> (B, C, 16, 16) velocity."""
         velocity: Tensor = self.transformer(
             hidden_states=noisy_latents,
             timestep=sigmas,
@@ -107,7 +107,9 @@ def train_transformer(
         indices = range(step * batch, (step + 1) * batch)
         generator = torch_generator(scenes.seed, "transformer", step)
         drawing, captions, ids = captioned(scenes, indices, tokenizer, generator)
-        ids = ids.to(device)
+        mask = text_mask(ids, tokenizer.eos_token_id)
+        longest = int(mask.sum(dim=1).max())  # nobody looks at what follows: an eighth of the work
+        ids, mask = ids[:, :longest].to(device), mask[:, :longest].to(device)
         latents = _encode(vae, to_unit(drawing.images).to(device))
         noise = torch.randn(latents.shape, generator=generator).to(device)
         sigmas = flow_sigmas(flow, (batch,), generator).to(device)
@@ -115,7 +117,7 @@ def train_transformer(
         places, parts = (tensor.to(device) for tensor in words_of_parts(families, captions))
         kept.clear()
         with capture.armed(places):
-            predicted = model(mix_noise(latents, noise, sigmas), sigmas, ids, text_mask(ids, tokenizer.eos_token_id))
+            predicted = model(mix_noise(latents, noise, sigmas), sigmas, ids, mask)
         label_maps = drawing.label_maps.to(device)
         cells = label_maps[:, 2::4, 2::4]  # the middle of each cell of 4 x 4 pixels
         grounding = entropy_attention_loss(capture.maps(), parts, cells, 2 * NUM_PARTS).mean()
