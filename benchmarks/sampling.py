@@ -20,7 +20,7 @@ from partcraft_lit.commands.evaluate.evaluate import scorer_of_run
 from partcraft_lit.config import factories
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.types import PartPrediction
-from partcraft_lit.evaluation.scoring import Scorer
+from partcraft_lit.evaluation.scorer import Scorer
 from partcraft_lit.metrics.composition import reconstruction_targets
 from partcraft_lit.metrics.cosim import CosineSimilarity
 from partcraft_lit.module import PersonalizationModule

@@ -9,7 +9,7 @@ import torch
 
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.core.store.cached import cached_file, cached_values
-from partcraft_lit.evaluation.scoring import scores_as_values, scores_of_values
+from partcraft_lit.evaluation.scores import scores_as_values, scores_of_values
 from partcraft_lit.metrics.composition import PartScores
 
 SCORES = {"mirrored": PartScores({"all": 0.5, "head": math.nan}, {"all": 1 / 3}, 7)}

@@ -10,7 +10,9 @@ import torch
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.evaluation.image_scores import differences, score_differences
-from partcraft_lit.evaluation.scoring import HELD_OUT, Scorer, Scores, _subtract_floor, held_out_images
+from partcraft_lit.evaluation.scorer import Scorer, held_out_images
+from partcraft_lit.evaluation.scores import HELD_OUT, Scores
+from partcraft_lit.evaluation.scoring import _subtract_floor
 from partcraft_lit.world.creatures import Creatures
 
 

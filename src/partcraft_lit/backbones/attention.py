@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,10 @@ class AttentionCapture:
         ValueError: without a name, or if a name is no attention layer of the UNet.
     """
 
+    #: For messages: the kind of denoiser, and how its layers are named.
+    _kind: ClassVar[str] = "UNet"
+    _naming: ClassVar[str] = "those of cross_attention_sides"
+
     def __init__(self, unet: nn.Module, layer_names: Sequence[str], size: int | None = None) -> None:
         if not layer_names:
             raise ValueError("AttentionCapture needs at least one layer name; see Backbone.attention_layers.")
@@ -72,8 +76,20 @@ class AttentionCapture:
             layer.set_processor(self._processor(name, layer))
 
     def _layer(self, denoiser: nn.Module, name: str) -> Any:
-        """The attention layer of this name; overridden for layers of other classes."""
-        return _attention_layer(denoiser, name)
+        """The attention layer of this name."""
+        try:
+            layer = denoiser.get_submodule(name)
+        except AttributeError:
+            layer = None
+        if layer is None or not self._is_attention(layer):
+            raise ValueError(f"{name!r} is no attention layer of this {self._kind}; names are {self._naming}.")
+        return layer
+
+    def _is_attention(self, layer: nn.Module) -> bool:
+        """Whether the layer is of the class that is captured; overridden for denoisers of other classes."""
+        from diffusers.models.attention_processor import Attention
+
+        return isinstance(layer, Attention)
 
     def _processor(self, name: str, layer: Any) -> Any:
         """A processor that records, with the outputs of the layer's own."""
@@ -214,18 +230,6 @@ def outside_checkpointing() -> AbstractContextManager[object]:
     Detached, since a node that saves its own result with its graph is a reference cycle, which frees memory late.
     """
     return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
-
-
-def _attention_layer(unet: nn.Module, name: str) -> Any:
-    from diffusers.models.attention_processor import Attention
-
-    try:
-        layer = unet.get_submodule(name)
-    except AttributeError:
-        layer = None
-    if not isinstance(layer, Attention):
-        raise ValueError(f"{name!r} is no attention layer of this UNet; names are those of cross_attention_sides.")
-    return layer
 
 
 def _resize(maps: Tensor, size: int) -> Tensor:

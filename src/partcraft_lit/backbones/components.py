@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,32 @@ class Components:
     tokenizers: tuple[Any, ...]
     scheduler: Any
     force_zeros_for_empty_prompt: bool
+
+
+def check_complete(folder: Path, folders: Mapping[str, Sequence[str]], what: str, example: str) -> None:
+    """Checks that all components of a model are there, before weights are read.
+
+    Args:
+        folder: of the model, in diffusers' format.
+        folders: component -> names of a file, one of which it must hold.
+        what: the model, for the message.
+        example: hub id of a complete one.
+
+    Raises:
+        UserError: if a component is missing.
+    """
+    lacking = [
+        f"{part}/{' or '.join(files)}"
+        for part, files in folders.items()
+        if not any((folder / part / file).is_file() for file in files)
+    ]
+    if lacking:
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
+        raise UserError(
+            f"{folder} is no complete {what} in diffusers' format: {', '.join(lacking)} missing; it holds "
+            f"{found or 'nothing'}. Copy the whole repository, for example with `hf download {example} --local-dir "
+            f"FOLDER`."
+        )
 
 
 def check_tokenizers(location: str, components: Components) -> Components:

@@ -52,6 +52,9 @@ class Flux2AttentionCapture(AttentionCapture):
         ValueError: without a name, or if a name is no attention layer of the transformer.
     """
 
+    _kind = "transformer"
+    _naming = "those of joint_attention_layers"
+
     def __init__(
         self,
         transformer: nn.Module,
@@ -72,16 +75,8 @@ class Flux2AttentionCapture(AttentionCapture):
         self._handles = []
         super().remove()
 
-    def _layer(self, denoiser: nn.Module, name: str) -> Any:
-        try:
-            layer = denoiser.get_submodule(name)
-        except AttributeError:
-            layer = None
-        if layer is None or not _is_joint(layer):
-            raise ValueError(
-                f"{name!r} is no attention layer of this transformer; names are those of joint_attention_layers."
-            )
-        return layer
+    def _is_attention(self, layer: nn.Module) -> bool:
+        return _is_joint(layer)
 
     def _processor(self, name: str, layer: Any) -> Any:
         """The layer's own; hooks watch it. A double block has norms and projections of its own for the text."""

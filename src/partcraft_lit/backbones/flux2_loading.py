@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from partcraft_lit.backbones.components import explain_load_errors
+from partcraft_lit.backbones.components import check_complete, explain_load_errors
 from partcraft_lit.backbones.latent_model import Precision
 from partcraft_lit.backbones.quantization import bytes_of, require
 from partcraft_lit.backbones.settings import Quantization
@@ -163,18 +163,7 @@ def _free_memory(device: torch.device) -> float | None:
 
 
 def _check_folder(folder: Path) -> None:
-    """That all components are there, before weights are read."""
-    lacking = [
-        f"{part}/{' or '.join(files)}"
-        for part, files in _FOLDERS.items()
-        if not any((folder / part / file).is_file() for file in files)
-    ]
+    """Checks that all components are there, before weights are read."""
     if (folder / "unet").is_dir():
         raise UserError(f"{folder} holds a model with a UNet: it is no FLUX.2. Use backbone=sd15 or backbone=sdxl.")
-    if lacking:
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
-        raise UserError(
-            f"{folder} is no complete FLUX.2 klein in diffusers' format: {', '.join(lacking)} missing; it holds "
-            f"{found or 'nothing'}. Copy the whole repository, for example with `hf download {EXAMPLE} --local-dir "
-            f"FOLDER`."
-        )
+    check_complete(folder, _FOLDERS, "FLUX.2 klein", EXAMPLE)

@@ -15,6 +15,7 @@ from partcraft_lit.backbones.components import (
     SDXL,
     Components,
     Layout,
+    check_complete,
     check_tokenizers,
     explain_load_errors,
     how_to_get,
@@ -238,18 +239,7 @@ def _check_folder(folder: Path, layout: Layout) -> None:
             f"{folder} holds a model with {found} ({other.title}); this backbone takes {layout.title}. Use "
             f"backbone={other.backbone}."
         )
-    lacking = [
-        f"{part}/{' or '.join(files)}"
-        for part, files in layout.folders.items()
-        if not any((folder / part / file).is_file() for file in files)
-    ]
-    if lacking:
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
-        raise UserError(
-            f"{folder} is no complete model in diffusers' format: {', '.join(lacking)} missing; it holds "
-            f"{found or 'nothing'}. Copy the whole repository, for example with `hf download {layout.example} "
-            f"--local-dir FOLDER`."
-        )
+    check_complete(folder, layout.folders, "model", layout.example)
 
 
 def _short(error: UserError) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from partcraft_lit.backbones.components import TOKENIZER_FILES, explain_load_errors
+from partcraft_lit.backbones.components import TOKENIZER_FILES, check_complete, explain_load_errors
 from partcraft_lit.backbones.latent_model import Precision
 from partcraft_lit.backbones.prx_model import checked_step
 from partcraft_lit.core.errors import UserError
@@ -63,7 +63,7 @@ def load_prx_components(
     classes = _classes()
     path = Path(source).expanduser()
     if path.is_dir():
-        _check_folder(path)
+        check_complete(path, _FOLDERS, "PRX model", _EXAMPLE)
         _check_memory(path, dtype, torch.device(device))
     elif path.is_file() or isinstance(source, Path) or str(source).count("/") != 1:
         raise UserError(
@@ -116,21 +116,6 @@ def _classes() -> dict[str, Any]:
         )
     found = {name: getattr(diffusers, name) for name in names}
     return {**found, "T5GemmaEncoder": T5GemmaEncoder, "AutoTokenizer": transformers.AutoTokenizer}
-
-
-def _check_folder(folder: Path) -> None:
-    lacking = [
-        f"{part}/{' or '.join(files)}"
-        for part, files in _FOLDERS.items()
-        if not any((folder / part / file).is_file() for file in files)
-    ]
-    if lacking:
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
-        raise UserError(
-            f"{folder} is no complete PRX model in diffusers' format: {', '.join(lacking)} missing; it holds "
-            f"{found or 'nothing'}. Copy the whole repository, for example with `hf download {_EXAMPLE} --local-dir "
-            f"FOLDER`."
-        )
 
 
 def _check_memory(folder: Path, dtype: Precision, device: torch.device) -> None:

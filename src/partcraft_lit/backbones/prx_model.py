@@ -125,6 +125,9 @@ class PrxModel(LatentModel):
 class PrxAttentionCapture(AttentionCapture):
     """Capture of ``PRXAttention`` layers; outputs are those of diffusers' processor, armed or not."""
 
+    _kind = "transformer"
+    _naming = "blocks.N.attention"
+
     def __init__(
         self,
         transformer: nn.Module,
@@ -135,16 +138,10 @@ class PrxAttentionCapture(AttentionCapture):
         self.target: Target = target
         super().__init__(transformer, layer_names, size)
 
-    def _layer(self, denoiser: nn.Module, name: str) -> Any:
+    def _is_attention(self, layer: nn.Module) -> bool:
         from diffusers.models.transformers.transformer_prx import PRXAttention
 
-        try:
-            layer = denoiser.get_submodule(name)
-        except AttributeError:
-            layer = None
-        if not isinstance(layer, PRXAttention):
-            raise ValueError(f"{name!r} is no attention layer of this transformer; names are blocks.N.attention.")
-        return layer
+        return isinstance(layer, PRXAttention)
 
     def _processor(self, name: str, layer: Any) -> Any:
         return _CapturingProcessor(self, name)

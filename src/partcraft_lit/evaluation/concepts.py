@@ -15,7 +15,7 @@ from partcraft_lit.core.images import read_image
 from partcraft_lit.core.randomness import image_seed
 from partcraft_lit.core.types import ImageSource
 from partcraft_lit.data.concept_prompts import COMBINED, ConceptSet
-from partcraft_lit.evaluation.image_scores import Row
+from partcraft_lit.evaluation.image_scores import Row, rows_of_images
 from partcraft_lit.evaluation.sampling import Draw, draw_missing
 from partcraft_lit.metrics.clip import ClipEncoder, ClipScore
 from partcraft_lit.metrics.features import ImageFeatures, unit_float64
@@ -144,16 +144,7 @@ class ConceptScorer:
         request = self.requests[protocol]
         prompts, seeds = self._asked(protocol)
         images = [read_image(path) for path in paths]
-        rows: list[Row] = [
-            {
-                "protocol": protocol,
-                "index": index,
-                "seed": seeds[index],
-                "prompt": prompts[index],
-                "image": str(path.relative_to(folder)),
-            }
-            for index, path in enumerate(paths)
-        ]
+        rows = rows_of_images(protocol, prompts, seeds, paths, folder)
         for network in self._features:
             vectors = _described(network, images)
             likeness = (vectors @ _described(network, request.references).T).mean(dim=1)  # (I,)

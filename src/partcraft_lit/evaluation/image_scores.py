@@ -32,6 +32,26 @@ RELATIVE_TOLERANCE = 1e-3
 Row = dict[str, Any]
 
 
+def rows_of_images(
+    protocol: str, prompts: Sequence[str], seeds: Sequence[int], paths: Sequence[Path], folder: Path
+) -> list[Row]:
+    """A line per image with what it is, without scores; paths are relative to ``folder``.
+
+    Raises:
+        ValueError: if there is not one prompt, seed and path per image.
+    """
+    return [
+        {
+            "protocol": protocol,
+            "index": index,
+            "seed": seed,
+            "prompt": prompt,
+            "image": str(path.relative_to(folder)),
+        }
+        for index, (prompt, seed, path) in enumerate(zip(prompts, seeds, paths, strict=True))
+    ]
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes all lines in one step; scores with six digits, NaN as an empty cell."""
     columns = [*METADATA, *dict.fromkeys(key for row in rows for key in row if key not in METADATA)]

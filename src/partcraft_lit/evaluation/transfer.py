@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from partcraft_lit.core.images import read_image
 from partcraft_lit.core.randomness import image_seed, torch_generator
 from partcraft_lit.core.types import ABSENT, BACKGROUND, ImageSource
-from partcraft_lit.evaluation.image_scores import Row
+from partcraft_lit.evaluation.image_scores import Row, rows_of_images
 from partcraft_lit.evaluation.sampling import Draw, draw_missing
 from partcraft_lit.metrics.features import ImageFeatures
 from partcraft_lit.module import PersonalizationModule
@@ -177,10 +177,7 @@ class TransferScorer:
         asked = self.asked(protocol, module)
         place = folder / protocol.replace(" ", "_")
         paths = self._draw(module, asked, place, protocol, progress, draw)
-        rows: list[Row] = [
-            {"protocol": protocol, "index": index, "seed": one.seed, "prompt": one.prompt, "image": str(path)}
-            for index, (one, path) in enumerate(zip(asked, (path.relative_to(folder) for path in paths), strict=True))
-        ]
+        rows = rows_of_images(protocol, [one.prompt for one in asked], [one.seed for one in asked], paths, folder)
         images = [read_image(path) for path in paths]
         if protocol in TRANSFERS:
             found = [self._transferred(protocol, number, image) for number, image in enumerate(images)]

@@ -31,7 +31,14 @@ from partcraft_lit.parts.discovery import (
 )
 from partcraft_lit.parts.kmeans import cosine_kmeans, nearest, spread
 from partcraft_lit.parts.on_disk import FeatureCache
-from partcraft_lit.parts.segmentation import CellDirections, Progress, SegmentedImages, correct_images, segment_images
+from partcraft_lit.parts.segmentation import (
+    CellDirections,
+    Progress,
+    SegmentedImages,
+    correct_images,
+    segment_images,
+    silent,
+)
 from partcraft_lit.parts.settings import PartsSettings
 
 logger = logging.getLogger(__name__)
@@ -77,12 +84,8 @@ def apply_corrections(
     """
     _check(base, features, settings)
     return _Correcting(
-        corrections, base, source, features, settings, seed, applied, batch_size, store, progress or _silent
+        corrections, base, source, features, settings, seed, applied, batch_size, store, progress or silent
     ).apply()
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """The default progress callback."""
 
 
 def _check(base: PartDictionary, features: PatchFeatures, settings: PartsSettings) -> None:

@@ -26,7 +26,7 @@ from partcraft_lit.parts.foreground import POOR_CONFIDENCE, ForegroundChoice, Pa
 from partcraft_lit.parts.kmeans import all_finite, assign, cosine_kmeans, nearest, spread
 from partcraft_lit.parts.on_disk import FeatureCache
 from partcraft_lit.parts.sample import Sample, sample_patches
-from partcraft_lit.parts.segmentation import Progress, SegmentedImages, segment_images
+from partcraft_lit.parts.segmentation import Progress, SegmentedImages, segment_images, silent
 from partcraft_lit.parts.segmenter import Segmenter
 from partcraft_lit.parts.settings import PartsSettings
 
@@ -138,7 +138,7 @@ def discover(
     tier 2 sees foreground patches only, so no constant vector takes a cluster; tier 3 sees only images that show the
     part.
     """
-    return _Run(source, features, settings, seed, batch_size, cache_bytes, store, progress or _silent).discover()
+    return _Run(source, features, settings, seed, batch_size, cache_bytes, store, progress or silent).discover()
 
 
 def read_parts(
@@ -162,14 +162,10 @@ def read_parts(
         batch_size=batch_size,
         dtype=storage_dtype(len(source), int(dictionary.settings.get("max_patches", len(source)))),
         store=store,
-        progress=progress or _silent,
+        progress=progress or silent,
         cache=None,
     )
     return segmented.label_maps, segmented.read_codes(dictionary), segmented.part_features
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """The default progress callback."""
 
 
 class _Run:
@@ -248,14 +244,8 @@ class _Run:
     # --- the store ----------------------------------------------------------------------------------------------
 
     def _key(self) -> str:
-        unrelated = (
-            "names",
-            "on_too_few",
-            "features",
-            "source",
-            "save_masks",
-            "corrections",
-        )  # names may change without a new fit
+        # Settings that change no fit; names, for instance, may change without a new one.
+        unrelated = ("names", "on_too_few", "features", "source", "save_masks", "corrections")
         settings = {name: value for name, value in asdict(self.settings).items() if name not in unrelated}
         images = [self.source.content_hash(index) for index in range(len(self.source))]
         labels = [self.source.label(index) for index in range(len(images))] if self.settings.codes == "class" else []

@@ -22,10 +22,16 @@ from partcraft_lit.parts.segmenter import Segmenter
 
 #: (stage, done, of how many)
 Progress = Callable[[str, int, int], None]
+
+
 #: Vectors of one part that are looked at together.
 VECTORS = 65_536
 #: Images whose parts are described together.
 IMAGES = 4096
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A progress callback that reports nothing."""
 
 
 class SegmentedImages:

@@ -21,24 +21,9 @@ from partcraft_lit.evaluation.image_scores import (
 )
 from partcraft_lit.evaluation.judging import PREFIX
 from partcraft_lit.evaluation.sampling import require_drawn
-from partcraft_lit.evaluation.scoring import (
-    Scorer,
-    Scores,
-    annotation_scores,
-    concept_scorer,
-    held_out_images,
-    image_scorer,
-    judge_scorer,
-    labels_of,
-    log_scores,
-    measure_ceiling,
-    score_images,
-    score_trained,
-    score_untrained,
-    transfer_scorer,
-    write_scores,
-)
-from partcraft_lit.evaluation.truth import truth_of
+from partcraft_lit.evaluation.scorer import Scorer, make_scorer
+from partcraft_lit.evaluation.scores import Scores, annotation_scores, log_scores, write_scores
+from partcraft_lit.evaluation.scoring import measure_ceiling, score_images, score_trained, score_untrained
 from partcraft_lit.judges.judge import PartJudge
 from partcraft_lit.metrics.features import ImageFeatures
 from partcraft_lit.parts.corrections import name_codes
@@ -69,10 +54,7 @@ def evaluate(
         One number per key, as in ``scores.json``.
     """
     stages = Stages()
-    networks, judges = (
-        load_image_features(),
-        load_judges(),
-    )  # before anything is drawn: one that is missing is told at once
+    networks, judges = load_image_features(), load_judges()  # a missing one is reported before anything is drawn
     backbone = load_backbone()
     module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
     for part, codes in module.untrained_codes.items():
@@ -164,19 +146,17 @@ def scorer_of_run(
     with stages.stage("read parts") as counter:
         store = Store(settings.paths.store)
         label_maps, codes, _ = read_parts(source, features, dictionary, store=store, progress=counter.part)
-    metadata = discovery_metadata(run_folder)
-    return Scorer(
+    return make_scorer(
         settings.eval,
-        predictor,
-        codes,
-        labels_of(source),
         folder,
-        truth_of(source, metadata),
-        image_scorer(settings.eval, source, networks, metadata),
-        concept_scorer(settings.eval, source, networks, dictionary.names),
-        transfers=transfer_scorer(settings.eval, source, networks, metadata, predictor, codes),
-        held_out=held_out_images(settings.eval, source, predictor, networks, metadata),
-        judges=judge_scorer(settings.eval, judges or {}, source, label_maps, codes, dictionary, metadata, store),
+        source=source,
+        predictor=predictor,
+        codes=codes,
+        label_maps=label_maps,
+        metadata=discovery_metadata(run_folder),
+        store=store,
+        networks=networks,
+        judges=judges,
     )
 
 

@@ -20,7 +20,7 @@ from partcraft_lit.runs.corrections import corrections_of
 from partcraft_lit.runs.settings import TrainSettings
 
 _log = logging.getLogger(__name__)
-#: How the names of scores begin; see ``evaluation.scoring.Scores.flat``.
+#: How the names of scores begin; see ``evaluation.scores.Scores.flat``.
 _SCORES = ("eval", "truth", "pictures", "judge", "untrained", "ceiling", "codes", "tokens")
 
 

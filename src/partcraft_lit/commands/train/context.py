@@ -21,7 +21,8 @@ from partcraft_lit.core.types import Backbone, ImageSource, PatchFeatures, Train
 from partcraft_lit.data.latents import LatentSource, LatentTable
 from partcraft_lit.data.scaled import ScaledViewTransform
 from partcraft_lit.evaluation.sampling import weights_digest
-from partcraft_lit.evaluation.scoring import Scorer, Scores
+from partcraft_lit.evaluation.scorer import Scorer
+from partcraft_lit.evaluation.scores import Scores
 from partcraft_lit.judges.judge import PartJudge
 from partcraft_lit.metrics.composition import Targets, composition_targets, reconstruction_targets
 from partcraft_lit.metrics.features import ImageFeatures

@@ -21,7 +21,8 @@ from partcraft_lit.core.images import read_image, to_uint8
 from partcraft_lit.core.types import ABSENT, ImageSource, TrainingBatch
 from partcraft_lit.core.visualization import fit_square, grid, label, save_png
 from partcraft_lit.evaluation.judging import ALL_IMAGES, REAL_IMAGES
-from partcraft_lit.evaluation.scoring import CEILING, Scores, labels_of
+from partcraft_lit.evaluation.scorer import labels_of
+from partcraft_lit.evaluation.scores import CEILING, Scores
 from partcraft_lit.evaluation.truth import true_hybrids
 from partcraft_lit.metrics.composition import PartScores, Targets, composition_targets
 from partcraft_lit.module import PersonalizationModule

@@ -11,52 +11,26 @@ from partcraft_lit.commands.train.logs import log_results
 from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.progress import Stages
-from partcraft_lit.evaluation.scoring import (
-    Scorer,
-    Scores,
-    annotation_scores,
-    concept_scorer,
-    held_out_images,
-    image_scorer,
-    judge_scorer,
-    labels_of,
-    log_scores,
-    measure_ceiling,
-    score_trained,
-    score_untrained,
-    transfer_scorer,
-    write_scores,
-)
+from partcraft_lit.evaluation.scorer import make_scorer
+from partcraft_lit.evaluation.scores import Scores, annotation_scores, log_scores, write_scores
+from partcraft_lit.evaluation.scoring import measure_ceiling, score_trained, score_untrained
 from partcraft_lit.evaluation.token_space import SILHOUETTE, write_token_space
-from partcraft_lit.evaluation.truth import truth_of
 
 
 def score_bounds(run: RunContext) -> None:
     """Between which scores the trained model's will lie: ceilings of real images, and the untrained model."""
     settings = run.settings.eval
-    run.scorer = Scorer(
+    run.scorer = make_scorer(
         settings,
-        run.predictor,
-        run.discovery.codes,
-        labels_of(run.source),
         run.folder / "evaluation",
-        truth_of(run.source, run.metadata),
-        image_scorer(settings, run.source, run.image_features, run.metadata),
-        concept_scorer(settings, run.source, run.image_features, run.part_names),
-        transfers=transfer_scorer(
-            settings, run.source, run.image_features, run.metadata, run.predictor, run.discovery.codes
-        ),
-        held_out=held_out_images(settings, run.source, run.predictor, run.image_features, run.metadata),
-        judges=judge_scorer(
-            settings,
-            run.judges,
-            run.source,
-            run.discovery.label_maps,
-            run.discovery.codes,
-            run.discovery.dictionary,
-            run.metadata,
-            run.store,
-        ),
+        source=run.source,
+        predictor=run.predictor,
+        codes=run.discovery.codes,
+        label_maps=run.discovery.label_maps,
+        metadata=run.metadata,
+        store=run.store,
+        networks=run.image_features,
+        judges=run.judges,
     )
     run.scores = Scores(truth=annotation_scores(run.metadata), codes=run.metadata["lowered_codes"])
     if not settings.enabled:
