@@ -2,7 +2,7 @@
 
 Every caption describes the five parts of a bird whose looks are all of the held-out world: the base model has never
 seen one of them. The oracle says how many described parts have the colour (texture, shape) that was asked for. Beside
-it: the same pictures against captions dealt out anew, which is chance, and birds of which only the noun was said; and
+it: the same images against captions dealt out anew, which is chance, and birds of which only the noun was said; and
 the Fréchet distance between images for captions of the pretraining world and the drawings that these captions describe,
 with that of two sets of such drawings, which no model can fall below.
 """

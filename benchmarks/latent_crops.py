@@ -1,13 +1,13 @@
 """What it costs to cut crops and mirror images out of latents, instead of encoding each crop.
 
     python benchmarks/latent_crops.py                                                 # packaged model, drawn animals
-    python benchmarks/latent_crops.py backbone=sd15 dataset=folder dataset.dir=photos # any model, any pictures
+    python benchmarks/latent_crops.py backbone=sd15 dataset=folder dataset.dir=photos # any model, any images
 
-Pictures are made half as long again as they are high and encoded whole; squares are cut from the latents. Beside them
-the same squares of the picture, encoded by themselves, as ``data.crops=4`` and ``data.crops=encode`` do. "error" is the
+Images are made half as long again as they are high and encoded whole; squares are cut from the latents. Beside them
+the same squares of the image, encoded by themselves, as ``data.crops=4`` and ``data.crops=encode`` do. "error" is the
 root mean square of the difference of the posterior means as a share of their standard deviation: of all latents, of the
 outermost ring, of the middle (half the side); "noise" is the posterior's own standard deviation, by which training
-shakes latents anyway. PSNR in dB, against the picture, after decoding.
+shakes latents anyway. PSNR in dB, against the image, after decoding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from partcraft_lit.core.images import resize_short_side, to_unit
 
 
 def psnr(decoded: Tensor, pictures: Tensor) -> float:
-    """Mean over pictures in -1...1."""
+    """Mean over images in -1...1."""
     error = (decoded.clamp(-1, 1) - pictures).square().flatten(1).mean(dim=1)
     return float((10 * (4 / error).log10()).mean())
 
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _long(image: Tensor, resolution: int, factor: int) -> Tensor:
-    """(1, 3, resolution, 3/2 resolution) in -1...1: the middle of the picture."""
+    """(1, 3, resolution, 3/2 resolution) in -1...1: the middle of the image."""
     width = resolution * 3 // 2 // factor * factor
     larger = resize_short_side(image, width, multiple=factor)
     top, left = (larger.shape[-2] - resolution) // 2, (larger.shape[-1] - width) // 2

@@ -52,7 +52,7 @@ CASES = (
 
 
 def training_set(case: Case, images: int, store: Store, vocabulary: PartVocabulary) -> TrainingSet:
-    """Latents of pictures half as long again as they are high."""
+    """Latents of images half as long again as they are high."""
     keys = [stable_hash(case.name, number) for number in range(images)]
     table = LatentTable(store, keys, memory_limit=0 if "store" in case.name else 2 << 30)
     shape = (case.channels, case.side, case.side * 3 // 2)

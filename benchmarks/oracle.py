@@ -1,6 +1,6 @@
 """How often the oracle is right: ``python benchmarks/oracle.py [--images 600] [--vae FOLDER]``.
 
-Pictures are drawn for this alone: birds of 20 species of the held-out world and hybrids of them, as they are, after a
+Images are drawn for this alone: birds of 20 species of the held-out world and hybrids of them, as they are, after a
 round trip through the embedded model's autoencoder, blurred, and with noise. A part counts if it is visible. Then birds
 that lack parts: how often a missing part is read as missing, and one that is there as there.
 """
@@ -67,7 +67,7 @@ def to_bytes(values: Tensor) -> Tensor:
 
 
 def psnr(images: Tensor, changed: Tensor) -> float:
-    """Mean over pictures, in dB."""
+    """Mean over images, in dB."""
     error = (images.float() - changed.float()).square().flatten(1).mean(dim=1).clamp_min(1e-9)
     return float((10 * (255**2 / error).log10()).mean()) if bool((error > 1e-9).any()) else math.inf
 

@@ -1,6 +1,6 @@
 """How fast the zoo is drawn: ``python benchmarks/rendering.py [--seconds 2] [--threads 2]``.
 
-Goal: 500 pictures of 64 x 64 per second on two cores.
+Goal: 500 images of 64 x 64 per second on two cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from partcraft_lit.world.zoo.shapes import PLANS
 
 
 def rate(work: Callable[[int], int], seconds: float) -> tuple[float, float]:
-    """Pictures per second of wall time, and per second of the process's own time; ``work`` returns how many it drew."""
+    """Images per second of wall time, and per second of the process's own time; ``work`` returns how many it drew."""
     work(0)
     wall, own, done = time.perf_counter(), time.process_time(), 0
     for turn in itertools.count(1):

@@ -1,8 +1,8 @@
-"""Pictures per second and scores by scheduler and steps: ``python benchmarks/sampling.py --run FOLDER [--images 48]``.
+"""Images per second and scores by scheduler and steps: ``python benchmarks/sampling.py --run FOLDER [--images 48]``.
 
 Draws reconstructions of a trained run with each scheduler and number of steps, reads them back, and says how often the
 parts are those that were asked for (EMR). All draw the same prompts from the same seeds, so differences are paired; the
-last column is the mean difference to the first row with its standard error over pictures.
+last column is the mean difference to the first row with its standard error over images.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CASES = (
 
 
 def load(run: Path) -> tuple[PersonalizationModule, Scorer]:
-    """A trained run, and what reads its pictures."""
+    """A trained run, and what reads its images."""
     values = stored.values_of_run(run)
     settings = factories.settings_of(TrainSettings, values)
     source = factories.make_source(values)

@@ -212,7 +212,7 @@ def first_result(work: Callable[..., Any]) -> Callable[..., Any]:
 def released_way(
     name: str, case: Path, clock: Clock, device: str, cached: bool = False
 ) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
-    """Sets the released step up; writes what it computed from the pictures into ``case``, for the other way.
+    """Sets the released step up; writes what it computed from the images into ``case``, for the other way.
 
     Args:
         cached: autoencoder and patch features run at the first step only.

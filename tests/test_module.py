@@ -317,7 +317,7 @@ def test_gradients_reach_the_tokens_of_the_prompts_and_no_others(fresh_backbone,
     assert any(float(p.grad.abs().sum()) > 0 for p in lora if p.grad is not None)
 
 
-# Pictures.
+# Images.
 
 
 def test_a_picture_depends_on_prompt_and_seed_alone(module):

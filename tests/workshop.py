@@ -160,5 +160,5 @@ def small() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def plain() -> tuple[str, ...]:
-    """Overrides for a run without pictures and scores."""
+    """Overrides for a run without images and scores."""
     return PLAIN

@@ -102,7 +102,7 @@ def test_attention_maps_are_drawn_and_measured(tmp_path: Path) -> None:
         assert picture.size[0] == 3 * 32 + 2 * 6 + 12  # the image, head, wing; no column for the background
         assert "<head:1> <wing:1>" in picture.info["prompts"]
     inside = logger.numbers[0]
-    # Before training attention is flat, and each part covers a quarter of the picture.
+    # Before training attention is flat, and each part covers a quarter of the image.
     assert inside == pytest.approx(
         {"parts/attention_inside": 0.25, "parts/attention_inside_head": 0.25, "parts/attention_inside_wing": 0.25}
     )

@@ -1,4 +1,4 @@
-"""From scores of pictures to cells."""
+"""From scores of images to cells."""
 
 from __future__ import annotations
 

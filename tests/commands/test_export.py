@@ -362,7 +362,7 @@ def test_parts_work_in_inpainting(plain_pipeline):
 
 @pytest.mark.slow
 def test_the_packaged_miniature_in_diffusers_alone(new_workshop, plain, tmp_path, monkeypatch):
-    """Weights that were trained in earnest: text and pictures depend on every number of the files."""
+    """Weights that were trained in earnest: text and images depend on every number of the files."""
     workshop = new_workshop()
     others = tuple(argument for argument in workshop.arguments if not argument.startswith("backbone"))
     workshop.arguments = (*others, "backbone=mini", "lora.alpha=8", "mapper.norm_match=true")

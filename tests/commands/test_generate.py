@@ -1,4 +1,4 @@
-"""Pictures and scores from a run that has ended."""
+"""Images and scores from a run that has ended."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_picture_can_be_made_again_alone(tiny_run, workshop, tmp_path):
 
 
 def test_the_trained_weights_draw(tiny_run, workshop, settings, tmp_path):
-    """Other codes give other pictures, and the run's own samples can be drawn again."""
+    """Other codes give other images, and the run's own samples can be drawn again."""
     with Image.open(tiny_run / "evaluation" / "reconstruction" / "00000.png") as image:
         recipe = dict(image.info)
     again = (f"prompt={recipe['prompt']}", "num_images=1", f"seed={recipe['seed']}", "sample.steps=1")
@@ -248,7 +248,7 @@ def test_a_run_that_is_older_than_a_setting_has_the_default(tiny_run, new_worksh
 
 
 def test_prompts_from_a_file(tiny_run, workshop, tmp_path):
-    """A row of pictures per line, the same as if each were asked for alone; weights, two of a part, a part to avoid."""
+    """A row of images per line, the same as if each were asked for alone; weights, two of a part, a part to avoid."""
     prompts = ["a <part1:0> bird", "a <part1:0>*1.5 <part1:1>*0.5 bird"]
     (tmp_path / "prompts.txt").write_text(f"# birds\n{prompts[0]}\n\n  {prompts[1]}\n", encoding="utf-8")
     some = ("sample.steps=2", "sample.negative_prompt=a <part2:1>*2, blurry", f"run={tiny_run.name}")

@@ -1,4 +1,4 @@
-"""Methods through the command line, from pictures to a run that draws."""
+"""Methods through the command line, from images to a run that draws."""
 
 from __future__ import annotations
 

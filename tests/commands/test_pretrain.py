@@ -28,7 +28,7 @@ class Stopped(KeyboardInterrupt):
 
 @pytest.fixture
 def few_pictures(monkeypatch):
-    """Quality is measured on hundreds of pictures; four do here. ``stop_at(step)`` interrupts there, once."""
+    """Quality is measured on hundreds of images; four do here. ``stop_at(step)`` interrupts there, once."""
     real = PretrainingScenes.batch
     stops: list[int] = []
 

@@ -16,7 +16,7 @@ from partcraft_lit.evaluation.image_scores import differences, read_rows
 from partcraft_lit.evaluation.sampling import recipe_of
 
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp")
-#: Pictures are drawn for scores only.
+#: Images are drawn for scores only.
 SHORT = ("~callbacks.samples", "~callbacks.attention_maps", "eval.hybrids=1", "eval.untrained=0", "eval.pictures=[]")
 
 

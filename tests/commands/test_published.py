@@ -36,7 +36,7 @@ def test_discovery_is_compared_with_boxes_and_keypoints(new_workshop, small, cub
 
 
 def test_training_and_evaluation_on_cub(new_workshop, small, plain, cub):
-    """The preset as it is, K and all, on a few pictures."""
+    """The preset as it is, K and all, on a few images."""
     workshop = new_workshop()
     steps = [text for text in small if text.startswith(("data.", "trainer", "logger", "mapper", "eval.", "sample."))]
     workshop.arguments = ("dataset=cub", f"dataset.dir={cub}", "backbone=mini", "parts.nredo=1", *steps)

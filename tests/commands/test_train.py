@@ -175,7 +175,7 @@ def test_a_job_of_several_processes_in_a_sweep(new_workshop, plain):
 
 
 def test_losses_do_not_depend_on_whether_latents_are_stored(new_workshop, plain):
-    # Not all pictures are square: crops of both runs are encoded by themselves, before training and in the step.
+    # Not all images are square: crops of both runs are encoded by themselves, before training and in the step.
     exact = (*plain, "data.crop=center", "data.latents=float32", "trainer.max_steps=3")
     workshop = new_workshop()
     stored, unstored = (

@@ -175,7 +175,7 @@ def test_a_large_png_needs_bounded_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_is_undone(orientation: int) -> None:
     upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8))
-    turn = Image.Transpose  # how a camera stores the upright picture for each value: the inverse of what a viewer does
+    turn = Image.Transpose  # how a camera stores the upright image for each value: the inverse of what a viewer does
     stored_by = {
         2: turn.FLIP_LEFT_RIGHT,
         3: turn.ROTATE_180,
@@ -245,7 +245,7 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(form: str, mode: str) -> None:
 @pytest.mark.parametrize(
     "values, expected",
     [
-        (np.linspace(0, 1, 256), np.arange(256)),  # a floating-point picture in 0...1
+        (np.linspace(0, 1, 256), np.arange(256)),  # a floating-point image in 0...1
         (np.arange(256.0), np.arange(256)),  # in 0...255
         (np.linspace(-5, 5, 256), np.arange(256)),  # no convention fits: the range of its values
         (np.full(256, -3.0), np.zeros(256)),  # no range at all

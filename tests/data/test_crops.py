@@ -1,4 +1,4 @@
-"""Crops that are encoded by themselves, beforehand or in the step, against the pictures' own encoding."""
+"""Crops that are encoded by themselves, beforehand or in the step, against the images' own encoding."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from partcraft_lit.data.latents import LatentSource, cache_latents, prepare
 from partcraft_lit.data.training_set import TrainingSet
 
 SEED = 5
-#: Pixels of the pictures; latents have a quarter of the sides.
+#: Pixels of the images; latents have a quarter of the sides.
 SIZES = [(16, 40), (48, 16), (16, 16)]
 
 
 class Pictures:
-    """Pictures whose second channel says the column and whose third says the row."""
+    """Images whose second channel says the column and whose third says the row."""
 
     class_noun, class_names = "", ()
 
@@ -53,7 +53,7 @@ class Pictures:
 
 
 class SeesItsSurroundings:
-    """Stands for a VAE: cells of 4 x 4 pixels, less the mean of the whole picture that it is given."""
+    """Stands for a VAE: cells of 4 x 4 pixels, less the mean of the whole image that it is given."""
 
     name, hash, vae_scale_factor, latent_channels = "surroundings", "hash", 4, 3
 
@@ -82,7 +82,7 @@ def stored(backbone: Any, store: Store, each: int = 3, **changes: Any) -> Latent
 
 
 def window(index: int, flip: bool, top: int, left: int) -> Tensor:
-    """(1, 3, 16, 16): what a square of the picture at this corner, in latents, shows."""
+    """(1, 3, 16, 16): what a square of the image at this corner, in latents, shows."""
     whole = prepare(Pictures().image(index), 16, 4)
     whole = whole.flip(-1) if flip else whole
     return to_unit(whole[:, 4 * top : 4 * top + 16, 4 * left : 4 * left + 16])[None]

@@ -63,7 +63,7 @@ def test_the_square_of_a_longer_picture():
 
 @pytest.mark.parametrize("seed", range(12))
 def test_labels_follow_the_pixels(seed):
-    """A picture whose colour is its label, rendered: each latent that counts shows that label and no canvas."""
+    """An image whose colour is its label, rendered: each latent that counts shows that label and no canvas."""
     labels = torch.zeros(64, 64, dtype=torch.uint8)
     labels[:, 32:], labels[40:] = 1, 2
     image = (labels * 20)[None].expand(3, 64, 64).contiguous()

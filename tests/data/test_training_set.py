@@ -43,7 +43,7 @@ def table(store: Store, std: float = 0.0) -> LatentTable:
         mean = coordinates(*size)
         flipped = mean.flip(-1) + torch.tensor([0.0, 0.0, 1.0])[:, None, None]  # channel 2 says: the mirror image
         deviation = torch.full_like(mean, std)
-        original = torch.tensor(size) * 10 + number  # not the latents' own size: pictures are resized
+        original = torch.tensor(size) * 10 + number  # not the latents' own size: images are resized
         store.put(
             KIND,
             key,
@@ -270,7 +270,7 @@ def epoch_like(image: int) -> int:
 
 
 def test_the_crop_says_the_picture_s_own_size_and_where_it_was_cut(make: Make) -> None:
-    """The latents tell by themselves which row and column they begin with; in a mirrored picture, from its left."""
+    """The latents tell by themselves which row and column they begin with; in a mirrored image, from its left."""
     examples = [make()[number] for number in range(40)]
     for example in examples:
         height, width = SIZES[example.image_id]

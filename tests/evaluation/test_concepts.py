@@ -78,7 +78,7 @@ def test_colours_of_another_bird_are_wrong():
 
 
 class _Photograph:
-    """One picture with prompts, as ``multi_concept`` gives."""
+    """One image with prompts, as ``multi_concept`` gives."""
 
     class_names = ("cat_dog",)
 

@@ -1,4 +1,4 @@
-"""Pictures that are drawn once."""
+"""Images that are drawn once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Frozen:
 
 
 class Painter:
-    """Draws a flat picture of its seed, and counts."""
+    """Draws a flat image of its seed, and counts."""
 
     method = None
 

@@ -1,4 +1,4 @@
-"""What a run is scored by, before any picture is drawn."""
+"""What a run is scored by, before any image is drawn."""
 
 from __future__ import annotations
 

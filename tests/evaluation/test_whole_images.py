@@ -1,4 +1,4 @@
-"""Scores of whole pictures against what is known of them."""
+"""Scores of whole images against what is known of them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_few_pictures_give_few_numbers(birds, tmp_path):
 
 def test_a_network_that_reads_texts_hears_the_noun_in_the_place_of_tokens(birds, tmp_path):
     class Reader(ClipEncoder):
-        """Red pictures and the right text have one direction, others have another."""
+        """Red images and the right text have one direction, others have another."""
 
         id, dim = "reader", 2
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class TinyFeatures:
-    """Means and deviations of the colours of a picture: six numbers."""
+    """Means and deviations of the colours of an image: six numbers."""
 
     id = "tiny"
     dim = 6
@@ -32,7 +32,7 @@ def tiny_features() -> TinyFeatures:
 
 @pytest.fixture
 def pictures() -> Callable[..., Tensor]:
-    """``pictures(count, seed)``: uint8 (count, 3, 6, 5), each of its own brightness and contrast."""
+    """``images(count, seed)``: uint8 (count, 3, 6, 5), each of its own brightness and contrast."""
 
     def make(count: int, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""One vector per picture."""
+"""One vector per image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies are found, new pictures are not."""
+"""Copies are found, new images are not."""
 
 from __future__ import annotations
 

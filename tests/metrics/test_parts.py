@@ -1,4 +1,4 @@
-"""EMR and CoSim: by hand, with a predictor whose answers are written into the pictures."""
+"""EMR and CoSim: by hand, with a predictor whose answers are written into the images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures whose parts are known: a head over a body on plain ground, drawn as blocks."""
+"""Images whose parts are known: a head over a body on plain ground, drawn as blocks."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from partcraft_lit.parts.quality import score_parts
 
 
 class Squares:
-    """Grey pictures with a red square on the left and, in even ones, a blue one on the right."""
+    """Grey images with a red square on the left and, in even ones, a blue one on the right."""
 
     class_noun = ""
     class_names = ("cat", "dog")

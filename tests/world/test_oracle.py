@@ -1,4 +1,4 @@
-"""The oracle: what it reads on true pictures, and its metrics by hand."""
+"""The oracle: what it reads on true images, and its metrics by hand."""
 
 from __future__ import annotations
 

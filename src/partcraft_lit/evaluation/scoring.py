@@ -78,7 +78,7 @@ def score_images(scorer: Scorer, module: PersonalizationModule, scores: Scores, 
             scores.truth[f"perfect {protocol}"] = perfect.means
             scores.truth[protocol]["excess_error"] = _subtract_floor(of_protocol.rows, perfect.rows)
         if own.pictures is not None:
-            with stages.stage("score whole pictures"):
+            with stages.stage("score whole images"):
                 _score_pictures(own, own.pictures, protocol, targets, of_protocol.rows, module.backbone, scores)
     if scorer.judges is not None:
         _score_judges(scorer, scorer.judges, read, scores, stages)

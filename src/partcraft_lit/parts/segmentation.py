@@ -23,7 +23,6 @@ from partcraft_lit.parts.segmenter import Segmenter
 #: (stage, done, of how many)
 Progress = Callable[[str, int, int], None]
 
-
 #: Vectors of one part that are looked at together.
 VECTORS = 65_536
 #: Images whose parts are described together.

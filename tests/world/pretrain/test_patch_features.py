@@ -35,7 +35,7 @@ def test_affine_maps_are_inverse():
 
 
 def test_places_of_view_and_image_show_the_same():
-    # a smooth picture: its value at a place is a function of the place alone
+    # a smooth image: its value at a place is a function of the place alone
     y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
     images = torch.stack([x, y, x * y])[None].expand(4, -1, -1, -1) / 2 + 0.5
     affine = random_affine(4, torch_generator(1, "test"))

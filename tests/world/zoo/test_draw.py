@@ -1,4 +1,4 @@
-"""Drawing: laws of the pictures, and masks against an independent implementation."""
+"""Drawing: laws of the images, and masks against an independent implementation."""
 
 from __future__ import annotations
 

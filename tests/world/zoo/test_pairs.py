@@ -1,4 +1,4 @@
-"""Two creatures in one picture."""
+"""Two creatures in one image."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ function slotOf(model, part, screen, isOpen, toggle) {
     first && iconButton(locked ? "lock" : "unlock", locked ? `Unlock the ${part.name}` : `Keep this ${part.name} when shuffling`, () => update({ locks: { ...state.locks, [part.index]: !locked } }, "locks"), { class: "tiny", "aria-pressed": String(locked) }),
     first && iconButton("close", `Remove the ${part.name}`, () => setSlot(part.index, []), { class: "tiny" }));
   const more = isOpen && h("div", { class: "more" },
-    list.map((piece) => list.length + 1 && screen === "compose" && weightOf(part, piece)),
+    screen === "compose" && list.map((piece) => weightOf(part, piece)),
     h("p", {}, list.length ? "Change it. Hold Shift to mix several." : `All kinds of ${part.name}`),
     h("div", { class: "strip", role: "group", "aria-label": `All kinds of ${part.name}` },
       part.variants.map((variant) => {
