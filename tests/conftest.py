@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from composing import composed_once  # noqa: F401 - a fixture
 from partcraft_lit.core.stopping import SIGNALS
 from partcraft_lit.core.types import PartToken, TokenizedPrompts
 from workshop import new_workshop, pictures, plain, small, tiny_run, workshop  # noqa: F401 - fixtures

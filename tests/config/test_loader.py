@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.utils import JobRuntime
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from composing import ComposedOnce
 from partcraft_lit.config import compose as config
 from partcraft_lit.config.loader import SharedLoader
 
@@ -28,10 +33,14 @@ GIVEN = (
 )
 
 
+def hydras_own():
+    return ConfigLoaderImpl(config.loader("train").get_search_path())
+
+
 @pytest.fixture
 def both():
     """Loads one way and the other, one after another with the same loader."""
-    plain, shared = config.loader("train"), SharedLoader(config.loader("train"))
+    plain, shared = hydras_own(), SharedLoader(hydras_own())
 
     def load(overrides):
         return [
@@ -50,7 +59,7 @@ def test_they_are_what_hydra_composes(overrides, both):
 
 
 def test_groups_are_composed_once_and_nothing_is_shared(monkeypatch):
-    shared = SharedLoader(config.loader("train"))
+    shared = SharedLoader(hydras_own())
     composed = []
     impl = SharedLoader._compose_config_from_defaults_list
     monkeypatch.setattr(
@@ -67,7 +76,7 @@ def test_groups_are_composed_once_and_nothing_is_shared(monkeypatch):
 @pytest.mark.parametrize("overrides", [["loss.lamda=1"], ["seed=1,2"], ["+seed=1"]])
 def test_mistakes_are_hydras(overrides):
     messages = []
-    for loader in (config.loader("train"), SharedLoader(config.loader("train"))):
+    for loader in (hydras_own(), SharedLoader(hydras_own())):
         with pytest.raises(ConfigCompositionException) as raised:
             loader.load_configuration("train", list(overrides), RunMode.RUN)
         messages.append(str(raised.value))
@@ -81,3 +90,15 @@ def test_groups_of_folders_elsewhere_are_found(tmp_path, both):
     (tmp_path / "mine" / "a.yaml").write_text("b: 1\n", encoding="utf-8")
     one, other = both([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine", "+mine=a", "loss.lambda_attn=1"])
     assert one == other and "b: 1" in one and "seed: 5" in one
+
+
+def test_the_copies_that_tests_take_are_what_hydra_composes(tmp_path, monkeypatch):
+    plain, copies = hydras_own(), ComposedOnce(hydras_own())
+    for mode, job in itertools.product(RunMode, ("train", "cli")):
+        JobRuntime.instance().set("name", job)
+        for given in (["seed=3"], ["hydra.run.dir='a b'", "seed=4"], ["logger=csv"], ["hydra.run.dir=c", "logger=csv"]):
+            monkeypatch.chdir(tmp_path if "seed=4" in given else tmp_path.parent)
+            one, other = (
+                OmegaConf.to_yaml(loader.load_configuration("train", given, mode)) for loader in (plain, copies)
+            )
+            assert one == other

@@ -1,0 +1,63 @@
+"""Configurations of tests, composed once per choice of groups.
+
+A command composes its configuration three times, at 0.2 seconds each, and the tests give more than a thousand of them.
+So they take copies, as the jobs of a sweep do; ``tests/config/test_loader.py`` compares these with what Hydra composes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobRuntime
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from partcraft_lit.config import compose as config
+from partcraft_lit.config.loader import SharedLoader
+
+#: What a command adds to its overrides: another folder for each.
+_FOLDER = "hydra.run.dir"
+
+
+class ComposedOnce(SharedLoader):
+    """Whatever the folder of a run and the folder that a command is given in."""
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        super().__init__(loader)
+        self._each: dict[tuple[RunMode, str], dict[tuple[str | None, tuple[str, ...]], DictConfig]] = {}
+
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], run_mode: RunMode, *args: Any, **kwargs: Any
+    ) -> DictConfig:
+        self._composed = self._each.setdefault((run_mode, JobRuntime().get("name")), {})
+        folders = [text for text in overrides if text.startswith(f"{_FOLDER}=")]
+        others = [text for text in overrides if text not in folders]
+        cfg = super().load_configuration(config_name, others, run_mode, *args, **kwargs)
+        self._apply_overrides_to_config(OverridesParser.create().parse_overrides(folders), cfg)
+        cfg.hydra.overrides.hydra.extend(folders)
+        cfg.hydra.runtime.cwd = str(Path.cwd())
+        return cfg
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Gives Hydra such a loader wherever it reads our own folder alone: what a test writes elsewhere may change."""
+    own = {"pkg://hydra.conf", str(config.conf_dir()), f"file://{config.conf_dir()}", "structured://"}
+    known: dict[tuple[str | None, ...], ConfigLoader] = {}
+
+    def loader(config_search_path: ConfigSearchPath) -> ConfigLoader:
+        places = tuple(element.path for element in config_search_path.get_path())
+        if not own.issuperset(places):
+            return ConfigLoaderImpl(config_search_path)
+        return known.setdefault(places, ComposedOnce(ConfigLoaderImpl(config_search_path)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hydra._internal.hydra.ConfigLoaderImpl", loader)
+        yield
