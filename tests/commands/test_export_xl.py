@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from partcraft_lit.commands import export, train
+from partcraft_lit.config import compose as config
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import read_image
 
 PROMPT = "a photo of a <part1:1> <part2:0>"
@@ -85,3 +89,10 @@ def test_the_lines_to_paste_draw_the_same_picture(exported, run, workshop, publi
     mended = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)[2]
     pipe.text_encoder_2.text_model.eos_token_id = 2
     assert (pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)[2] - mended).abs().max() > 0.01
+
+
+def test_vectors_behind_its_text_encoders_are_refused_before_anything_is_loaded():
+    overrides = ["backbone=sdxl", "dataset=folder", "dataset.dir=/x", "method.tokens.inject=after"]
+    values = config.plain(config.compose("train", overrides))
+    with pytest.raises(UserError, match=r"several text encoders.*`partcraft generate`"):
+        export._needs_code(SimpleNamespace(to=["diffusers"]), train.check(values), values)

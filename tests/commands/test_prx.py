@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -87,6 +88,22 @@ def test_it_draws_and_is_scored(whole, new_place):
     assert "flow_euler, 2 steps and guidance 5, as in the run: name sample.scheduler" in drawn.out
     scored = workshop("evaluate", f"run={whole}")
     assert scored.code == 0, scored.out
+
+
+def test_layers_are_ranked_by_both_targets(whole, new_place):
+    workshop = new_place()
+    ended = workshop("evaluate", f"run={whole}", "layers=true", "layer_images=3")
+    assert ended.code == 0, ended.out
+    with (whole / "evaluation" / "attention_layers.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    targets = {row["target"] for row in rows}
+    assert targets == {"probabilities", "outputs"} and len(rows) == 2 * len({row["layer"] for row in rows})
+    scores = [float(row["auc"]) for row in rows]
+    assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
+    read = [row for row in rows if row["read"] == "True"]
+    assert read and {row["target"] for row in read} == {"probabilities"}
+    both = workshop("evaluate", f"run={whole}", "layers=true", "verify=true")
+    assert both.code == 2 and "give one of them" in both.out
 
 
 def test_tools_that_load_embeddings_are_refused(whole, new_place, inject):

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, cast
+from types import MappingProxyType
+from typing import Any, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -72,6 +73,17 @@ class Flux2Klein(LatentModel):
 
     denoiser_name = "transformer"
     flow = Flow(density="logit_normal")  # with the shift of the settings once these are known
+    pipeline = "Flux2KleinPipeline"
+    #: ComfyUI's name of the text encoder, and key of the vector in an embedding's file.
+    comfyui_key = "qwen3_4b"
+    #: Usual file names in ComfyUI's folders of models.
+    comfyui_files = MappingProxyType(
+        {
+            "diffusion_models": "flux-2-klein-base-4b.safetensors",
+            "text_encoders": "qwen_3_4b.safetensors",
+            "vae": "flux2-vae.safetensors",
+        }
+    )
     transformer: nn.Module
 
     def __init__(
@@ -120,8 +132,8 @@ class Flux2Klein(LatentModel):
             num_train_timesteps=int(scheduler.config.num_train_timesteps),
         )
         self.text_format = chat_format(tokenizer, text_length)
-        self._text_layers = tuple(text_layers)
-        self._target: Target = attention_target
+        self.text_layers = tuple(text_layers)
+        self.attention_target = attention_target
         self._text_offloaded = offload_text_encoder
         self._references: tuple[Tensor, ...] = ()
         if quantize is not None:
@@ -129,7 +141,7 @@ class Flux2Klein(LatentModel):
 
     @property
     def context_widths(self) -> tuple[int, ...]:
-        return (len(self._text_layers) * self.token_widths[0],)
+        return (len(self.text_layers) * self.token_widths[0],)
 
     def encode_text(self, tokens: TokenizedPrompts, part_vectors: Tensor | None) -> Conditioning:
         """Hidden states of ``text_layers`` side by side; the transformer reads all positions, padding too."""
@@ -138,7 +150,7 @@ class Flux2Klein(LatentModel):
         tokens, vectors = tokens.to(home), None if part_vectors is None else part_vectors.to(home)
         assert tokens.attention_mask is not None
         states = encode_qwen(
-            encoder, tokens.input_ids[0], tokens.attention_mask, tokens.part_positions, vectors, self._text_layers
+            encoder, tokens.input_ids[0], tokens.attention_mask, tokens.part_positions, vectors, self.text_layers
         )
         return Conditioning(encoder_hidden_states=states.to(device))
 
@@ -191,9 +203,16 @@ class Flux2Klein(LatentModel):
         sigmas = np.linspace(1.0, 1 / steps, steps)
         scheduler.set_timesteps(sigmas=sigmas, mu=compute_empirical_mu(tokens, steps), device=device)
 
-    def capture_attention(self) -> Flux2AttentionCapture:
-        """Attention of text tokens in ``attention_layers``."""
-        return Flux2AttentionCapture(self.transformer, self.attention_layers, self.attention_size, self._target)
+    def readable_attention(self) -> dict[str, tuple[str, ...]]:
+        """Both targets, of double and single blocks."""
+        return dict.fromkeys(get_args(Target), joint_attention_layers(self.transformer))
+
+    def capture_attention(
+        self, layers: Sequence[str] | None = None, target: str | None = None
+    ) -> Flux2AttentionCapture:
+        """Attention of text tokens in ``attention_layers``, or in others."""
+        chosen = cast(Target, target or self.attention_target)
+        return Flux2AttentionCapture(self.transformer, layers or self.attention_layers, self.attention_size, chosen)
 
     def lora_targets(self, scope: str) -> list[str]:
         """Keys and values of the text in double blocks, or all projections of attention."""

@@ -88,9 +88,10 @@ def packaged_weights(name: str) -> Path:
     """
     folder = Path(str(resources.files("partcraft_lit"))) / "weights" / name
     if not any((folder / part).is_dir() for part in ("unet", "transformer")):
+        stage = " stage=dit" if name == "mini_dit" else ""
         raise UserError(
             f"The packaged weights of backbone {name!r} are missing: {folder}. Install the package again, make them "
-            f"with `partcraft pretrain`, or give a folder in diffusers' format with backbone.path=FOLDER."
+            f"with `partcraft pretrain{stage}`, or give a folder in diffusers' format with backbone.path=FOLDER."
         )
     return folder
 

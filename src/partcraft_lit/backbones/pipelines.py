@@ -46,17 +46,18 @@ def diffusers_pipeline(backbone: Backbone, scheduler: str) -> Any:
     return pipeline
 
 
-def pipeline_name(backbone: Backbone) -> str:
-    """diffusers' class for ``plain_pipeline``.
+def pipeline_name(backbone: Backbone | type) -> str:
+    """diffusers' class for ``plain_pipeline``, of a backbone or its class.
 
     Raises:
-        UserError: for a backbone without one.
+        UserError: for one without it.
     """
     name = str(getattr(backbone, "pipeline", ""))
     if not name:
         raise UserError(
-            f"Part vectors of {backbone.name} cannot be given to a pipeline of diffusers by prompt_embeds alone. "
-            "`partcraft generate` and the Python API draw with this run."
+            "Part vectors of this run cannot be given to a pipeline of diffusers by prompt_embeds alone: its backbone "
+            "has several text encoders, or reads more than one text embedding. `partcraft generate` and the Python API "
+            "draw with it."
         )
     return name
 

@@ -232,7 +232,7 @@ def check_backbone_kind(values: Mapping[str, Any]) -> None:
     from partcraft_lit.backbones.sampling import check_scheduler
     from partcraft_lit.losses.objective import refuse_snr_weights
 
-    flows = getattr(_backbone_class(values["backbone"]), "flow", None) is not None
+    flows = getattr(backbone_class(values["backbone"]), "flow", None) is not None
     check_scheduler(values["sample"]["scheduler"], flows)
     if values["prior"]["weight"]:
         check_scheduler(values["prior"]["scheduler"], flows)
@@ -240,7 +240,7 @@ def check_backbone_kind(values: Mapping[str, Any]) -> None:
         refuse_snr_weights(values["loss"]["snr_gamma"])
 
 
-def _backbone_class(node: Mapping[str, Any]) -> Any:
+def backbone_class(node: Mapping[str, Any]) -> Any:
     """What the loader is annotated to return; None where it is not."""
     annotation = inspect.signature(config.target_of(node, "backbone"), eval_str=True).return_annotation
     return annotation if inspect.isclass(annotation) else None
@@ -251,7 +251,7 @@ def reads_clip(node: Mapping[str, Any]) -> bool:
     from partcraft_lit.backbones.latent_diffusion import LatentDiffusion
     from partcraft_lit.backbones.latent_model import LatentModel
 
-    kind = _backbone_class(node)
+    kind = backbone_class(node)
     return kind is None or issubclass(kind, LatentDiffusion) or not issubclass(kind, LatentModel)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from partcraft_lit.backbones.pipelines import pipeline_name
 from partcraft_lit.commands.export.hub import check_push, push
 from partcraft_lit.commands.export.publish import MANIFEST, check_output, publish
 from partcraft_lit.commands.export.settings import ExportSettings
@@ -120,7 +121,11 @@ def _needs_code(settings: ExportSettings, trained: TrainSettings, values: Mappin
     after = trained.method.tokens.inject == "after"
     if not after and factories.reads_clip(values["backbone"]):
         return False
-    others = [tool for tool in settings.to if tool != "diffusers"]
+    kind = factories.backbone_class(values["backbone"])
+    if kind is not None:
+        pipeline_name(kind)  # refuses before anything is loaded
+    able = ["diffusers", *(["comfyui"] if hasattr(kind, "comfyui_key") else [])]
+    others = [tool for tool in settings.to if tool not in able]
     if others:
         reason = (
             "puts its part vectors behind the text encoder (method.tokens.inject=after), and they put embeddings in "
@@ -129,8 +134,8 @@ def _needs_code(settings: ExportSettings, trained: TrainSettings, values: Mappin
             else "has a text encoder that is not CLIP, and they read embeddings for CLIP alone"
         )
         raise UserError(
-            f"{' and '.join(others)} cannot draw with this run: it {reason}. to=[diffusers] writes the vectors, the "
-            "LoRA and the code that gives them to diffusers' pipeline."
+            f"{' and '.join(others)} cannot draw with this run: it {reason}. to=[{','.join(able)}] writes the vectors, "
+            "the LoRA and the code that gives them to each of these."
         )
     return True
 

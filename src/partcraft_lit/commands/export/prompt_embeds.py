@@ -18,6 +18,7 @@ from torch import Tensor
 from partcraft_lit.backbones.lora import LoraLayer, lora_layers, remove_lora
 from partcraft_lit.backbones.pipelines import pipeline_name, plain_pipeline
 from partcraft_lit.backbones.sampling import initial_noise
+from partcraft_lit.commands.export.comfyui_files import write_comfyui
 from partcraft_lit.commands.export.export import shown_codes
 from partcraft_lit.commands.export.publish import MANIFEST
 from partcraft_lit.commands.export.settings import ExportSettings
@@ -74,6 +75,8 @@ def export_prompt_embeds(
 ) -> dict[str, Any]:
     """Writes ``diffusers/``, then reads it again with its own code and compares embeddings and an image.
 
+    Where ComfyUI is asked for too, also ``comfyui/``, see ``comfyui_files``.
+
     Returns:
         What ``export.json`` holds.
 
@@ -99,6 +102,9 @@ def export_prompt_embeds(
         module.use_sampling(trained.sample)
     name = settings.name or f"partcraft-{run_folder.name.rpartition('-')[2]}"
     files = _write(folder / "diffusers", name, run_folder.name, module, tokens, prompt)
+    if "comfyui" in settings.to:
+        code = _settings(module, {}) | {"clip": module.backbone.comfyui_key}  # type: ignore[attr-defined]
+        files += write_comfyui(folder / "comfyui", name, module, tokens, prompt, code, settings.seed)
     remove_lora(module.backbone.denoiser)
     with stages.stage("check diffusers"):
         found = _check(folder / "diffusers", module, prompt, wanted, image, steps, settings.seed)
@@ -156,8 +162,9 @@ def _settings(module: PersonalizationModule, layers: Mapping[str, LoraLayer]) ->
     tokens = module.method.tokenize([render([PartToken(0, 0)], module.method.vocabulary)])
     ids, place = tokens.input_ids[0][0], int(tokens.part_positions[0, 0])
     mask, tokenizer = backbone.encode_unconditional().attention_mask, backbone.tokenizers[0]
-    ends = ([int(tokenizer.bos_token_id)], [int(tokenizer.eos_token_id)])
-    if backbone.text_format is not None:
+    if backbone.text_format is None:
+        ends = ([int(tokenizer.bos_token_id)], [int(tokenizer.eos_token_id)])
+    else:  # a tokenizer may have no such tokens
         ends = (list(backbone.text_format.prefix), list(backbone.text_format.suffix))
     return {
         "pipeline": pipeline_name(backbone),
@@ -167,8 +174,10 @@ def _settings(module: PersonalizationModule, layers: Mapping[str, LoraLayer]) ->
         "suffix": ends[1],
         "padding_side": "right" if backbone.text_format is None else str(tokenizer.padding_side),
         "blank": int(ids[place]),
+        "pad": tokenizer.pad_token_id,
         "length": len(ids),
         "masked": mask is not None,
+        "layers": list(getattr(backbone, "text_layers", ())),
         "rank": max((layer.rank for layer in layers.values()), default=0),
         "targets": sorted(layers),
     }

@@ -80,8 +80,10 @@ def encode(pipe: Any, folder: str | Path, prompt: str) -> tuple[Tensor, Tensor]:
     if before:
         hooks.append(table.register_forward_hook(lambda module, args, output: replaced(output)))
     try:
-        given = {"attention_mask": mask} if settings["masked"] else {}
-        hidden = pipe.text_encoder(input_ids=ids, **given).last_hidden_state
+        layers = settings["layers"]  # read side by side; none: the last one
+        given = {"attention_mask": mask.long() if layers else mask} if settings["masked"] or layers else {}
+        output = pipe.text_encoder(input_ids=ids, output_hidden_states=bool(layers), **given)
+        hidden = torch.cat([output.hidden_states[n] for n in layers], -1) if layers else output.last_hidden_state
     finally:
         for hook in hooks:
             hook.remove()

@@ -30,6 +30,17 @@ _OUTPUTS: Mapping[str, Sequence[tuple[str, str]]] = {
     "KSampler": (("LATENT", "LATENT"),),
     "VAEDecode": (("IMAGE", "IMAGE"),),
     "SaveImage": (),
+    "UNETLoader": (("MODEL", "MODEL"),),
+    "CLIPLoader": (("CLIP", "CLIP"),),
+    "VAELoader": (("VAE", "VAE"),),
+    "LoraLoaderModelOnly": (("MODEL", "MODEL"),),
+    "EmptyFlux2LatentImage": (("LATENT", "LATENT"),),
+    "Flux2Scheduler": (("SIGMAS", "SIGMAS"),),
+    "CFGGuider": (("GUIDER", "GUIDER"),),
+    "KSamplerSelect": (("SAMPLER", "SAMPLER"),),
+    "RandomNoise": (("NOISE", "NOISE"),),
+    "SamplerCustomAdvanced": (("output", "LATENT"), ("denoised_output", "LATENT")),
+    "PartPrompt": (("CONDITIONING", "CONDITIONING"),),  # the node of an export, whose name stands behind
 }
 #: Width and height of a node, and the room between two.
 _SIZE, _COLUMN, _ROW = (320, 220), 380, 280
@@ -60,20 +71,20 @@ def api_workflow(bundle: Bundle, prompt: str, negative: str, seed: int) -> dict[
     """
     sample = bundle.settings.sample
     nodes: dict[str, Any] = {
-        "1": _node("CheckpointLoaderSimple", ckpt_name=checkpoint_name(bundle)),
-        "4": _node("EmptyLatentImage", width=bundle.resolution, height=bundle.resolution, batch_size=1),
+        "1": node("CheckpointLoaderSimple", ckpt_name=checkpoint_name(bundle)),
+        "4": node("EmptyLatentImage", width=bundle.resolution, height=bundle.resolution, batch_size=1),
     }
     model = "1"
     if bundle.adapters:
         file = f"{bundle.name}.safetensors"
-        nodes["8"] = _node(
+        nodes["8"] = node(
             "LoraLoader", model=["1", 0], clip=["1", 1], lora_name=file, strength_model=1.0, strength_clip=1.0
         )
         model = "8"
     nodes |= {
-        "2": _node("CLIPTextEncode", clip=[model, 1], text=prompt),
-        "3": _node("CLIPTextEncode", clip=[model, 1], text=negative),
-        "5": _node(
+        "2": node("CLIPTextEncode", clip=[model, 1], text=prompt),
+        "3": node("CLIPTextEncode", clip=[model, 1], text=negative),
+        "5": node(
             "KSampler",
             model=[model, 0],
             positive=["2", 0],
@@ -86,8 +97,8 @@ def api_workflow(bundle: Bundle, prompt: str, negative: str, seed: int) -> dict[
             scheduler=SCHEDULE,
             denoise=1.0,
         ),
-        "6": _node("VAEDecode", samples=["5", 0], vae=["1", 2]),
-        "7": _node("SaveImage", images=["6", 0], filename_prefix=bundle.name),
+        "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+        "7": node("SaveImage", images=["6", 0], filename_prefix=bundle.name),
     }
     return nodes
 
@@ -98,24 +109,24 @@ def canvas_workflow(nodes: Mapping[str, Any]) -> dict[str, Any]:
     links: list[list[Any]] = []
     placed: dict[str, dict[str, Any]] = {}
     for place, number in enumerate(order):
-        node = nodes[number]
+        made = nodes[number]
         inputs: list[dict[str, Any]] = []
         widgets: list[Any] = []
-        for name, value in node["inputs"].items():
+        for name, value in made["inputs"].items():
             if not _is_link(value):
                 widgets.append(value)
-                if name == "seed":
+                if name in ("seed", "noise_seed"):
                     widgets.append("fixed")  # what the canvas does with it after each image
                 continue
             origin, slot = value
-            kind = _OUTPUTS[nodes[origin]["class_type"]][slot][1]
+            kind = _outputs(nodes[origin])[slot][1]
             link = [len(links) + 1, int(origin), slot, int(number), len(inputs), kind]
             links.append(link)
             inputs.append({"name": name, "type": kind, "link": link[0]})
             placed[origin]["outputs"][slot]["links"].append(link[0])
         placed[number] = {
             "id": int(number),
-            "type": node["class_type"],
+            "type": made["class_type"],
             "pos": [_COLUMN * (place // 2), _ROW * (place % 2)],
             "size": list(_SIZE),
             "flags": {},
@@ -124,9 +135,9 @@ def canvas_workflow(nodes: Mapping[str, Any]) -> dict[str, Any]:
             "inputs": inputs,
             "outputs": [
                 {"name": name, "type": kind, "links": [], "slot_index": slot}
-                for slot, (name, kind) in enumerate(_OUTPUTS[node["class_type"]])
+                for slot, (name, kind) in enumerate(_outputs(made))
             ],
-            "properties": {"Node name for S&R": node["class_type"]},
+            "properties": {"Node name for S&R": made["class_type"]},
             "widgets_values": widgets,
         }
     return {
@@ -155,8 +166,13 @@ def checkpoint_name(bundle: Bundle) -> str:
     )
 
 
-def _node(kind: str, **inputs: Any) -> dict[str, Any]:
+def node(kind: str, /, **inputs: Any) -> dict[str, Any]:
+    """A node of ``api_workflow``; links are [number of the node, number of its output]."""
     return {"class_type": kind, "inputs": inputs}
+
+
+def _outputs(made: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    return _OUTPUTS[str(made["class_type"]).partition(" ")[0]]
 
 
 def _is_link(value: Any) -> bool:
@@ -167,8 +183,8 @@ def _in_order(nodes: Mapping[str, Any]) -> list[str]:
     """Numbers of the nodes, each behind those that it takes something from."""
     order: list[str] = []
     while len(order) < len(nodes):
-        for number, node in nodes.items():
-            needs = [value[0] for value in node["inputs"].values() if _is_link(value)]
+        for number, made in nodes.items():
+            needs = [value[0] for value in made["inputs"].values() if _is_link(value)]
             if number not in order and all(origin in order for origin in needs):
                 order.append(number)
     return order
