@@ -1,10 +1,10 @@
 """What a training step costs at full size: ``python benchmarks/full_size.py [--device cuda] [--resolution 512]``.
 
-SD1.5 (and SDXL with ``--kinds sd15,sdxl``, for a GPU) with random weights built from the published settings, so nothing
-is downloaded: one optimisation step of PartCraft as released (LoRA of rank 4 on all attention, three-layer mapper,
-7 + 1 parts, 256 codes, entropy attention loss) on latents that are already encoded. Each case runs in a process of its
-own, so that one peak of memory does not hide another. Before that, shapes and counts of both models are looked up
-without weights. Prints Markdown.
+SD1.5 (with ``--kinds sd15,sdxl,prx,flux2_klein`` others, for a GPU) with random weights built from the published
+settings, so nothing is downloaded: one optimisation step of PartCraft as released (LoRA of rank 4 on all attention,
+three-layer mapper, 7 + 1 parts, 256 codes, entropy attention loss) on latents that are already encoded. Each case runs
+in a process of its own, so that one peak of memory does not hide another. Before that, shapes and counts of all models
+are looked up without weights. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from torch import nn
 
 from partcraft_lit.backbones.attention import cross_attention_sides
 from partcraft_lit.backbones.latent_diffusion import LatentDiffusion, Precision, choose_attention_layers
+from partcraft_lit.backbones.latent_model import LatentModel
 from partcraft_lit.backbones.lora import add_lora
 from partcraft_lit.backbones.model_configs import SD1, SDXL_BASE
-from partcraft_lit.backbones.settings import SampleSettings
+from partcraft_lit.backbones.settings import Quantization, SampleSettings
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion
 from partcraft_lit.backbones.stable_diffusion_xl import StableDiffusionXL
 from partcraft_lit.callbacks.loss_terms import AttentionLoss
@@ -58,12 +59,15 @@ class Case:
     """One measurement.
 
     Attributes:
-        kind: "sd15" or "sdxl".
+        kind: "sd15", "sdxl", "prx" or "flux2_klein".
         weights: number format of the frozen networks.
         autocast: whether the step runs under bfloat16 autocast.
         checkpointing: whether activations are computed again in the backward pass.
         device, batch, resolution, steps: the last are timed one by one; the first of several is not counted.
         compiled: whether the UNet's transformer blocks are.
+        quantize: frozen linear layers of FLUX.2 klein.
+        offloaded: whether its text encoder rests on the CPU, with part vectors behind it.
+        small: tiny networks of the same classes, for PRX and FLUX.2 klein.
     """
 
     kind: str
@@ -75,6 +79,9 @@ class Case:
     resolution: int
     steps: int
     compiled: bool = False
+    quantize: Quantization | None = None
+    offloaded: bool = False
+    small: bool = False
 
 
 def main() -> None:
@@ -83,7 +90,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--steps", type=int, default=1, help="more than one: the first is not counted")
-    parser.add_argument("--kinds", default="sd15", help="sd15, sdxl or both, with a comma")
+    parser.add_argument("--kinds", default="sd15", help="of sd15, sdxl, prx, flux2_klein, with commas")
     parser.add_argument("--weights", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -132,10 +139,12 @@ def measure(case: Case) -> dict[str, Any]:
     """Seconds per step and peak memory of a case, with the maps that were read."""
     torch.manual_seed(0)
     backbone = build_backbone(case)
-    module = build_module(backbone).to(case.device).train()
+    module = build_module(backbone, case).to(case.device).train()
     backbone.offload_vae()  # as hardware=cpu, 8gb, 12gb and 16gb do
     if case.compiled:
         backbone.compile_blocks()
+    if case.offloaded:
+        backbone.inject = "after"
     if case.checkpointing:
         backbone.enable_gradient_checkpointing()
     (optimizer,) = [module.configure_optimizers()]
@@ -149,7 +158,7 @@ def measure(case: Case) -> dict[str, Any]:
             started, own_started = time.perf_counter(), time.process_time()
             with torch.autocast(torch.device(case.device).type, torch.bfloat16, enabled=case.autocast):
                 loss = module.training_step(batch, 0)
-            forward = list(met)
+            forward = list(met) or [backbone.attention_size] * len(backbone.attention_layers)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -167,8 +176,12 @@ def measure(case: Case) -> dict[str, Any]:
     }
 
 
-def build_backbone(case: Case) -> LatentDiffusion:
+def build_backbone(case: Case) -> LatentModel:
     """Random weights, made where they are used. No tokenizer: prompts are given as ids."""
+    if case.kind in ("prx", "flux2_klein"):
+        from transformer_sizes import build
+
+        return build(case)
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -188,33 +201,40 @@ def build_backbone(case: Case) -> LatentDiffusion:
     return StableDiffusion(tokenizer=None, **common)
 
 
-def build_module(backbone: LatentDiffusion) -> PersonalizationModule:
+def build_module(backbone: LatentModel, case: Case) -> PersonalizationModule:
     """PartCraft as released, with its attention loss in place."""
     vocabulary = PartVocabulary(("background", *(f"part{i}" for i in range(1, PARTS + 1))), (CODES,) * (PARTS + 1))
     captions = CaptionBuilder(
         vocabulary, template_prob=0.5, shuffle=True, class_noun="", drop_prob=0.0, background=True
     )
-    mapper = TokenMapper(PARTS, CODES, backbone.token_widths, layers=3)
-    add_lora(backbone.unet, rank=4, scope="all")
-    module = PersonalizationModule(backbone, PartTokens(vocabulary, mapper, captions, ()), OPTIM, 5.0, SAMPLING)
+    widths = backbone.context_widths if case.offloaded else backbone.token_widths
+    mapper = TokenMapper(PARTS, CODES, widths, layers=3)
+    add_lora(backbone.denoiser, rank=4, scope="all", targets=backbone.lora_targets("all"))
+    snr_gamma = 5.0 if backbone.flow is None else None
+    module = PersonalizationModule(backbone, PartTokens(vocabulary, mapper, captions, ()), OPTIM, snr_gamma, SAMPLING)
     loss = functools.partial(entropy_attention_loss, num_parts=PARTS)
     AttentionLoss(0.01, loss).on_fit_start(None, module)  # type: ignore[arg-type]
     return module
 
 
-def random_batch(backbone: LatentDiffusion, case: Case) -> TrainingBatch:
+def random_batch(backbone: LatentModel, case: Case) -> TrainingBatch:
     """Noise as latents, and a prompt of nothing but the part tokens."""
     side, tokens = case.resolution // backbone.vae_scale_factor, PARTS + 1
     ids = torch.full((case.batch, 77), 49407)
     ids[:, 0], ids[:, 1 : 1 + tokens] = 49406, 0
     each = torch.arange(tokens).expand(case.batch, tokens)
     shape = (case.batch, backbone.latent_channels, side, side)
+    prompts = TokenizedPrompts((ids,) * len(backbone.text_encoders), each + 1, each, torch.zeros_like(each))
+    if backbone.flow is not None:
+        from transformer_sizes import prompts as prompts_of
+
+        prompts = prompts_of(case)
     batch = TrainingBatch(
         latents=torch.randn(shape),
         noise=torch.randn(shape),
         timesteps=torch.full((case.batch,), 400),
         label_map=torch.randint(tokens, (case.batch, backbone.attention_size, backbone.attention_size)).byte(),
-        tokens=TokenizedPrompts((ids,) * len(backbone.text_encoders), each + 1, each, torch.zeros_like(each)),
+        tokens=prompts,
         prompts=[""] * case.batch,
         sample_ids=torch.arange(case.batch),
         image_ids=torch.arange(case.batch),
@@ -223,9 +243,12 @@ def random_batch(backbone: LatentDiffusion, case: Case) -> TrainingBatch:
 
 
 @contextmanager
-def recorded_maps(backbone: LatentDiffusion) -> Iterator[list[int]]:
-    """Side of the map of each layer that attention is read from, as the forward pass meets it."""
+def recorded_maps(backbone: LatentModel) -> Iterator[list[int]]:
+    """Side of the map of each layer that attention is read from, as the forward pass of a UNet meets it."""
     met: list[int] = []
+    if not isinstance(backbone, LatentDiffusion):
+        yield met
+        return
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         met.append(math.isqrt(args[0].shape[1]))
@@ -259,7 +282,9 @@ def peak_gigabytes(device: str) -> float:
 
 
 def print_counts() -> None:
-    """Counts and maps of both models on the meta device: nothing is computed."""
+    """Counts and maps of all models on the meta device: nothing is computed."""
+    from transformer_sizes import counts
+
     print("| model | UNet | LoRA r4 cross | LoRA r4 all | mapper, 3 layers | maps at 512 px | at 1024 px |")
     print("|---|---|---|---|---|---|---|")
     for name, settings, widths in (("SD1.5", SD1, (768,)), ("SDXL", SDXL_BASE, (768, 1280))):
@@ -267,6 +292,7 @@ def print_counts() -> None:
         cells.append(count(TokenMapper(PARTS, CODES, widths, layers=3)))
         maps = [maps_of(meta_unet(settings), side) for side in (64, 128)]
         print(f"| {name} | {' | '.join(f'{cell:,}' for cell in cells)} | {' | '.join(maps)} |")
+    print("\n" + "\n".join(counts()))
 
 
 def meta_unet(settings: dict[str, dict[str, Any]]) -> Any:

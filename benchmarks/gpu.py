@@ -1,9 +1,11 @@
-"""All that is to be measured on a GPU, in one command: ``python benchmarks/gpu.py``.
+"""All that is to be measured on a GPU, in one command: ``python benchmarks/gpu.py [--output FOLDER]``.
 
 The step beside the released way at 512 px with two images (goal: 10 times as fast, at most 8 GB), our step with more
 and more images until they no longer fit, with the share of the matrix rate that it reaches (goal: 0.4), with and
-without compiled blocks, and a real step of SDXL. ``--device cpu --small`` runs the same commands with the miniature, to
-see that they work.
+without compiled blocks, and real steps of SDXL, PRX and FLUX.2 klein, the last also with its weights in int8 and with
+the text encoder on the CPU. ``--models prx,flux2_klein`` measures these alone. After ``--minutes`` nothing new is
+started, and what is left is named. ``--device cpu --small`` runs the same commands with tiny models, to see that they
+work. With ``--output`` the tables are kept as ``gpu.md`` and the numbers as ``gpu.json``.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -24,48 +27,110 @@ from full_size import Case
 HERE = Path(__file__).parent
 #: 10^12 operations of a step of one image at 512 px, as ``floor.py`` counts them.
 OPERATIONS = 1.70
+MODELS = ("sd15", "sdxl", "prx", "flux2_klein")
+HEAD = "| model | as | images | s / step | images/s | GB | share of the matrix rate |\n|---|---|---|---|---|---|---|"
+
+
+class Log:
+    """Prints lines, and keeps them with the numbers behind them."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder, self.lines, self.rows = folder, [], []  # type: ignore[var-annotated]
+
+    def __call__(self, line: str, **numbers: Any) -> None:
+        print(line, flush=True)
+        self.lines.append(line)
+        if numbers:
+            self.rows.append(numbers)
+        if self.folder is not None:  # after every line: a machine may be taken away
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "gpu.md").write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+            (self.folder / "gpu.json").write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true", help="the miniature, SD1.5 at 64 px, and no SDXL")
+    parser.add_argument("--models", default=",".join(MODELS), help="of sd15, sdxl, prx, flux2_klein, with commas")
+    parser.add_argument("--minutes", type=float, default=8.0, help="after which nothing new is started")
+    parser.add_argument("--output", type=Path, help="folder of gpu.md and gpu.json")
+    parser.add_argument(
+        "--small", action="store_true", help="the miniature, SD1.5 at 64 px, tiny transformers, no SDXL"
+    )
     given, _ = parser.parse_known_args()
+    models = given.models.split(",")
+    if unknown := set(models) - set(MODELS):
+        parser.error(f"--models: {', '.join(sorted(unknown))} is none of {', '.join(MODELS)}")
     if given.device == "cuda" and not torch.cuda.is_available():
         print("There is no GPU here; --device cpu --small shows that the commands work.")
         return
+    end, log = time.monotonic() + 60 * given.minutes, Log(given.output)
     rate = matrix_rate(given.device, torch.bfloat16)
-    print(f"{rate:.0f} GFLOP/s in bfloat16, {copy_rate(given.device):.0f} GB/s")
-    shape = ["--shape", "mini", "--steps", "1"] if given.small else ["--shape", "sd15_512", "--steps", "10"]
-    _run("step.py", *shape, "--batch", "2", "--device", given.device, "--precision", "bf16", "--stages")
-    print("\n| model | compiled | images | s / step | images/s | GB | share of the matrix rate |")
-    print("|---|---|---|---|---|---|---|")
-    for kind in ("sd15",) if given.small else ("sd15", "sdxl"):
-        for compiled in (False,) if given.small else (False, True):
-            for case in growing(given, kind, compiled):
-                found = measured(case)
-                if found is None:
-                    print(f"| {kind} | {compiled} | {case.batch} | did not run | | | |", flush=True)
+    name = "CPU" if given.device == "cpu" else torch.cuda.get_device_name(given.device)
+    log(f"{name}: {rate:.0f} GFLOP/s in bfloat16, {copy_rate(given.device):.0f} GB/s")
+    if "sd15" in models:
+        shape = ["--shape", "mini", "--steps", "1"] if given.small else ["--shape", "sd15_512", "--steps", "10"]
+        log(_run("step.py", *shape, "--batch", "2", "--device", given.device, "--precision", "bf16", "--stages"))
+    log(f"\n{HEAD}")
+    for kind in reversed(models):  # the transformers first: they have been measured least
+        if given.small and kind == "sdxl":
+            continue
+        for form, changes in FORMS[kind]:
+            if given.small and "compiled" in changes:
+                continue
+            for case in growing(given, kind, changes):
+                if time.monotonic() > end:
+                    log(f"| {kind} | {form} | {case.batch} | not started: --minutes are over | | | |")
                     break
-                speed = case.batch / found["seconds"]
-                share = f"{speed * OPERATIONS * 1e3 / rate:.2f}" if kind == "sd15" and not given.small else ""
-                spent = f"{found['seconds']:.3f} | {speed:.2f} | {found['gigabytes']:.2f}"
-                print(f"| {kind} | {compiled} | {case.batch} | {spent} | {share} |", flush=True)
+                if not row(log, case, form, rate, given.small):
+                    break
 
 
-def growing(given: argparse.Namespace, kind: str, compiled: bool) -> Iterator[Case]:
-    """Batches that double; whoever takes them stops when one does not fit."""
-    for power in range(1, 2 if given.small else 9):
+def row(log: Log, case: Case, form: str, rate: float, small: bool) -> bool:
+    """One line of the table; False if the case did not run."""
+    found = measured(case)
+    if found is None:
+        log(f"| {case.kind} | {form} | {case.batch} | did not run | | | |", case=asdict(case), found=None)
+        return False
+    speed = case.batch / found["seconds"]
+    share = f"{speed * OPERATIONS * 1e3 / rate:.2f}" if case.kind == "sd15" and not small else ""
+    spent = f"{found['seconds']:.3f} | {speed:.2f} | {found['gigabytes']:.2f}"
+    log(f"| {case.kind} | {form} | {case.batch} | {spent} | {share} |", case=asdict(case), found=found)
+    return True
+
+
+_KLEIN = {"checkpointing": True, "quantize": "int8"}
+#: Model -> how it is measured: what it is called, and what of a case differs from bfloat16 weights without more.
+FORMS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "sd15": [("bf16", {}), ("bf16, compiled", {"compiled": True})],
+    "sdxl": [("bf16", {}), ("bf16, compiled", {"compiled": True})],
+    "prx": [("bf16", {}), ("bf16, checkpointing", {"checkpointing": True})],
+    "flux2_klein": [
+        ("int8, checkpointing, text encoder on the CPU", {**_KLEIN, "offloaded": True}),
+        ("int8, checkpointing", _KLEIN),
+        ("bf16, checkpointing", {"checkpointing": True}),
+        ("bf16", {}),
+    ],
+}
+#: Batches of each; SD1.5 and SDXL double until one does not fit.
+BATCHES = {"prx": (1, 4, 16), "flux2_klein": (1, 4)}
+
+
+def growing(given: argparse.Namespace, kind: str, changes: dict[str, Any]) -> Iterator[Case]:
+    """More and more images; whoever takes the cases stops when one does not fit."""
+    batches = BATCHES.get(kind, tuple(2**power for power in range(1, 9)))
+    for batch in batches[:1] if given.small else batches:
+        settings: dict[str, Any] = {"compiled": False, "checkpointing": False, **changes}
         yield Case(
             kind=kind,
             weights="bfloat16",
             autocast=True,
-            checkpointing=False,
             device=given.device,
-            batch=2**power,
+            batch=batch,
             resolution=64 if given.small else 512,
             steps=2 if given.small else 6,
-            compiled=compiled,
+            small=given.small,
+            **settings,
         )
 
 
@@ -80,9 +145,11 @@ def measured(case: Case) -> dict[str, Any] | None:
     return found
 
 
-def _run(file: str, *arguments: str) -> None:
+def _run(file: str, *arguments: str) -> str:
+    """What a script prints; its complaints go where ours go."""
     sys.stdout.flush()
-    subprocess.run([sys.executable, str(HERE / file), *arguments], check=False)
+    command = [sys.executable, str(HERE / file), *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False).stdout.rstrip()
 
 
 if __name__ == "__main__":
