@@ -21,6 +21,15 @@ def test_it_draws_and_is_scored(run, new_workshop):
     assert scored.code == 0, scored.out
 
 
+def test_layers_of_a_unet_are_ranked(run, new_workshop):
+    ended = new_workshop()("evaluate", f"run={run}", "layers=true", "layer_images=2")
+    assert ended.code == 0, ended.out
+    lines = (run / "evaluation" / "attention_layers.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "layer,target,side,auc,iou,inside,read"
+    assert all(".attn2,probabilities," in line for line in lines[1:]) and len(lines) > 2
+    assert "AUC" in ended.out
+
+
 def test_an_export_for_diffusers_gives_back_what_was_trained(run, new_workshop, tmp_path):
     workshop, output = new_workshop(), tmp_path / "export"
     refused = workshop("export", f"run={run}", "to=[diffusers,comfyui]")

@@ -99,8 +99,14 @@ class LatentDiffusion(LatentModel):
         )
         return cast(Tensor, output[0]).float()
 
-    def capture_attention(self) -> AttentionCapture:
-        """Probabilities of the cross-attention layers at ``attention_size``."""
+    def readable_attention(self) -> dict[str, tuple[str, ...]]:
+        """Probabilities of all cross-attention layers."""
+        return {"probabilities": tuple(cross_attention_sides(self.unet, self.resolution // self.vae_scale_factor))}
+
+    def capture_attention(self, layers: Sequence[str] | None = None, target: str | None = None) -> AttentionCapture:
+        """Probabilities of the cross-attention layers at ``attention_size``, or of others."""
+        if layers is not None:
+            return AttentionCapture(self.unet, layers)
         return AttentionCapture(self.unet, self.attention_layers, self.attention_size)
 
     def lora_targets(self, scope: str) -> list[str]:

@@ -39,9 +39,9 @@ class LatentModel(nn.Module, ABC):
     """Text encoders, a denoiser of latents and a VAE, behind the Backbone protocol.
 
     A subclass names its denoiser (``denoiser_name``), says what it was trained for (``flow``), and implements
-    ``encode_text``, ``denoise``, ``capture_attention``, ``lora_targets`` and ``cross_kv``; ``_posterior``, ``_decode``
-    and ``set_timesteps`` where its VAE or its schedule are special. All networks are frozen and in evaluation mode;
-    adapters are added to the denoiser later.
+    ``encode_text``, ``denoise``, ``readable_attention``, ``capture_attention``, ``lora_targets`` and ``cross_kv``;
+    ``_posterior``, ``_decode`` and ``set_timesteps`` where its VAE or its schedule are special. All networks are frozen
+    and in evaluation mode; adapters are added to the denoiser later.
 
     Args:
         name: for logs and metadata.
@@ -78,6 +78,7 @@ class LatentModel(nn.Module, ABC):
     latent_channels: int
     token_widths: tuple[int, ...]
     attention_layers: tuple[str, ...]
+    attention_target: str = "probabilities"
     attention_size: int
 
     def __init__(
@@ -253,8 +254,17 @@ class LatentModel(nn.Module, ABC):
         scheduler.set_timesteps(steps, device=device)
 
     @abstractmethod
-    def capture_attention(self) -> AttentionRecorder:
-        """Starts to capture the attention of ``attention_layers``."""
+    def readable_attention(self) -> dict[str, tuple[str, ...]]:
+        """What can be captured: target -> names of all layers, in the order of the forward pass."""
+
+    @abstractmethod
+    def capture_attention(self, layers: Sequence[str] | None = None, target: str | None = None) -> AttentionRecorder:
+        """Starts to capture attention.
+
+        Args:
+            layers: names of layers, whose maps then keep their side; None for ``attention_layers``.
+            target: a key of ``readable_attention``; None for the backbone's own.
+        """
 
     @abstractmethod
     def lora_targets(self, scope: str) -> list[str]:

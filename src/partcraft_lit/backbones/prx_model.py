@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ class PrxModel(LatentModel):
             vae_dtype=vae_dtype,
         )
         self.flow = flow
-        self.attention_target: Target = attention_target
+        self.attention_target = attention_target
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity for (B, C, h, w) latents at (B,) timesteps from 0 to 1000, in float32."""
@@ -100,9 +100,14 @@ class PrxModel(LatentModel):
             return output.latent_dist.mean, output.latent_dist.std
         return output.latent, torch.zeros_like(output.latent)
 
-    def capture_attention(self) -> AttentionCapture:
+    def readable_attention(self) -> dict[str, tuple[str, ...]]:
+        """Both targets, of all blocks."""
+        return dict.fromkeys(get_args(Target), tuple(self._attentions()))
+
+    def capture_attention(self, layers: Sequence[str] | None = None, target: str | None = None) -> AttentionCapture:
         """Probabilities of text tokens among all keys, or their shares of the similarity of outputs."""
-        return PrxAttentionCapture(self.transformer, self.attention_layers, self.attention_size, self.attention_target)
+        chosen = cast(Target, target or self.attention_target)
+        return PrxAttentionCapture(self.transformer, layers or self.attention_layers, self.attention_size, chosen)
 
     def lora_targets(self, scope: str) -> list[str]:
         """ "cross": keys and values of the text; "all": also those of the image, its queries, and the output."""

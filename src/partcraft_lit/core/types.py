@@ -6,7 +6,7 @@ background, part 0), codes per part (K), feature width (D).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -376,6 +376,10 @@ class AttentionRecorder(Protocol):
         """(B, T, s, s) of the last forward pass, float32."""
         ...
 
+    def layer_maps(self) -> Mapping[str, Tensor]:
+        """The same of each layer, at the layer's own side."""
+        ...
+
     def clear(self) -> None: ...
 
     def remove(self) -> None:
@@ -408,6 +412,8 @@ class Backbone(Protocol):
     token_widths: tuple[int, ...]
     #: Layers of the attention losses, as module names inside the denoiser.
     attention_layers: tuple[str, ...]
+    #: What is captured of them: a key of ``readable_attention``.
+    attention_target: str
     #: Side of those layers' maps at ``resolution``.
     attention_size: int
 
@@ -459,8 +465,12 @@ class Backbone(Protocol):
         """Prepares a sampling scheduler for this model and resolution."""
         ...
 
-    def capture_attention(self) -> AttentionRecorder:
-        """Starts to capture the attention of ``attention_layers``."""
+    def readable_attention(self) -> Mapping[str, Sequence[str]]:
+        """What can be captured: "probabilities", "outputs" -> names of all layers, in the order of the forward pass."""
+        ...
+
+    def capture_attention(self, layers: Sequence[str] | None = None, target: str | None = None) -> AttentionRecorder:
+        """Starts to capture attention; None takes ``attention_layers`` and the backbone's own target."""
         ...
 
     def lora_targets(self, scope: str) -> list[str]:

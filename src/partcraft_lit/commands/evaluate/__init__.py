@@ -12,6 +12,8 @@ from partcraft_lit.config import compose as config
 from partcraft_lit.config import factories
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
+from partcraft_lit.core.errors import UserError
+from partcraft_lit.core.settings import Positive
 from partcraft_lit.runs import stored
 from partcraft_lit.runs.settings import TrainSettings
 
@@ -29,7 +31,11 @@ _NOT_HASHED = (
 
 
 def check(values: Mapping[str, Any]) -> TrainSettings:
-    validate(values["verify"], bool, "verify")
+    verify = validate(values["verify"], bool, "verify")
+    layers = validate(values["layers"], bool, "layers")
+    validate(values["layer_images"], Positive, "layer_images")
+    if verify and layers:
+        raise UserError("verify=true and layers=true are two things that this verb does: give one of them.")
     settings = factories.settings_of(TrainSettings, _values_of(values))
     for name in settings.eval.pictures:
         config.choose(values["metrics"], name, "eval.pictures")
@@ -53,6 +59,12 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         "source": factories.make_source(trained),
         "load_backbone": factories.backbone_loader(trained),
         "load_features": factories.features_loader(trained),
+    }
+    if values["layers"]:
+        from partcraft_lit.commands.evaluate.layers import rank
+
+        return rank(settings, folder, values["layer_images"], **given)
+    given |= {
         "load_image_features": factories.image_features_loader(trained),
         "load_judges": factories.judges_loader(trained),
     }
