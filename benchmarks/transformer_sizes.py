@@ -42,6 +42,8 @@ def build(case: Case) -> LatentModel:
             networks = _prx(case.small) if case.kind == "prx" else _klein(case.small)
     finally:
         torch.set_default_dtype(default)
+    if case.offloaded:
+        networks["text_encoder"].to("cpu")
     common = {"name": case.kind, "resolution": case.resolution, "dtype": case.weights, **networks}
     with mock.patch.object(latent_model, "weights_hash", return_value="random"):
         if case.kind == "prx":

@@ -137,8 +137,8 @@ def _readme(name: str, backbone: Any, parts: Sequence[ExportedPart], prompt: str
 
 def _workflow(name: str, module: PersonalizationModule, prompt: str, seed: int, has_lora: bool) -> dict[str, Any]:
     """Nodes as ComfyUI's own template for FLUX.2 has them, with the node and the LoRA of this export."""
-    backbone, sample = module.backbone, module.sampling
-    names, side, reader = backbone.comfyui_files, backbone.resolution, f"PartPrompt {name}"
+    backbone: Any = module.backbone
+    sample, names, side, reader = module.sampling, backbone.comfyui_files, backbone.resolution, f"PartPrompt {name}"
     model = "4" if has_lora else "1"
     nodes = {
         "1": node("UNETLoader", unet_name=names["diffusion_models"], weight_dtype="default"),
