@@ -15,7 +15,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -31,12 +30,12 @@ class ComposedOnce(SharedLoader):
 
     def __init__(self, loader: ConfigLoader) -> None:
         super().__init__(loader)
-        self._each: dict[tuple[RunMode, str], dict[tuple[str | None, tuple[str, ...]], DictConfig]] = {}
+        self._each: dict[RunMode, dict[tuple[str | None, tuple[str, ...]], DictConfig]] = {}
 
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *args: Any, **kwargs: Any
     ) -> DictConfig:
-        self._composed = self._each.setdefault((run_mode, JobRuntime().get("name")), {})
+        self._composed = self._each.setdefault(run_mode, {})
         folders = [text for text in overrides if text.startswith(f"{_FOLDER}=")]
         others = [text for text in overrides if text not in folders]
         cfg = super().load_configuration(config_name, others, run_mode, *args, **kwargs)
