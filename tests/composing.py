@@ -6,17 +6,19 @@ So they take copies, as the jobs of a sweep do; ``tests/config/test_loader.py`` 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins import file_config_source, importlib_resources_config_source
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from partcraft_lit.config import compose as config
 from partcraft_lit.config.loader import SharedLoader
@@ -45,6 +47,20 @@ class ComposedOnce(SharedLoader):
         return cfg
 
 
+class ParsedOnce:
+    """``OmegaConf.load`` of what Hydra reads; equal texts are parsed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+
+    def load(self, file: TextIO) -> Any:
+        text = file.read()
+        if text not in self._known:
+            file.seek(0)  # parsed as a file, whose name is in the message of an error
+            self._known[text] = OmegaConf.load(file)
+        return copy.deepcopy(self._known[text])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def composed_once() -> Iterator[None]:
     """Gives Hydra such a loader wherever it reads our own folder alone: what a test writes elsewhere may change."""
@@ -59,4 +75,6 @@ def composed_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hydra._internal.hydra.ConfigLoaderImpl", loader)
+        for source in (file_config_source, importlib_resources_config_source):
+            patch.setattr(source, "OmegaConf", ParsedOnce())
         yield
