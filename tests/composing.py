@@ -7,6 +7,7 @@ So they take copies, as the jobs of a sweep do; ``tests/config/test_loader.py`` 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,16 +29,19 @@ _FOLDER = "hydra.run.dir"
 
 
 class ComposedOnce(SharedLoader):
-    """Whatever the folder of a run and the folder that a command is given in."""
+    """Whatever the folder of a run and the folder that a command is given in; anew for other answers of the machine."""
 
     def __init__(self, loader: ConfigLoader) -> None:
         super().__init__(loader)
-        self._each: dict[RunMode, dict[tuple[str | None, tuple[str, ...]], DictConfig]] = {}
+        self._each: dict[
+            tuple[RunMode, str | None, str | None], dict[tuple[str | None, tuple[str, ...]], DictConfig]
+        ] = {}
 
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *args: Any, **kwargs: Any
     ) -> DictConfig:
-        self._composed = self._each.setdefault(run_mode, {})
+        known = (run_mode, os.environ.get("PARTCRAFT_HARDWARE"), os.environ.get("PARTCRAFT_FEATURES"))
+        self._composed = self._each.setdefault(known, {})
         folders = [text for text in overrides if text.startswith(f"{_FOLDER}=")]
         others = [text for text in overrides if text not in folders]
         cfg = super().load_configuration(config_name, others, run_mode, *args, **kwargs)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from partcraft_lit import cli
 from partcraft_lit.commands import train
@@ -23,6 +24,7 @@ def fresh(monkeypatch):
         # Set first, so that what the code under test writes is undone as well.
         monkeypatch.setenv(f"PARTCRAFT_{name}", "")
         monkeypatch.delenv(f"PARTCRAFT_{name}")
+    monkeypatch.setattr("hydra._internal.hydra.ConfigLoaderImpl", ConfigLoaderImpl)  # no copies of what was composed
     monkeypatch.setattr(machine, "_may_have_gpu", lambda: False)
     monkeypatch.setattr(machine, "hub_has", lambda repository, file: False)
     machine.take_notes()
