@@ -421,7 +421,7 @@ def test_rows_take_what_their_searches_chose(settings, searcher, tmp_path, monke
     decided = run_table.write_protocol(planned, planned.folder, runs)
     assert decided["studies"]["dreambooth"]["journal"] == written["journal"]
     assert decided["primary"] == "excess error, 4 species"
-    assert {run.budget for run in runs} == {"600 steps of 16 images"}
+    assert {run.budget for run in runs} == {"200 steps of 16 images"}
     assert not run_table._study_differences(planned, planned.folder, runs)
     assert not run_table._protocol_differences(planned, planned.folder, runs)
     untouched = (folder / "chosen.yaml").read_text()
@@ -434,7 +434,7 @@ def test_rows_take_what_their_searches_chose(settings, searcher, tmp_path, monke
         UserError, match=r"is of another search than the table asks for now: search\.trials was 3, is 4"
     ):
         settings(SEARCHED, "table.tuning.trials=4", table="arena")
-    with pytest.raises(UserError, match=r"trainer\.max_steps was 600, is 7"):
+    with pytest.raises(UserError, match=r"trainer\.max_steps was 200, is 7"):
         settings(SEARCHED, TRIALS, "overrides=trainer.max_steps=7", table="arena")
     (folder / "chosen.yaml").write_text(untouched)
     listed = folder / "settings.json"
@@ -469,7 +469,7 @@ def test_keys_that_are_younger_than_a_study_leave_it_valid():
         ),
         (
             ["rows=[dreambooth,partcraft]", "++table.rows.partcraft.overrides=['data.batch_size=8']"],
-            r"4,800 images .* and 9,600",
+            r"1,600 images .* and 3,200",
         ),
         (["table.tuning.objective=trth/x"], r"objective=trth/x: no score has this name"),
     ],
@@ -489,7 +489,7 @@ def test_a_table_without_searches_has_nothing_to_tune(settings):
     [
         (
             "data.batch_size=16",
-            r"9,600 images through the denoiser in the row 'a' and 19,200 in 'b', prior images incl",
+            r"3,200 images through the denoiser in the row 'a' and 6,400 in 'b', prior images incl",
         ),
         ("sample.steps=9", r"'a' and 'b' of table=lambda_attn differ in sample"),
     ],
