@@ -28,6 +28,9 @@ def test_layers_of_a_unet_are_ranked(run, new_workshop):
     assert lines[0] == "layer,target,side,auc,iou,inside,read"
     assert all(".attn2,probabilities," in line for line in lines[1:]) and len(lines) > 2
     assert "AUC" in ended.out
+    words = new_workshop()("evaluate", f"run={run}", "layers=true", "layer_images=2", "layer_words=true")
+    assert words.code == 0, words.out
+    assert (run / "evaluation" / "attention_layers.csv").read_text(encoding="utf-8").splitlines()[1:] != lines[1:]
 
 
 def test_an_export_for_diffusers_gives_back_what_was_trained(run, new_workshop, tmp_path):

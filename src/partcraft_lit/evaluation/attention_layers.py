@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -42,19 +42,25 @@ class LayerScore:
 
 
 @torch.no_grad()
-def rank_layers(module: PersonalizationModule, batches: Iterable[TrainingBatch]) -> list[LayerScore]:
+def rank_layers(
+    module: PersonalizationModule,
+    batches: Iterable[TrainingBatch],
+    part_vectors: Callable[[TrainingBatch], Tensor] | None = None,
+) -> list[LayerScore]:
     """Scores of all layers and targets that the backbone can read, the best AUC first.
 
     Args:
-        module: of a trained run, in evaluation mode.
+        module: of a run, in evaluation mode.
         batches: images with the captions of their parts; label maps are as fine as scores shall be.
+        part_vectors: (B, T, width) of the part tokens of a batch; None for those of the run.
     """
     backbone, num_parts = module.backbone, module.method.vocabulary.num_parts
     found: dict[tuple[str, str], list[tuple[int, Tensor]]] = {}
     for batch in batches:
         on_device = batch.to(module.device)
         for target, layers in backbone.readable_attention().items():
-            for layer, maps in _layer_maps(module, on_device, layers, target).items():
+            vectors = (part_vectors or module.part_vectors)(on_device)
+            for layer, maps in _layer_maps(module, on_device, vectors, layers, target).items():
                 scores = part_map_scores(maps, batch.tokens.part_ids, batch.label_map, num_parts)
                 values = torch.stack([scores.auc, scores.iou, scores.inside])[..., 1:]  # without the background
                 found.setdefault((target, layer), []).append((maps.shape[-1], values))
@@ -67,12 +73,29 @@ def rank_layers(module: PersonalizationModule, batches: Iterable[TrainingBatch])
     return sorted(ranked, key=lambda score: score.auc, reverse=True)
 
 
+def word_vectors(module: PersonalizationModule, names: Sequence[str]) -> Callable[[TrainingBatch], Tensor]:
+    """``part_vectors`` of the words that parts are called by, as the text encoder reads each in "a photo of a WORD".
+
+    From here on the module's part vectors enter behind the text encoder.
+
+    Args:
+        module: changed in where its part vectors enter.
+        names: of all M + 1 parts.
+
+    Raises:
+        UserError: for a name that is more than one token, where the backbone refuses these.
+    """
+    module.backbone.inject = "after"
+    states = module.backbone.word_states(names)  # (M + 1, width)
+    return lambda batch: states[batch.tokens.part_ids.clamp_min(0)]
+
+
 def _layer_maps(
-    module: PersonalizationModule, batch: TrainingBatch, layers: Sequence[str], target: str
+    module: PersonalizationModule, batch: TrainingBatch, vectors: Tensor, layers: Sequence[str], target: str
 ) -> Mapping[str, Tensor]:
     """Layer name -> (B, T, side, side) attention of the part tokens in one denoising step."""
     backbone, objective = module.backbone, objective_of(module.backbone)
-    conditioning = backbone.encode_prompts(batch.tokens, module.part_vectors(batch), batch.crops)
+    conditioning = backbone.encode_prompts(batch.tokens, vectors, batch.crops)
     noisy_latents = objective.add_noise(batch.latents, batch.noise, batch.timesteps)
     capture = backbone.capture_attention(layers, target)
     try:

@@ -34,6 +34,7 @@ def check(values: Mapping[str, Any]) -> TrainSettings:
     verify = validate(values["verify"], bool, "verify")
     layers = validate(values["layers"], bool, "layers")
     validate(values["layer_images"], Positive, "layer_images")
+    validate(values["layer_words"], bool, "layer_words")
     if verify and layers:
         raise UserError("verify=true and layers=true are two things that this verb does: give one of them.")
     settings = factories.settings_of(TrainSettings, _values_of(values))
@@ -63,7 +64,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     if values["layers"]:
         from partcraft_lit.commands.evaluate.layers import rank
 
-        return rank(settings, folder, values["layer_images"], **given)
+        return rank(settings, folder, values["layer_images"], values["layer_words"], **given)
     given |= {
         "load_image_features": factories.image_features_loader(trained),
         "load_judges": factories.judges_loader(trained),

@@ -13,11 +13,19 @@ from partcraft_lit.data.crops import PixelCrops, encode_crops
 from partcraft_lit.data.datamodule import Collate
 from partcraft_lit.data.latents import posterior
 from partcraft_lit.data.training_set import TrainingSet
-from partcraft_lit.evaluation.attention_layers import FILE_NAME, LayerScore, layers_table, rank_layers, write_layers
+from partcraft_lit.evaluation.attention_layers import (
+    FILE_NAME,
+    LayerScore,
+    layers_table,
+    rank_layers,
+    word_vectors,
+    write_layers,
+)
 from partcraft_lit.losses.objective import objective_of
 from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import read_parts
-from partcraft_lit.runs.assembly import load_trained
+from partcraft_lit.runs.assembly import build_module, load_trained
 from partcraft_lit.runs.settings import TrainSettings
 
 #: Images in one forward pass.
@@ -28,6 +36,7 @@ def rank(
     settings: TrainSettings,
     folder: Path,
     images: int,
+    words: bool,
     *,
     run_folder: Path,
     source: ImageSource,
@@ -40,6 +49,7 @@ def rank(
         settings: of the run.
         folder: where the table goes.
         images: number of images, at most.
+        words: takes the words that parts are called by, in the model before training, instead of the trained tokens.
         run_folder: of the run.
         source: its images.
         load_backbone, load_features: its networks.
@@ -49,7 +59,14 @@ def rank(
     """
     stages = Stages()
     backbone = load_backbone()
-    module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
+    vectors = None
+    if words:
+        dictionary = PartDictionary.load(run_folder / "parts")
+        module = build_module(settings, dictionary, backbone, source.class_noun)
+        module.to(next(backbone.denoiser.parameters()).device).eval()
+        vectors = word_vectors(module, dictionary.names)
+    else:
+        module, dictionary = load_trained(settings, run_folder, backbone, source.class_noun)
     with stages.stage("read parts") as counter:
         store = Store(settings.paths.store)
         label_maps, codes, _ = read_parts(source, load_features(), dictionary, store=store, progress=counter.part)
@@ -71,7 +88,7 @@ def rank(
         draw_timestep=objective_of(backbone).shifted(settings.data.timestep_shift).draw_timestep,
     )
     with stages.stage("rank layers"):
-        scores = rank_layers(module, _batches(module, examples, min(images, len(codes))))
+        scores = rank_layers(module, _batches(module, examples, min(images, len(codes))), vectors)
     write_layers(scores, folder / FILE_NAME)
     for line in layers_table(scores):
         stages.log(line)
