@@ -25,7 +25,7 @@ from partcraft_lit.config import compose as config
 from partcraft_lit.config.loader import SharedLoader
 
 #: What a command adds to its overrides: another folder for each.
-_FOLDER = "hydra.run.dir"
+_FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
 
 
 class ComposedOnce(SharedLoader):
@@ -42,9 +42,15 @@ class ComposedOnce(SharedLoader):
     ) -> DictConfig:
         known = (run_mode, os.environ.get("PARTCRAFT_HARDWARE"), os.environ.get("PARTCRAFT_FEATURES"))
         self._composed = self._each.setdefault(known, {})
-        folders = [text for text in overrides if text.startswith(f"{_FOLDER}=")]
+        folders = [text for text in overrides if text.startswith(_FOLDERS)]
         others = [text for text in overrides if text not in folders]
-        cfg = super().load_configuration(config_name, others, run_mode, *args, **kwargs)
+        if run_mode == RunMode.MULTIRUN and any("," in text or "(" in text for text in others):  # may be a sweep
+            if (config_name, tuple(others)) not in self._composed:
+                whole = ConfigLoaderImpl.load_configuration(self, config_name, others, run_mode, *args, **kwargs)
+                self._composed[config_name, tuple(others)] = whole
+            cfg = copy.deepcopy(self._composed[config_name, tuple(others)])
+        else:
+            cfg = super().load_configuration(config_name, others, run_mode, *args, **kwargs)
         self._apply_overrides_to_config(OverridesParser.create().parse_overrides(folders), cfg)
         cfg.hydra.overrides.hydra.extend(folders)
         cfg.hydra.runtime.cwd = str(Path.cwd())

@@ -91,8 +91,17 @@ def test_groups_of_folders_elsewhere_are_found(tmp_path, both):
 
 def test_the_copies_that_tests_take_are_what_hydra_composes(tmp_path, monkeypatch):
     plain, copies = hydras_own(), ComposedOnce(hydras_own())
+    sweep = ["seed=1,2", "logger=csv,none", "hydra.sweep.dir=c"]
     for mode in RunMode:
-        for given in (["seed=3"], ["hydra.run.dir='a b'", "seed=4"], ["logger=csv"], ["hydra.run.dir=c", "logger=csv"]):
+        for given in (
+            ["seed=3"],
+            ["hydra.run.dir='a b'", "seed=4"],
+            ["logger=csv"],
+            ["hydra.sweep.dir=c", "logger=csv"],
+        ):
             monkeypatch.chdir(tmp_path if "seed=4" in given else tmp_path.parent)
             one, other = (each.load_configuration("train", given, mode) for each in (plain, copies))
             assert OmegaConf.to_yaml(one) == OmegaConf.to_yaml(other)
+    for _ in range(2):
+        one, other = (each.load_configuration("train", sweep, RunMode.MULTIRUN) for each in (plain, copies))
+        assert OmegaConf.to_yaml(one) == OmegaConf.to_yaml(other)
