@@ -283,7 +283,8 @@ def resize_labels(label_map: Tensor, size: Sequence[int], num_labels: int, smoot
         return resize_by_majority(labels, size)
     members = F.one_hot(labels, num_labels).permute(2, 0, 1)[None].float()  # (1, labels, grid height, grid width)
     members = F.interpolate(members, list(size), mode="bilinear", align_corners=False)[0]
-    return (members * 2**12).round().argmax(dim=0)  # rounded: the order of sums must not decide between equals
+    # Rounded: the order of sums must not decide between equals. Along a strided axis argmax takes ten times as long.
+    return (members * 2**12).round().max(dim=0).indices
 
 
 def to_pil(image: Tensor) -> Image.Image:
