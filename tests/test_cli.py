@@ -87,10 +87,29 @@ def test_an_unknown_verb_is_an_error_with_the_nearest(start):
     assert result.code == 2 and "Unknown verb 'trian'. Did you mean 'train'" in result.err
 
 
-def test_help_of_a_verb_lists_groups_and_keys(start):
+def test_help_of_a_verb_lists_groups_and_keys_with_their_comments(start):
     result = start("train", "--help", settings=[])
     assert result.code == 0
     assert "dataset: creatures, creatures_pair, cub, " in result.out and "lambda_attn: 0.1" in result.out
+    assert "experiment: arena, " in result.out and "lambda_attn/paper" in result.out
+    (line,) = [line for line in result.out.splitlines() if line.strip().startswith("snr_gamma:")]
+    assert line.split() == ["snr_gamma:", "null", "#", "min-SNR", "weighting,", "for", "instance", "5"]
+
+
+def test_help_shows_the_values_that_the_overrides_give(start):
+    out = start("train", "loss.lambda_attn=0.02", "method=textual_inversion", "--help", settings=[]).out
+    assert "lambda_attn: 0.02" in out and "partcraft_lit.methods.textual_inversion.TextualInversion" in out
+    assert "_target_: lightning.Trainer" in start("doctor", "--help", "--resolve", settings=[]).out
+
+
+def test_help_of_a_verb_leaves_out_the_groups_of_others(start):
+    out = start("generate", "--help", settings=[]).out
+    assert "dataset:" not in out and "Lightning" in out and "only its accelerator matters here" in out
+
+
+def test_help_needs_no_group_that_the_verb_needs(start):
+    result = start("fetch", "--help", settings=[])
+    assert result.code == 0 and "multi_concept" in result.out and "keep_archives: false" in result.out
 
 
 def test_train_gets_typed_settings_and_a_folder(start, fake_run):
@@ -167,7 +186,7 @@ def test_mistakes_end_before_anything_is_made(start, fake_run):
         (("dataset=folder",), "dataset.dir has to be given: dataset.dir=PATH"),
         (("parts.names=head",), "parts.names='head': wanted a list, such as [head]"),
         (("logger=tensorboard",), "no such option. Options: csv, mlflow, none, trackio, wandb."),
-        (("--multirn",), "'--multirn' is no option. Did you mean '--multirun'"),
+        (("--multirn",), "'--multirn' is not an option. Did you mean '--multirun'"),
         (("--loss.lambda_attn=0.1",), "Settings are written key=value, without dashes"),
         (("trainer.max_steps=-5",), "trainer.max_steps=-5: wanted a whole number of at least 1"),
         (("parts.names=[head]",), "parts.names has 1 names for parts.M=5"),

@@ -403,7 +403,7 @@ def test_loading_restores_every_bit(tiny_backbone):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"rank": 3}, r"'backbone\.unet\..*lora_A.*' has shape \(2, \d+\), wanted is \(3, \d+\)"),
+        ({"rank": 3}, r"'backbone\.unet\..*lora_A.*' has shape \(2, \d+\), expected \(3, \d+\)"),
         ({"codes": 4}, r"'method\.mapper\..*' has shape .*M, K, lora\.rank or the backbone differ"),
         (
             {"layers": 2},

@@ -177,7 +177,7 @@ def lose(run: Path, draw: random.Random, command: str) -> str:
 
 
 def swap(run: Path, draw: random.Random, command: str) -> str:
-    """A folder, a link to itself, other text, or bytes that are no text, where a file was."""
+    """A folder, a link to itself, other text, or bytes that are not text, where a file was."""
     path = draw.choice(files(run))
     kind = draw.choice(["folder", "link", "text", "list", "bytes"])
     path.unlink()
@@ -241,7 +241,7 @@ def dictionary(run: Path, draw: random.Random, command: str) -> str:
 
 
 def settings(run: Path, draw: random.Random, command: str) -> str:
-    """A stored configuration that runs a command, asks for the environment, or is no configuration."""
+    """A stored configuration that runs a command, asks for the environment, or is not a configuration."""
     path = run / ".hydra" / "config.yaml"
     lines = path.read_text(encoding="utf-8").splitlines()
     targets = [number for number, line in enumerate(lines) if "_target_:" in line]

@@ -33,14 +33,14 @@ VERBS = {
     "generate": "images from a run and a prompt with part tokens",
     "evaluate": "the scores of a run",
     "table": "several methods or settings under one protocol, with intervals and tests",
-    "merge": "concepts that Custom Diffusion trained apart, in one run, without training",
+    "merge": "concepts trained separately with Custom Diffusion or DisenDiff, in one run, without training",
     "export": "the parts and the adapter of a run as files for diffusers, A1111 and ComfyUI",
     "app": "the composer in the browser: click parts, compose, correct, train, export",
     "fetch": "a published data set, downloaded or from a local archive",
     "doctor": "what is missing for a training run, and what it would cost; takes the overrides of train",
     "dashboard": "the W&B workspace and report of a sweep or table; sync replays runs into clean ones",
-    "store": "stats, verify or prune: what is computed once and kept for all runs",
-    "pretrain": "the embedded model, features or oracle, from nothing",
+    "store": "the cache shared by all runs: stats, verify, prune",
+    "pretrain": "the embedded networks from scratch: miniature model, patch features, oracle",
 }
 #: What a disk says of a path that the user has to change.
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
@@ -65,7 +65,7 @@ partcraft {version} - part-level personalisation of text-to-image models
 
 {verbs}
 
-    partcraft VERB --help       every group and key of a verb
+    partcraft VERB --help       its groups and keys, with what each means
     partcraft train -m KEY=A,B  a sweep
     eval "$(partcraft -sc install=bash)"   completes verbs, groups and keys in this shell
     partcraft --version
@@ -129,7 +129,7 @@ def _dispatch(given: list[str], verb: str | None, progress: _Progress) -> int:
 
 
 def _check_characters(given: Sequence[str]) -> None:
-    """Raises a UserError for what no configuration file, hash or path could hold: bytes that are no UTF-8, and NUL."""
+    """Raises a UserError for what no configuration file, hash or path could hold: bytes that are not UTF-8, and NUL."""
     for text in given:
         if "\0" in text or any(0xD800 <= ord(character) < 0xE000 for character in text):
             shown = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
@@ -217,8 +217,13 @@ def _run_verb(verb: str, given: list[str], progress: _Progress, full: bool) -> i
     config.check_hydra_settings(overrides)
     if args.package is not None:
         config.check_package(verb, overrides, args.cfg, args.package)
+    if args.help:
+        from partcraft_lit.config.verb_help import verb_help
+
+        print(verb_help(verb, overrides, args.resolve))
+        return 0
     module = importlib.import_module(f"partcraft_lit.commands.{verb}")
-    if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
+    if not (args.hydra_help or args.cfg or args.info or args.shell_completion):
         command += _prepare(verb, module, overrides, args, progress)
 
     argv, hydra_argv = list(sys.argv), [sys.argv[0], *command]
@@ -266,8 +271,8 @@ def _options_first(parser: argparse.ArgumentParser, given: list[str], verb: str)
             continue
         if name not in actions:
             raise UserError(
-                f"'{text}' is no option. {nearest_names(name, actions)}Settings are written key=value, without dashes; "
-                f"partcraft {verb} --help names them all."
+                f"'{text}' is not an option. {nearest_names(name, actions)}Settings are written key=value, without "
+                f"dashes; partcraft {verb} --help names them all."
             )
         action = actions[name]
         takes_next = action.nargs is None or (action.nargs == "?" and rest and rest[0] in (action.choices or ()))
@@ -482,7 +487,7 @@ def _job(cfg: Any, module: ModuleType, progress: _Progress) -> Any:
 
 
 def _silence_notices() -> None:
-    """What libraries say that a user cannot act on, and progress bars where the output is no terminal."""
+    """What libraries say that a user cannot act on, and progress bars where the output is not a terminal."""
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # that it builds its cache of fonts, once
     logging.raiseExceptions = False  # a log line that cannot be written is no reason for a traceback
@@ -589,7 +594,7 @@ def _known_cause(error: BaseException | None) -> Exception | None:
             return UserError(f"The disk is full{where}. Make room and start the same command again; it continues.")
         if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
             return UserError(
-                f"{error.filename}: {error.strerror}. Give another path, or see whose it is and what its rights are."
+                f"{error.filename}: {error.strerror}. Give another path, or check its owner and permissions."
             )
         error = error.__cause__ or error.__context__
     return None

@@ -420,6 +420,6 @@ def _check_same(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tup
     for name, shape in expected.items():
         if given[name] != shape:
             raise UserError(
-                f"The checkpoint does not fit this run: {name!r} has shape {given[name]}, wanted is {shape}. M, K, "
+                f"The checkpoint does not fit this run: {name!r} has shape {given[name]}, expected {shape}. M, K, "
                 "lora.rank or the backbone differ."
             )

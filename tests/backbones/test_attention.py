@@ -247,10 +247,10 @@ def test_a_graph_that_never_runs_backward_is_freed_at_once(monkeypatch):
 def test_messages(fresh_backbone, inputs):
     unet, layers = fresh_backbone.unet, fresh_backbone.attention_layers
     before = dict(unet.attn_processors)
-    with pytest.raises(ValueError, match=r"'mid_block\.attn9' is no attention layer"):
+    with pytest.raises(ValueError, match=r"'mid_block\.attn9' is not an attention layer"):
         AttentionCapture(unet, [*layers, "mid_block.attn9"])
     assert unet.attn_processors == before, "a refusal changes nothing"
-    with pytest.raises(ValueError, match="is no attention layer"):
+    with pytest.raises(ValueError, match="is not an attention layer"):
         AttentionCapture(unet, ["conv_in"])
     with pytest.raises(ValueError, match="at least one layer name"):
         AttentionCapture(unet, [])

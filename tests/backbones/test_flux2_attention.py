@@ -145,7 +145,7 @@ def test_half_precision_is_read_in_float32():
 
 
 def test_mistakes(transformer):
-    with pytest.raises(ValueError, match="no attention layer"):
+    with pytest.raises(ValueError, match="not an attention layer"):
         Flux2AttentionCapture(transformer, ["transformer_blocks.0.ff"])
     with pytest.raises(ValueError, match="at least one layer"):
         Flux2AttentionCapture(transformer, [])

@@ -328,13 +328,13 @@ def test_without_any_tokenizer(single_file):
 def test_files_that_cannot_be_read(tmp_path, tiny_sd_folder):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not a tensor")
-    with pytest.raises(UserError, match=r"broken\.safetensors is no readable safetensors file"):
+    with pytest.raises(UserError, match=r"broken\.safetensors is not a readable safetensors file"):
         load_sd15(broken, config=tiny_sd_folder)
     pickled = tmp_path / "model.ckpt"
     pickled.write_bytes(b"")
     with pytest.raises(UserError, match=r"model\.ckpt is no \.safetensors file; other checkpoints can run code"):
         load_sd15(pickled)
-    with pytest.raises(UserError, match=r"backbone\.config=.*nowhere is no folder"):
+    with pytest.raises(UserError, match=r"backbone\.config=.*nowhere is not a folder"):
         load_sd15(broken, config=tmp_path / "nowhere")
 
 

@@ -380,7 +380,7 @@ def test_settings_that_do_not_fit(folder, settings, message):
 
 
 def test_what_is_missing_is_said_before_weights_are_read(folder, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"is no complete PRX model in diffusers' format: transformer/config\.json"):
+    with pytest.raises(UserError, match=r"is not a complete PRX model in diffusers' format: transformer/config\.json"):
         load_prx(tmp_path)
     with pytest.raises(UserError, match="No PRX model at nowhere"):
         load_prx("nowhere")

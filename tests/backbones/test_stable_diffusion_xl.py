@@ -190,10 +190,10 @@ def test_half_precision_keeps_sizes_exact_and_the_vae_as_it_is_told(make_compone
 def test_parts_of_other_models_are_refused(make_components, make_components_xl):
     components = make_components_xl()
     small = {**components, "unet": make_components()["unet"]}
-    with pytest.raises(UserError, match=r"reads text of width 32, .* give 32 \+ 48: this is no SDXL base model"):
+    with pytest.raises(UserError, match=r"reads text of width 32, .* give 32 \+ 48: this is not an SDXL base model"):
         StableDiffusionXL(name="xl", **small)
     components["unet"].register_to_config(addition_time_embed_dim=16)
-    with pytest.raises(UserError, match=r"'text_time' of width 72; wanted is 'text_time' of 120"):
+    with pytest.raises(UserError, match=r"'text_time' of width 72; expected 'text_time' of 120"):
         StableDiffusionXL(name="xl", **components)
 
 

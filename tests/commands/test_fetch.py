@@ -288,7 +288,7 @@ def test_a_truncated_archive_of_unknown_hash(settings: FetchSettings, archive: b
     with pytest.raises(UserError, match="is truncated or damaged"):
         fetch(unknown, tmp_path / "run")
     path.write_bytes(b"<html>404</html>")
-    with pytest.raises(UserError, match="is no tar or zip archive"):
+    with pytest.raises(UserError, match="is not a tar or zip archive"):
         fetch(unknown, tmp_path / "run")
 
 

@@ -273,7 +273,7 @@ def test_prompts_from_a_file(tiny_run, workshop, tmp_path):
         ((), "either a prompt"),
         (("prompt=x", "prompts_file=y"), "either a prompt"),
         (("prompts_file=/nowhere/prompts.txt",), "there is no such file"),
-        (("prompts_file={empty}",), "holds no text; wanted is one per line"),
+        (("prompts_file={empty}",), "holds no text; write one per line"),
         (("prompts_file={wrong}",), r"'<hed:0>' in prompt \d, 'a <hed:0> bird': There is no part called 'hed'"),
         (("prompt=a bird", "sample.negative_prompt=<hed:1>"), "no part called 'hed'"),
     ],

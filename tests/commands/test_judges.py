@@ -59,7 +59,7 @@ def test_a_training_run_ends_with_them(new_workshop):
         (("eval.judge=[crop]",), "eval.judge=crop"),
         (("eval.judge=[crops]", "judges.crops.features=minni"), "judges.crops.features=minni"),
         (("eval.judge=[crops]", "judges.crops.fade=2"), "judges.crops.fade"),
-        (("eval.judge=[vlm]", "judges.vlm.source=qwen3_vl"), "is no folder, no hub id"),
+        (("eval.judge=[vlm]", "judges.vlm.source=qwen3_vl"), "is not a folder, a hub id"),
         (("eval.judge=[vlm]", "judges.vlm.source={empty}"), "could not be read"),
     ],
 )

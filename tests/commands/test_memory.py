@@ -173,7 +173,7 @@ def test_a_block_in_machine_code_equals_itself(fresh_backbone: LatentDiffusion):
 
 def test_compiling_without_a_compiler_is_told_at_once(fresh_backbone: LatentDiffusion, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match="wants a C\\+\\+ compiler"):
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
         apply_memory_options(dataclasses.replace(NONE, compile=True), fresh_backbone)
 
 

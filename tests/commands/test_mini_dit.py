@@ -94,4 +94,4 @@ def test_missing_weights_are_told(new_workshop, tmp_path):
     workshop = new_workshop()
     workshop.arguments = tuple(text for text in workshop.arguments if not text.startswith("backbone"))
     ended = workshop("train", "backbone=mini_dit", f"backbone.path={tmp_path}", "backbone.resolution=64")
-    assert ended.code == 2 and "is no miniature diffusion transformer: transformer, vae" in ended.out, ended.out
+    assert ended.code == 2 and "is not a miniature diffusion transformer: transformer, vae" in ended.out, ended.out

@@ -69,7 +69,7 @@ def _methods_of(row):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["rows=['1e-22']"], r"'1e-22' is no row of table=lambda_attn\. Did you mean '1e-2'"),
+        (["rows=['1e-22']"], r"'1e-22' is not a row of table=lambda_attn\. Did you mean '1e-2'"),
         (["rows=['0']", "overrides=method=partcaft"], r"table\.rows\.0: method=partcaft: no such option\. Did you"),
         (["rows=['0']", "overrides=lora.rnk=3"], r"table\.rows\.0: Unknown key 'lora\.rnk'"),
         (["rows=['0']", "table.figure.panels=[EMRR]"], r"'EMRR' is none\. Did you mean 'EMR'"),
@@ -77,7 +77,7 @@ def _methods_of(row):
         (["table.seeds=[]"], r"at least one seed"),
         (["scale=large"], r"scale='large': wanted one of small, paper"),
         (["jobs=0"], r"jobs=0"),
-        (["~table.rows.0", "rows=['0']"], r"'0' is no row"),
+        (["~table.rows.0", "rows=['0']"], r"'0' is not a row"),
     ],
 )
 def test_mistakes_are_told_before_any_job(settings, overrides, message):

@@ -95,7 +95,7 @@ def test_what_is_missing_is_told_before_any_work_with_a_command_that_runs_here(t
     said = capsys.readouterr().err
     assert ended.value.code == 2 and not Path("logs").exists()
     assert "'partcraft fetch dataset=cub' gets it" in said and "hf download stable-diffusion-v1-5/" in said
-    assert "wants a GPU, and torch sees none: hardware=cpu" in said
+    assert "needs a GPU, and torch sees none: hardware=cpu" in said
     command = "partcraft train dataset=cub loss.lambda_attn=0.01"
     assert said.rstrip().endswith(f"{command} paths.data={tmp_path} backbone=mini parts.features=efficientnet_lite0")
     machine.check_start(composed("dataset=folder", "dataset.dir=/x", "backbone=mini"), [])
@@ -104,7 +104,7 @@ def test_what_is_missing_is_told_before_any_work_with_a_command_that_runs_here(t
 def test_training_sd15_without_a_gpu_has_to_be_asked_for(monkeypatch):
     monkeypatch.setattr(machine, "hub_has", lambda repository, file: True)
     given = ["dataset=folder", "dataset.dir=/x"]
-    with pytest.raises(UserError, match="wants a GPU"):
+    with pytest.raises(UserError, match="needs a GPU"):
         machine.check_start(composed(*given), given)
     machine.check_start(composed(*given, "hardware=cpu"), given)
     machine.check_start(composed(*given, "trainer=cpu"), given)

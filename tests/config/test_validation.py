@@ -60,7 +60,7 @@ def test_builds_nested_dataclasses_of_the_annotated_types():
         ({"path": "~nobody-here/x"}, r"top\.path='~nobody-here/x': there is no user 'nobody-here'"),
         ({"table": {"a": {"rate": "x"}}}, r"top\.table\.a\.rate='x': wanted a finite number"),
         ({"table": {"a": 3}}, r"top\.table\.a=3: wanted a group of keys \(rate\)"),
-        ({"kind": "\udcff"}, r"bytes that are no text"),
+        ({"kind": "\udcff"}, r"bytes that are not text"),
     ],
 )
 def test_every_mistake_names_its_key(change, message):

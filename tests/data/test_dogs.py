@@ -56,7 +56,7 @@ def test_labels_that_are_shifted_are_an_error(tmp_path: Path, broken: Path) -> N
     files = [source.name(index).removeprefix("Images/") for index in range(len(source))]
     write_mat_list(broken / "train_list.mat", files, [int(source.label(index)) for index in range(len(source))])
     with pytest.raises(
-        UserError, match=r"gives n02085620-Chihuahua/.*the label 0, which is no breed: labels are shifted"
+        UserError, match=r"gives n02085620-Chihuahua/.*the label 0, which is not a breed: labels are shifted"
     ):
         Dogs(broken, "train")
 

@@ -84,7 +84,7 @@ def test_tables_of_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         ('{"file_name": "a.png"}\n{"file_name": "gone.png"}', r"row 2: there is no image .*gone\.png"),
         ('{"file": "a.png"}', r"row 1 has no file_name; its columns are file"),
         ('{"file_name": "../a.png"}', r"'\.\./a\.png' leads out of the folder"),
-        ('{"file_name": "a.png"', r"row 1 is no JSON"),
+        ('{"file_name": "a.png"', r"row 1 is not JSON"),
         ("[1]", r"row 1: wanted an object"),
         ('{"file_name": "a.png"}\n{"file_name": "a.png"}', r"name a\.png 2 times"),
         (

@@ -48,7 +48,7 @@ def test_what_is_missing_is_named(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no class 'cat_dig'\. Did you mean 'cat dog'"):
         MultiConcept(pairs, ("cat_dig",))
     (pairs / "cat_dog" / "prompts_subject2.txt").unlink()
-    with pytest.raises(UserError, match=r"cat_dog is no complete set of 2 concepts .*prompts_subject2\.txt"):
+    with pytest.raises(UserError, match=r"cat_dog is not a complete set of 2 concepts .*prompts_subject2\.txt"):
         MultiConcept(pairs)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no folder of a pair, such as cat_dog/ with image\.jpg"):

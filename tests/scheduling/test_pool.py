@@ -49,17 +49,17 @@ def test_a_failure_is_noted_and_the_rest_goes_on(tmp_path):
     said = []
     tasks = [
         task(tmp_path, "one", "print('x')"),
-        task(tmp_path, "bad", "print('partcraft: dataset.dir=/x is no folder.'); sys.exit(2)", "print('never')"),
+        task(tmp_path, "bad", "print('partcraft: dataset.dir=/x is not a folder.'); sys.exit(2)", "print('never')"),
         task(tmp_path, "two", "print('first')", "print('second')"),
     ]
     ledger = Ledger(tmp_path)
-    assert run(tasks, 2, said.append, ledger=ledger) == {"bad": "partcraft: dataset.dir=/x is no folder."}
+    assert run(tasks, 2, said.append, ledger=ledger) == {"bad": "partcraft: dataset.dir=/x is not a folder."}
     assert tasks[0].is_done() and tasks[2].is_done() and not tasks[1].is_done()
     assert (tmp_path / "two" / "job.log").read_text() == "first\nsecond\n"
     assert said[0] == "0 of 3 jobs are done; 3 to do, 2 at once." and sum("FAILED" in line for line in said) == 1
     latest = ledger.latest()
     assert {key: entry.status for key, entry in latest.items()} == {"one": "done", "bad": "failed", "two": "done"}
-    assert latest["bad"].code == 2 and latest["bad"].message == "partcraft: dataset.dir=/x is no folder."
+    assert latest["bad"].code == 2 and latest["bad"].message == "partcraft: dataset.dir=/x is not a folder."
     assert latest["one"].folder == "one"
 
 

@@ -62,7 +62,7 @@ def test_a_weight_is_written_so_that_it_is_read_again(weight):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("a <head:17>*x bird", r"'<head:17>\*x bird' in the prompt: behind '\*' stands the part's weight"),
+        ("a <head:17>*x bird", r"'<head:17>\*x bird' in the prompt: '\*' is followed by the part's weight"),
         ("a <haed:17> bird", r"'<haed:17>' in the prompt: There is no part called 'haed'. Did you mean 'head'\?"),
         ("<HAED:17>", r"Did you mean 'head'\?"),
         ("<lora:thing:0.8>", r"no part called 'lora'.*Parts are 0 background, 1 head, 2 left-wing, 3 tail, 4 crest"),

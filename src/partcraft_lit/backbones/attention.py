@@ -57,7 +57,7 @@ class AttentionCapture:
         size: side of the returned maps; None keeps that of the first layer.
 
     Raises:
-        ValueError: without a name, or if a name is no attention layer of the UNet.
+        ValueError: without a name, or if a name is not an attention layer of the UNet.
     """
 
     #: For messages: the kind of denoiser, and how its layers are named.
@@ -82,7 +82,7 @@ class AttentionCapture:
         except AttributeError:
             layer = None
         if layer is None or not self._is_attention(layer):
-            raise ValueError(f"{name!r} is no attention layer of this {self._kind}; names are {self._naming}.")
+            raise ValueError(f"{name!r} is not an attention layer of this {self._kind}; names are {self._naming}.")
         return layer
 
     def _is_attention(self, layer: nn.Module) -> bool:

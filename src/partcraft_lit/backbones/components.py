@@ -102,7 +102,7 @@ def check_complete(folder: Path, folders: Mapping[str, Sequence[str]], what: str
     if lacking:
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
         raise UserError(
-            f"{folder} is no complete {what} in diffusers' format: {', '.join(lacking)} missing; it holds "
+            f"{folder} is not a complete {what} in diffusers' format: {', '.join(lacking)} missing; it holds "
             f"{found or 'nothing'}. Copy the whole repository, for example with `hf download {example} --local-dir "
             f"FOLDER`."
         )

@@ -49,7 +49,7 @@ class Flux2AttentionCapture(AttentionCapture):
         target: what is recorded.
 
     Raises:
-        ValueError: without a name, or if a name is no attention layer of the transformer.
+        ValueError: without a name, or if a name is not an attention layer of the transformer.
     """
 
     _kind = "transformer"

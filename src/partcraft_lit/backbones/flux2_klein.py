@@ -333,7 +333,8 @@ def _chosen_layers(transformer: Any, chosen: Sequence[str] | None) -> tuple[str,
     for name in chosen:
         if name not in known:
             raise UserError(
-                f"backbone.attention_layers: {name!r} is no attention layer of this model. {did_you_mean(name, known)}"
+                f"backbone.attention_layers: {name!r} is not an attention layer of this model. "
+                f"{did_you_mean(name, known)}"
             )
     if not chosen:
         raise UserError("backbone.attention_layers=[]: name at least one layer, or null for the default.")
@@ -358,7 +359,7 @@ def _check_resolution(resolution: int, factor: int) -> None:
 def _check_networks(transformer: Any, vae: Any, text_encoder: Any, text_layers: Sequence[int]) -> None:
     """A FLUX.2 dev, or folders of different models, fail here and not inside a matrix product."""
     if transformer.config.guidance_embeds:
-        raise UserError("This transformer takes the guidance scale as an input: it is FLUX.2 dev, and no klein.")
+        raise UserError("This transformer takes the guidance scale as an input: it is FLUX.2 dev, not klein.")
     patches = PATCH**2 * int(vae.config.latent_channels)
     if transformer.config.in_channels != patches:
         raise UserError(

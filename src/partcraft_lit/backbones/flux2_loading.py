@@ -94,7 +94,7 @@ def load_klein(source: str | Path, revision: str | None, dtype: Precision, place
         if encoder_config.model_type != "qwen3":
             raise UserError(
                 f"The text encoder of {location} is a {encoder_config.model_type!r}, and FLUX.2 klein has a Qwen3: "
-                f"this is another model. Wanted is for instance {EXAMPLE}."
+                f"this is another model. Use for instance {EXAMPLE}."
             )
         transformer_config = diffusers.Flux2Transformer2DModel.load_config(location, subfolder="transformer", **chosen)
         _check_memory(transformer_config, encoder_config, wanted, placement)
@@ -165,5 +165,7 @@ def _free_memory(device: torch.device) -> float | None:
 def _check_folder(folder: Path) -> None:
     """Checks that all components are there, before weights are read."""
     if (folder / "unet").is_dir():
-        raise UserError(f"{folder} holds a model with a UNet: it is no FLUX.2. Use backbone=sd15 or backbone=sdxl.")
+        raise UserError(
+            f"{folder} holds a model with a UNet: it is not a FLUX.2 model. Use backbone=sd15 or backbone=sdxl."
+        )
     check_complete(folder, _FOLDERS, "FLUX.2 klein", EXAMPLE)

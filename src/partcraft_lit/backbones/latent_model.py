@@ -156,7 +156,7 @@ class LatentModel(nn.Module, ABC):
             Mean and standard deviation, (B, C, H/f, W/f) each, float32.
 
         Raises:
-            ValueError: if a side is no multiple of ``vae_scale_factor``.
+            ValueError: if a side is not a multiple of ``vae_scale_factor``.
         """
         if any(side % self.vae_scale_factor for side in pixel_values.shape[-2:]):
             raise ValueError(
@@ -291,7 +291,7 @@ class LatentModel(nn.Module, ABC):
         """
         compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++", "cl"]
         if backend == "inductor" and not any(map(shutil.which, compilers)):
-            raise UserError("hardware.compile=true wants a C++ compiler: install g++, or set hardware.compile=false.")
+            raise UserError("hardware.compile=true needs a C++ compiler: install g++, or set hardware.compile=false.")
         dynamo = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, _COMPILED_VARIANTS)
         self._compile(backend)
@@ -361,7 +361,7 @@ def check_hash(backbone: LatentModel, sha256: str | None) -> None:
     if sha256 is None:
         return
     if not re.fullmatch(r"[0-9a-f]{8,64}", sha256):
-        raise UserError(f"backbone.sha256={sha256}: wanted 8 to 64 hexadecimal digits in small letters.")
+        raise UserError(f"backbone.sha256={sha256}: wanted 8 to 64 hexadecimal digits in lower case.")
     if not backbone.hash.startswith(sha256):
         raise UserError(
             f"The weights of {backbone.name!r} have the hash {backbone.hash}, backbone.sha256={sha256} was asked for: "

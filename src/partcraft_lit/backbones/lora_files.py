@@ -81,7 +81,7 @@ def sgm_name(layer: str, unet_config: Any) -> str:
         index = int(words[1]) * per_level + int(words[3])
         block = f"input_blocks.{index + 1}" if words[0] == "down_blocks" else f"output_blocks.{index}"
         return ".".join([block, "1", *words[4:]])
-    raise ValueError(f"{layer!r} is no layer of an attention block.")
+    raise ValueError(f"{layer!r} is not a layer of an attention block.")
 
 
 def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, LoraLayer]:

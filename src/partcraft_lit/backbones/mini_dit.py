@@ -67,7 +67,7 @@ def load_mini_dit(
 
     folder = packaged_weights("mini_dit") if path is None else Path(path).expanduser()
     if missing := [part for part in _FOLDERS if not (folder / part).is_dir()]:
-        raise UserError(f"{folder} is no miniature diffusion transformer: {', '.join(missing)} missing.")
+        raise UserError(f"{folder} is not a miniature diffusion transformer: {', '.join(missing)} missing.")
     location = str(folder)
     with explain_load_errors(location):
         backbone = MiniDiT(

@@ -221,7 +221,7 @@ def checked_step(resolution: int, vae_scale_factor: int, patch_size: int) -> int
     """Pixels of an image token's side.
 
     Raises:
-        UserError: if the resolution is no multiple of it.
+        UserError: if the resolution is not a multiple of it.
     """
     step = vae_scale_factor * patch_size
     if resolution < step or resolution % step:

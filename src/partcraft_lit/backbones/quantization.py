@@ -27,7 +27,7 @@ def require(quantize: Quantization) -> None:
     """
     if importlib.util.find_spec("torchao") is None:
         raise UserError(
-            f"backbone.quantize={quantize} wants the package torchao: pip install 'partcraft-lit[quantize]', or set "
+            f"backbone.quantize={quantize} needs the package torchao: pip install 'partcraft-lit[quantize]', or set "
             "hardware.quantize=null."
         )
 

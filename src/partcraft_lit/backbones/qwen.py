@@ -57,7 +57,7 @@ def keep_read_layers(text_encoder: Any, layers: Sequence[int]) -> None:
     if max(layers) >= len(network.layers):
         raise UserError(
             f"FLUX.2 klein reads layers {', '.join(map(str, layers))} of its text encoder, and this one has "
-            f"{len(network.layers)}: it is another encoder. Wanted is Qwen3, or set backbone.text_layers."
+            f"{len(network.layers)}: it is another encoder. Use Qwen3, or set backbone.text_layers."
         )
     network.layers = network.layers[: max(layers) + 1]
     network.config.num_hidden_layers = len(network.layers)

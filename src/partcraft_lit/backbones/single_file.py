@@ -51,12 +51,12 @@ def load_single_file(path: Path, layout: Layout, config: Path | None) -> Compone
     if path.suffix != ".safetensors":
         pipeline = "StableDiffusionXLPipeline" if layout is SDXL else "StableDiffusionPipeline"
         raise UserError(
-            f"{path} is no .safetensors file; other checkpoints can run code when they are read. Convert it, for "
+            f"{path} is not a .safetensors file; other checkpoints can run code when they are read. Convert it, for "
             f"example {pipeline}.from_single_file({path.name!r}).save_pretrained('FOLDER')."
         )
     if config is not None and not config.is_dir():
         raise UserError(
-            f"backbone.config={config} is no folder; give one with a model's settings in diffusers' format."
+            f"backbone.config={config} is not a folder; give one with a model's settings in diffusers' format."
         )
     tokenizers = _tokenizers(path, layout, config)
     checkpoint = _read_checkpoint(path)
@@ -119,7 +119,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}). Was the download cut short?") from error
+        raise UserError(f"{path} is not a readable safetensors file ({error}). Was the download cut short?") from error
 
 
 def _check_is_published(path: Path, layout: Layout, checkpoint: dict[str, Any]) -> None:
@@ -128,8 +128,8 @@ def _check_is_published(path: Path, layout: Layout, checkpoint: dict[str, Any]) 
     first = checkpoint.get(f"{_UNET}input_blocks.0.0.weight")
     if first is None or not any(other in checkpoint for other in _TEXT_KEYS.values()):
         raise UserError(
-            f"{path} is no Stable Diffusion checkpoint in the original format: {_UNET}input_blocks.0.0.weight or {key} "
-            f"is not in it."
+            f"{path} is not a Stable Diffusion checkpoint in the original format: {_UNET}input_blocks.0.0.weight or "
+            f"{key} is not in it."
         )
     is_xl = _TEXT_KEYS["SD 1.x and 2.x"] not in checkpoint
     if is_xl != (layout is SDXL):
@@ -140,7 +140,7 @@ def _check_is_published(path: Path, layout: Layout, checkpoint: dict[str, Any]) 
     found, wanted = (checkpoint[key].shape[1], first.shape[1], first.shape[0]), _SHAPES[layout.title]
     if found != wanted:
         raise UserError(
-            f"{path} is no plain {'SDXL' if is_xl else 'SD 1.x'} checkpoint (text width {found[0]}, latent channels "
+            f"{path} is not a plain {'SDXL' if is_xl else 'SD 1.x'} checkpoint (text width {found[0]}, latent channels "
             f"{found[1]}, first width {found[2]}; wanted {wanted[0]}, {wanted[1]} and {wanted[2]}). For SD 2.x and "
             f"others, also give backbone.config=FOLDER with the model's settings in diffusers' format: the file does "
             f"not say how it predicts."

@@ -154,12 +154,12 @@ def _check_widths(unet: Any, text_encoder: Any, text_encoder_2: Any) -> None:
     if unet.config.cross_attention_dim != sum(widths):
         raise UserError(
             f"The UNet reads text of width {unet.config.cross_attention_dim}, the two text encoders give "
-            f"{widths[0]} + {widths[1]}: this is no SDXL base model, or its parts are of different models."
+            f"{widths[0]} + {widths[1]}: this is not an SDXL base model, or its parts are of different models."
         )
     wanted = int(text_encoder_2.config.projection_dim) + 6 * int(unet.config.addition_time_embed_dim or 0)
     if unet.config.addition_embed_type != "text_time" or unet.config.projection_class_embeddings_input_dim != wanted:
         raise UserError(
             f"The UNet's added embedding is {unet.config.addition_embed_type!r} of width "
-            f"{unet.config.projection_class_embeddings_input_dim}; wanted is 'text_time' of {wanted} (pooled text and "
-            f"six numbers): this is no SDXL base model."
+            f"{unet.config.projection_class_embeddings_input_dim}; expected 'text_time' of {wanted} (pooled text and "
+            f"six numbers): this is not an SDXL base model."
         )

@@ -99,7 +99,7 @@ class PromptFormat:
         return self.max_length - len(row) if self.tokenizer.padding_side == "left" else 0
 
     def _ordinary_id(self) -> int:
-        """The smallest id that is no special token."""
+        """The smallest id that is not a special token."""
         special = set(self.tokenizer.all_special_ids)
         return next(index for index in range(len(self.tokenizer)) if index not in special)
 

@@ -21,7 +21,7 @@ class TrainingProgress(ProgressBar):
     Lightning's ``RichProgressBar`` counts batches instead of optimizer steps and writes nothing useful to a log file.
 
     Args:
-        line_every_s: seconds between lines where the output is no terminal.
+        line_every_s: seconds between lines where the output is not a terminal.
         console: where to; the terminal by default.
     """
 

@@ -283,7 +283,7 @@ def seeds_of(seeds: Iterable[int]) -> list[int]:
     """The seeds as a list.
 
     Raises:
-        UserError: for one that is no whole number of at least 0.
+        UserError: for one that is not a whole number of at least 0.
     """
     found = list(seeds)
     for seed in found:

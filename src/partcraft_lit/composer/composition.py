@@ -136,7 +136,7 @@ class Composition:
         try:
             return _adapter(cls).validate_python(dict(values))
         except (ValidationError, TypeError, ValueError) as error:
-            raise UserError(f"This is no composition: {_first_problem(error)}.") from error
+            raise UserError(f"This is not a composition: {_first_problem(error)}.") from error
 
     @classmethod
     def from_png(cls, file: Any) -> Self:
@@ -146,7 +146,7 @@ class Composition:
             file: path, or an open binary file.
 
         Raises:
-            UserError: if the file is no PNG or says nothing of a composition.
+            UserError: if the file is not a PNG or says nothing of a composition.
         """
         texts = _texts_of(file)
         if PNG_KEY in texts:

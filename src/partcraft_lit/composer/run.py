@@ -84,7 +84,7 @@ def open_run(
     values = values_of_run(folder, trust=trust)
     if "method" not in values:
         raise UserError(
-            f"{folder} is no training run: its parts were discovered, and nothing was trained. Train first."
+            f"{folder} is not a training run: its parts were discovered, and nothing was trained. Train first."
         )
     accelerator = {"cuda": "gpu"}.get(device, device)
     values = {**values, "trainer": {**values["trainer"], "accelerator": accelerator}}

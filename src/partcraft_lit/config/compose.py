@@ -169,7 +169,7 @@ def compose(verb: str, overrides: Sequence[str] = (), loader: ConfigLoader | Non
         UserError: for an unknown key, group or option, with the nearest known ones, a value that cannot be read, or one
             that the experiment leaves open, ``???``, and nobody gives.
     """
-    cfg = _composed(verb, overrides, loader=loader)
+    cfg = composed(verb, overrides, loader=loader)
     for group, default in groups_of(verb).items():
         if default is not None and not isinstance(OmegaConf.select(cfg, group), DictConfig):
             raise _needed(group, verb)
@@ -195,15 +195,26 @@ def check_hydra_settings(overrides: Sequence[str]) -> None:
 
 def check_package(verb: str, overrides: Sequence[str], kind: str, package: str) -> None:
     """Raises a UserError if ``--cfg KIND --package NAME`` would show nothing."""
-    cfg = _composed(verb, [*overrides], with_hydra=kind != "job")
+    cfg = composed(verb, [*overrides], with_hydra=kind != "job")
     if OmegaConf.select(cfg, package) is None:
         known = list(keys_of(OmegaConf.to_container(cfg, resolve=False)))
         raise UserError(f"--package {package}: the configuration has no such key. {did_you_mean(package, known)}")
 
 
-def _composed(
+def composed(
     verb: str, overrides: Sequence[str], with_hydra: bool = False, loader: ConfigLoader | None = None
 ) -> DictConfig:
+    """As ``compose``, with values and groups that may still be missing.
+
+    Args:
+        verb: of the command.
+        overrides: of one job.
+        with_hydra: whether Hydra's own configuration is part of it.
+        loader: see ``compose``.
+
+    Raises:
+        UserError: see ``compose``.
+    """
     with _hydra(verb) as hydra, warnings.catch_warnings():
         hydra.config_loader = loader or hydra.config_loader
         # Of a folder in hydra.searchpath that is not there.
@@ -225,7 +236,7 @@ def hydra_values(verb: str, overrides: Sequence[str], key: str, resolve: bool = 
         key: such as "sweep.dir".
         resolve: whether interpolations become what they refer to.
     """
-    cfg = _composed(verb, overrides, with_hydra=True)
+    cfg = composed(verb, overrides, with_hydra=True)
     if not resolve:
         group, _, name = key.rpartition(".")
         values: Any = OmegaConf.to_container(OmegaConf.select(cfg, f"hydra.{group}"), resolve=False)
@@ -541,7 +552,7 @@ def explain(error: Exception, verb: str, overrides: Sequence[str] = ()) -> UserE
         return UserError(f"{group} has to be given: {group}=NAME. Options: {', '.join(options)}.")
     if "Config group override must be" in text or isinstance(error, TypeError):
         chosen = [given for given in overrides if given.lstrip("+").partition("=")[0] in groups_of(verb)]
-        return UserError(f"{' '.join(chosen)}: wanted is the name of an option, as partcraft {verb} --help lists them.")
+        return UserError(f"{' '.join(chosen)}: give the name of an option, as partcraft {verb} --help lists them.")
     if "Ambiguous value for argument" in text:
         given = re.search(r"argument '(.+?)'\n", text)
         return UserError(
@@ -597,7 +608,7 @@ def _nearest_key(given: str, verb: str, overrides: Sequence[str]) -> str:
 
 
 def _hydra_node(verb: str) -> Any:
-    return OmegaConf.to_container(_composed(verb, (), with_hydra=True).hydra, resolve=False)
+    return OmegaConf.to_container(composed(verb, (), with_hydra=True).hydra, resolve=False)
 
 
 def _known_keys(verb: str, choices: Sequence[str]) -> list[str]:

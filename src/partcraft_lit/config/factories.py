@@ -91,7 +91,7 @@ def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _object(value: Any, key: str) -> Any:
-    """The keys become what their ``_target_`` names; what is no group of keys stays as it is."""
+    """The keys become what their ``_target_`` names; what is not a group of keys stays as it is."""
     return config.make(value, key) if isinstance(value, Mapping) else value
 
 

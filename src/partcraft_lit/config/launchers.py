@@ -107,7 +107,7 @@ def finish_sweep(sweep: Sweep) -> int:
 
     Returns:
         Exit code: 1 if a job ended with an unexpected error, 2 if jobs failed otherwise; 0 for jobs that ended at
-        ``trainer.max_time``, as for a run that is no job.
+        ``trainer.max_time``, as for a run that is not a job.
     """
     from partcraft_lit.report.sweep import SweepJob, write_sweep
 

@@ -219,7 +219,7 @@ def _gpu(values: Mapping[str, Any]) -> str:
         if torch.cuda.is_available() or torch.backends.mps.is_available():
             return ""
     return (
-        f"{_hub_source(values)} wants a GPU, and torch sees none: hardware=cpu trains it without one, in days "
+        f"{_hub_source(values)} needs a GPU, and torch sees none: hardware=cpu trains it without one, in days "
         "('partcraft doctor' says how many)."
     )
 

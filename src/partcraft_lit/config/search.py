@@ -175,7 +175,7 @@ def _stored(element: Any) -> Any:
 
 
 def _sweeper_node(verb: str, parsed: Sequence[Override]) -> dict[str, Any]:
-    """``hydra.sweeper``, composed with the overrides that are no sweeps."""
+    """``hydra.sweeper``, composed with the overrides that are not sweeps."""
     whole = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
     node: dict[str, Any] = config.hydra_values(verb, whole, "sweeper")
     return node

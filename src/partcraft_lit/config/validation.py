@@ -107,7 +107,7 @@ def _explained(error: ValidationError, value: Any, hint: Any, where: str) -> Use
     first = min(found, key=lambda one: one["type"] != "unexpected_keyword_argument")
     kind, path = first["type"], list(first["loc"])
     if kind == "json_invalid":
-        return UserError(f"{where}: {value!r} holds bytes that are no text; wanted UTF-8.")
+        return UserError(f"{where}: {value!r} holds bytes that are not text; wanted UTF-8.")
     if kind in ("unexpected_keyword_argument", "missing"):
         name = path.pop()
         inner, given, key = _at(path, value, hint, where)

@@ -97,7 +97,7 @@ def trainer_processes(trainer: Mapping[str, Any]) -> int:
     if isinstance(devices, str) and "," in devices:
         return len([part for part in devices.split(",") if part.strip()])
     if devices not in ("auto", -1, "-1"):
-        return int(devices) if str(devices).isdigit() else 1  # what is no number, the trainer itself refuses
+        return int(devices) if str(devices).isdigit() else 1  # what is not a number, the trainer itself refuses
     if accelerator not in ("auto", "gpu", "cuda"):
         return 1
     import torch  # late: this module is also read where nothing heavy may be loaded

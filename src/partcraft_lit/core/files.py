@@ -167,5 +167,5 @@ def read_lines(path: Path, key: str) -> list[str]:
     lines = [line.strip() for line in read_text(path, key).splitlines()]
     kept = [line for line in lines if line and not line.startswith("#")]
     if not kept:
-        raise UserError(f"{key}={path} holds no text; wanted is one per line (lines that begin with # do not count).")
+        raise UserError(f"{key}={path} holds no text; write one per line (lines that begin with # do not count).")
     return kept

@@ -84,9 +84,9 @@ def _read_subset(folder: Path, suffix: str, nouns: Sequence[str]) -> ConceptSubs
     if not path.is_file() or len(images) != 1:
         lacking = path.name if not path.is_file() else f"one image eval_{suffix}.* (there are {len(images)})"
         raise UserError(
-            f"{folder} is no complete set of {len(nouns)} concepts ({', '.join(nouns)}): it lacks {lacking}."
+            f"{folder} is not a complete set of {len(nouns)} concepts ({', '.join(nouns)}): it lacks {lacking}."
         )
     prompts = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     if not prompts:
-        raise UserError(f"{path} holds no prompts: one a line is wanted.")
+        raise UserError(f"{path} holds no prompts: write one per line.")
     return ConceptSubset(prompts, tuple(plain_text(prompt, nouns) for prompt in prompts), read_image(images[0]))

@@ -89,7 +89,7 @@ def download(
                 problems.append(f"{url}: {error}")
                 if not resumed:  # else the first half may have been another server's
                     break
-            except (_Refused, ValueError) as error:  # ValueError: a redirect to what is no address
+            except (_Refused, ValueError) as error:  # ValueError: a redirect to what is not an address
                 problems.append(f"{url}: {_printable(error)}")
                 break
             except urllib.error.HTTPError as error:

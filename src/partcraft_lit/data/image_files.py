@@ -301,7 +301,7 @@ class _VerdictCache:
             return
         # Files that could not be opened have no hash; the cause may be gone at the next start.
         rows = [[path, *vars(one).values()] for path, one in checks.items() if one.sha256]
-        content = json.dumps(rows).encode()  # plain ASCII: paths that are no text survive as escapes
+        content = json.dumps(rows).encode()  # plain ASCII: paths that are not text survive as escapes
         self._store.put(self.KIND, self._key, {"json": torch.frombuffer(bytearray(content), dtype=torch.uint8)})
 
     def _load(self) -> dict[str, _Checked]:

@@ -129,7 +129,7 @@ def _lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             yield from enumerate(csv.DictReader(io.StringIO(content, newline="")), start=2)
         except csv.Error as error:
-            raise UserError(f"{table} is no CSV table: {error}.") from error
+            raise UserError(f"{table} is not a CSV table: {error}.") from error
         return
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
@@ -137,7 +137,7 @@ def _lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{table}, row {number} is no JSON: {error}.") from error
+            raise UserError(f"{table}, row {number} is not JSON: {error}.") from error
         if not isinstance(row, dict):
             raise UserError(f'{table}, row {number}: wanted an object such as {{"file_name": "a.jpg"}}.')
         yield number, row

@@ -112,7 +112,8 @@ def _members(archive: Path, max_bytes: int) -> Iterator[_Member]:
         opened = tarfile.open(archive, "r:*", tarinfo=_StrictTarInfo)  # noqa: SIM115 - closed below
     except tarfile.ReadError as error:
         raise UserError(
-            f"{archive} is no tar or zip archive, or its beginning is damaged ({error}). Remove it and fetch it again."
+            f"{archive} is not a tar or zip archive, or its beginning is damaged ({error}). Remove it and fetch it "
+            "again."
         ) from error
     with opened as tar:
         yield from (_tar_member(tar, info) for info in tar)

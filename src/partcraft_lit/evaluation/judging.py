@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 #: Before the name of a score of a judge, in files.
 PREFIX = "judge/"
-#: "Protocols" of what is no protocol's alone.
+#: "Protocols" of what is not a protocol's alone.
 REAL_IMAGES, ALL_IMAGES = "real images", "all images"
 #: Raise by one when equal images would be calibrated otherwise.
 _VERSION = 1

@@ -170,7 +170,7 @@ def _processor_of(folder: Path, config: Any) -> Any:
             "preprocessor_config.json, as the hub has them beside the weights."
         ) from error
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
-        raise UserError(f"{folder} has no chat template, so it cannot be asked: wanted is a model trained to chat.")
+        raise UserError(f"{folder} has no chat template, so it cannot be asked: use a model trained to chat.")
     processor.tokenizer.padding_side = "left"  # the answer follows the last place
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token

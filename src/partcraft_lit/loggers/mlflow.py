@@ -223,7 +223,7 @@ class MlflowRunLogger(GuardedLogger):
 
 
 def _flat(content: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
-    """Name with dots -> text, for each value that is no mapping."""
+    """Name with dots -> text, for each value that is not a mapping."""
     for key, value in content.items():
         name = _allowed(f"{where}.{key}" if where else str(key))
         if isinstance(value, Mapping):

@@ -162,7 +162,7 @@ class EditReferencesRecipe:
                 places = set()
             if not wanted <= places <= allowed:
                 shown = " and ".join(f"{{{place}}}" for place in sorted(wanted))
-                raise UserError(f"method.{key}={text!r}: wanted is a text with {shown}, and no other braces.")
+                raise UserError(f"method.{key}={text!r}: give a text with {shown}, and no other braces.")
 
     def check_words(self, tokenizers: Sequence[Any], class_noun: str) -> None:
         """Any words will do."""
@@ -200,7 +200,7 @@ def _editing(backbone: Backbone) -> Any:
     """The backbone, which has to have ``references``."""
     if not hasattr(backbone, "references"):
         raise UserError(
-            f"method=edit_references wants a model that edits with several images, and {backbone.name} does not: set "
+            f"method=edit_references needs a model that edits with several images, and {backbone.name} does not: set "
             "backbone=flux2_klein."
         )
     return backbone

@@ -130,7 +130,7 @@ def load_corrections(path: str | Path) -> Corrections:
     """Reads ``parts.yaml``.
 
     Raises:
-        UserError: if it cannot be read, is no YAML, or says something that corrections are not.
+        UserError: if it cannot be read, is not YAML, or says something that corrections are not.
     """
     path = Path(path)
     if path.is_file() and path.stat().st_size > _MAX_BYTES:
@@ -146,13 +146,13 @@ def parse_corrections(text: str, where: str = FILE_NAME) -> Corrections:
         where: name of the file, for messages.
 
     Raises:
-        UserError: with the line for text that is no YAML, has tags, aliases or a key twice; with the nearest name for
+        UserError: with the line for text that is not YAML, has tags, aliases or a key twice; with the nearest name for
             an unknown key; for a value of the wrong kind.
     """
     try:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"{where} is no YAML that can be read: {_reason(error)}") from error
+        raise UserError(f"{where} is not readable YAML: {_reason(error)}") from error
     except RecursionError as error:
         raise UserError(f"{where} is nested too deeply.") from error
     if values is None:

@@ -20,7 +20,7 @@ from partcraft_lit.scheduling.tasks import LOG, Task, last_lines
 #: How long a command may take to write its checkpoint after a signal.
 PATIENCE_S = 30.0
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
-#: Exit codes of commands that a signal ended, which is no failure.
+#: Exit codes of commands that a signal ended, which is not a failure.
 _STOPPED = frozenset(128 + getattr(signal, name) for name in _SIGNALS if hasattr(signal, name))
 _KILLED = "It was killed (SIGKILL): by a person, or by the system for lack of memory."
 #: Cores that a pool gave to this process.

@@ -184,7 +184,7 @@ class Search(AbstractContextManager["Search"]):
         if all(trial.state.name in ("FAIL", "RUNNING", "WAITING") for trial in self._trials()):
             raise UserError(
                 f"All {self._failed_now} trials failed, so the search ends here. What happened is in the run.log of "
-                f"each, in {self.folder}. Mend it and start the same command again; it tries them again."
+                f"each, in {self.folder}. Fix it and start the same command again; it tries them again."
             )
 
     def _trials(self) -> list[FrozenTrial]:

@@ -157,7 +157,7 @@ def parse(prompt: str, vocabulary: PartVocabulary, where: str = "the prompt") ->
         end = match.end()
         if prompt[end : end + 1] == "*":
             raise UserError(
-                f"{_excerpt(prompt[match.start() : end + 8])} in {where}: behind '*' stands the part's weight, from "
+                f"{_excerpt(prompt[match.start() : end + 8])} in {where}: '*' is followed by the part's weight, from "
                 f"0 to {MAX_WEIGHT:g}, as in {match.group(0) + '*1.3'!r}."
             )
     return pieces + _text(prompt[end:], vocabulary)
@@ -190,7 +190,7 @@ def split_tokens(prompt: str) -> list[str | tuple[str, int, float]]:
     for match in _BRACKETS.finditer(prompt):
         name, _, code = (part.strip() for part in match.group(1).partition(":"))
         if not name or not _INDEX.fullmatch(code):
-            raise UserError(f"{_excerpt(match.group(0))} is no part token; one is written '<head:3>'.")
+            raise UserError(f"{_excerpt(match.group(0))} is not a part token; one is written '<head:3>'.")
         pieces += [prompt[end : match.start()]] if match.start() > end else []
         pieces.append((name, int(code), _weight(match.group(2))))
         end = match.end()

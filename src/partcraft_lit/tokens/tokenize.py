@@ -92,7 +92,7 @@ class PromptTokenizer:
 
 
 def placeholder_id(tokenizer: Any) -> int:
-    """The smallest id that is no special token."""
+    """The smallest id that is not a special token."""
     special = set(tokenizer.all_special_ids)
     return next(index for index in range(len(tokenizer)) if index not in special)
 

@@ -78,7 +78,7 @@ def result(job: Job) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / "export.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError("This export is not whole; make it again.") from error
+        raise UserError("This export is incomplete; make it again.") from error
     checked = [
         f"{_TOOLS.get(tool, tool)} draws the same image, within {found['image']:.2f} of 255 grey levels"
         for tool, found in manifest["checks"].items()
@@ -91,7 +91,7 @@ def zipped(job: Job, place: Path) -> Path:
     """The export as one file."""
     folder, path = Path(job.folder), place / "export.zip"
     if not (folder / "export.json").is_file():
-        raise UserError("This export is not whole; make it again.")
+        raise UserError("This export is incomplete; make it again.")
     if not path.is_file():
         with atomic_path(path) as made, zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(folder.rglob("*")):

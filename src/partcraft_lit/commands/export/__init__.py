@@ -113,7 +113,7 @@ def _origin(trained: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _needs_code(settings: ExportSettings, trained: TrainSettings, values: Mapping[str, Any]) -> bool:
-    """Whether the run's part vectors are no embeddings that tools load: diffusers takes them by a few lines of code.
+    """Whether the run's part vectors are not embeddings that tools load: diffusers takes them by a few lines of code.
 
     Raises:
         UserError: if other tools are asked for too.

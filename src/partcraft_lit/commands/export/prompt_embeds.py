@@ -1,4 +1,4 @@
-"""Exports for diffusers of runs whose part vectors are no textual inversion embeddings: vectors, LoRA, and the code."""
+"""Exports for diffusers of runs whose part vectors are not textual inversion embeddings: vectors, LoRA and the code."""
 
 from __future__ import annotations
 

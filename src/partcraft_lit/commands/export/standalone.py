@@ -1,6 +1,6 @@
 """Part tokens and adapter of a partcraft-lit run in diffusers: needs diffusers, peft and safetensors, nothing else.
 
-Copied into each export for diffusers whose part vectors are no textual inversion embeddings.
+Copied into each export for diffusers whose part vectors are not textual inversion embeddings.
 """
 
 from __future__ import annotations

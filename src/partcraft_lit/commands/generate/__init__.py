@@ -18,7 +18,7 @@ def check(values: Mapping[str, Any]) -> GenerateSettings:
     settings = factories.settings_of(GenerateSettings, {key: value for key, value in values.items() if key != "paths"})
     if (settings.prompt is None) == (settings.prompts_file is None):
         raise UserError(
-            "Wanted is either a prompt, 'prompt=a photo of a <head:3> bird', or a text file with one per line, "
+            "Give either a prompt, 'prompt=a photo of a <head:3> bird', or a text file with one per line, "
             "prompts_file=PATH."
         )
     if settings.prompt is not None and not settings.prompt.strip():

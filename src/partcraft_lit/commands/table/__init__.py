@@ -293,7 +293,7 @@ def _check_terms(settings: TableSettings, values_of: Mapping[str, Mapping[str, A
         if passes[0] != passes[1]:
             raise UserError(
                 f"Training sends {passes[0]:,} images through the denoiser in the row '{first}' and {passes[1]:,} in "
-                f"'{row}', prior images included; table={settings.table.name} compares rows at equal numbers. Mend "
+                f"'{row}', prior images included; table={settings.table.name} compares rows at equal numbers. Fix "
                 "data.batch_size, trainer.accumulate_grad_batches or trainer.max_steps of one of them."
             )
 
@@ -405,7 +405,7 @@ def _check_names(settings: TableSettings) -> None:
     table = settings.table
     for row in settings.rows or ():
         if row not in table.rows:
-            raise UserError(f"rows: '{row}' is no row of table={table.name}. {did_you_mean(row, table.rows)}")
+            raise UserError(f"rows: '{row}' is not a row of table={table.name}. {did_you_mean(row, table.rows)}")
     if settings.scale not in table.scales:
         raise UserError(f"scale={settings.scale}: the table {table.name} has {', '.join(table.scales)}.")
     for name, chosen in table.rows.items():

@@ -33,7 +33,7 @@ FILES = {
 _SHOWN = 100
 #: Beginnings of scores of single parts, or without the background: they are in the table of parts.
 _NOT_SHOWN = ("emr_", "cosim_", "part_accuracy_")
-#: Of judges, what is no single part's.
+#: Of judges, what is not a single part's.
 _SHOWN_OF_JUDGES = ("calibrated/all", "agreement/all")
 #: Names of protocols that begin so are no result: what bounds it, or what the data set itself gives.
 _BOUNDS = ("untrained", "perfect", "ceiling")

@@ -32,7 +32,7 @@ def locate(source: str, known: Mapping[str, str], what: str) -> str:
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
         return source
     raise UserError(
-        f"{source!r} is no folder, no hub id and no known name of {what}. {did_you_mean(source, known)} Or give the "
+        f"{source!r} is not a folder, a hub id or a known name of {what}. {did_you_mean(source, known)} Or give the "
         "path of a folder with config.json and model.safetensors."
     )
 
