@@ -22,7 +22,7 @@ import partcraft_lit
 from partcraft_lit import cli
 from partcraft_lit.commands import train
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import factories
+from partcraft_lit.config import factories, targets
 from partcraft_lit.config.validation import join
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.losses.attention import entropy_attention_loss
@@ -78,7 +78,7 @@ def test_every_option_composes_and_binds(group, option):
     found = list(nodes(values))
     assert found
     for where, node in found:
-        config.later(node, where)
+        targets.later(node, where)
 
 
 #: Tables of the embedded world alone.
@@ -140,7 +140,7 @@ def test_every_verb_has_a_configuration_and_a_module(verb, tmp_path):
     needed = given.get(verb, [])
     values = config.plain(config.compose(verb, [*needed, f"paths.logs={tmp_path}"]))
     for where, node in nodes(values):
-        config.later(node, where)
+        targets.later(node, where)
     module = __import__(f"partcraft_lit.commands.{verb}", fromlist=["check"])
     if any(values.get(key) is not None for key in ("run", "runs")):
         with pytest.raises(UserError, match=r"Train one first|no such run"):
@@ -165,13 +165,13 @@ def test_what_callbacks_and_loggers_still_wait_for_is_given_at_run_time():
     )
     assert default > {"Checkpoints", "Samples", "AttentionLoss"} and live == default | {"LiveScore"}
     for name, node in values["logger"].items():
-        assert required_of(config.later(node, name)) == {"folder"}, name
+        assert required_of(targets.later(node, name)) == {"folder"}, name
     for name, node in values["features"].items():
-        assert not required_of(config.later(node, name)), name
+        assert not required_of(targets.later(node, name)), name
     for name, node in [*values["metrics"].items(), *values["judges"].items()]:
-        assert not required_of(config.later(node, name)), name
+        assert not required_of(targets.later(node, name)), name
     for node in (values["dataset"], values["backbone"]):
-        assert not required_of(config.later(node, "x"))
+        assert not required_of(targets.later(node, "x"))
 
 
 def test_no_setting_is_parsed_and_read_by_nobody():
@@ -343,9 +343,9 @@ def test_arguments_of_objects_are_checked_against_their_annotations():
     with pytest.raises(UserError, match=r"features\.color\.grid='x': wanted a whole number"):
         factories.features_loader(values)
     with pytest.raises(UserError, match=r"Unknown key 'dataset\.specis'\. Did you mean 'species'"):
-        config.make({"_target_": "partcraft_lit.world.creatures.Creatures", "specis": 3}, "dataset")
+        targets.make({"_target_": "partcraft_lit.world.creatures.Creatures", "specis": 3}, "dataset")
     with pytest.raises(UserError, match=r"dataset\._target_=partcraft_lit\.nowhere\.X"):
-        config.make({"_target_": "partcraft_lit.nowhere.X"}, "dataset")
+        targets.make({"_target_": "partcraft_lit.nowhere.X"}, "dataset")
 
 
 def test_no_attention_loss_leaves_no_trace_of_one():

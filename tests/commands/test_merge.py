@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from partcraft_lit.backbones.trainable_weights import cross_kv
 from partcraft_lit.commands import merge
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import factories
+from partcraft_lit.config import factories, targets
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.runs import stored
@@ -37,7 +37,7 @@ def merged(new_workshop, plain):
 
 def module_of(run):
     values = stored.values_of_run(run)
-    backbone = config.make(values["backbone"], "backbone")
+    backbone = targets.make(values["backbone"], "backbone")
     return load_trained(factories.settings_of(TrainSettings, values), run, backbone, class_noun="")[0]
 
 

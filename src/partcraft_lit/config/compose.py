@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -25,13 +25,11 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
-from yaml import AliasToken, YAMLError, scan
 
 from partcraft_lit.config import machine
-from partcraft_lit.config.validation import bind, join
+from partcraft_lit.config.validation import join
 from partcraft_lit.core import environment
 from partcraft_lit.core.errors import UserError, did_you_mean, nearest_names
 from partcraft_lit.core.rundir import settings_hash
@@ -77,15 +75,6 @@ ALIASES = {"export": {"parts": "chosen"}, "table": {"backbone": "base"}}
 
 #: Names of the parts that are found in drawn creatures, from the top of the image down, as their atlas shows.
 DRAWN_NAMES = {("bird", 5): ["head", "wing", "body", "tail", "legs"]}
-
-#: What a stored configuration may refer to beside its own keys.
-_RESOLVERS = frozenset(
-    {"user_cache", "precision_here", "steps_here", "names_for", "names_of_drawn", "half", "one_of_each"}
-)
-_TRUST = (
-    "Loading it would run code of whoever wrote that file, with your rights; if it is yours, or you have read it, add "
-    "trust=true."
-)
 
 OmegaConf.register_new_resolver(
     "user_cache", lambda name: str(platformdirs.user_cache_path("partcraft_lit") / name), replace=True
@@ -409,61 +398,6 @@ def plain(cfg: Any) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def load(path: Path, *, trust: bool = False) -> dict[str, Any]:
-    """A stored configuration. A run folder may come from anyone: it can call and read nothing of its own choice.
-
-    Args:
-        path: of the YAML file.
-        trust: whether any ``_target_`` and resolver may be in it.
-
-    Raises:
-        UserError: if it cannot be read, or names something to call that neither ``conf/`` names nor Lightning has.
-    """
-    try:
-        if any(isinstance(token, AliasToken) for token in scan(path.read_text(encoding="utf-8"))):
-            raise UserError(
-                f"{path}: a stored configuration has no aliases (*name); a few lines of them fill the memory."
-            )
-        stored = OmegaConf.load(path)
-        if not isinstance(stored, DictConfig):
-            raise UserError(f"{path}: wanted a group of keys.")
-        if not trust:
-            _check_stored(OmegaConf.to_container(stored), path)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as a configuration: {first_line(error)}") from error
-    return plain(stored)
-
-
-def _check_stored(values: Any, path: Path) -> None:
-    for key, value in _leaves(values, ""):
-        if key.rpartition(".")[2] == "_target_" and value not in known_targets() and not _is_lightnings(value):
-            raise UserError(f"{path}: {key}={value} is a class of somebody's own. {_TRUST}")
-        # What follows each "${" must be a key, or one of our resolvers by its plain name.
-        for name, sign in re.findall(r"\$\{\s*([^\s:{}$]*)\s*(.?)", value if isinstance(value, str) else ""):
-            if sign != "}" and not (sign == ":" and name in _RESOLVERS):
-                raise UserError(f"{path}: {key}={value} asks for more than a key of the configuration. {_TRUST}")
-
-
-@functools.cache
-def known_targets() -> frozenset[str]:
-    """Every ``_target_`` of the YAML files here."""
-    texts = (path.read_text(encoding="utf-8") for path in conf_dir().rglob("*.yaml"))
-    return frozenset(name for text in texts for name in re.findall(r"_target_:\s*([\w.]+)", text))
-
-
-def _is_lightnings(target: Any) -> bool:
-    return bool(re.fullmatch(r"lightning(\.pytorch)?\.Trainer|lightning\.pytorch\.loggers\.[A-Z]\w*", str(target)))
-
-
-def _leaves(values: Any, where: str) -> Iterator[tuple[str, Any]]:
-    items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
-    for key, value in items:
-        if isinstance(value, Mapping | list):
-            yield from _leaves(value, join(where, str(key)))
-        else:
-            yield join(where, str(key)), value
-
-
 def to_yaml(values: Mapping[str, Any]) -> str:
     """A configuration as ``load`` reads it."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
@@ -483,39 +417,6 @@ def sweep_points(verb: str, overrides: Sequence[str]) -> Iterator[list[str]]:
     for i in swept:
         for value in choices[i][1:]:
             yield [*first[:i], value, *first[i + 1 :]]
-
-
-def make(node: Mapping[str, Any], where: str, **at_run_time: Any) -> Any:
-    """Calls the ``_target_`` of a node with its keys, checked against the target's annotations.
-
-    Raises:
-        UserError: for an unknown or missing key, or a value of the wrong type.
-    """
-    target, arguments = _target(node, where)
-    return target(**bind(target, arguments, where, later=tuple(at_run_time)), **at_run_time)
-
-
-def later(node: Mapping[str, Any], where: str) -> Callable[..., Any]:
-    """As ``make``, but the call waits for arguments that come at run time; the keys are checked now."""
-    target, arguments = _target(node, where)
-    return functools.partial(target, **bind(target, arguments, where, later=None))
-
-
-def target_of(node: Mapping[str, Any], where: str) -> Callable[..., Any]:
-    """What the ``_target_`` of a node names."""
-    return _target(node, where)[0]
-
-
-def choose(table: Mapping[str, Any], choice: str, key: str) -> Mapping[str, Any]:
-    """The row of a table of ``_target_`` nodes that the value of ``key`` names.
-
-    Raises:
-        UserError: if there is no such row.
-    """
-    if choice not in table:
-        raise UserError(f"{key}={choice}: {nearest_names(choice, table)}Known: {', '.join(sorted(table))}.")
-    node: Mapping[str, Any] = table[choice]
-    return node
 
 
 def is_unresolvable(error: Exception) -> bool:
@@ -631,21 +532,6 @@ def _options_with(group: str, key: str) -> list[str]:
     """Options of a group whose own YAML has a key."""
     files = sorted((conf_dir() / group).glob("*.yaml")) if key else []
     return [file.stem for file in files if key in keys_of(OmegaConf.to_container(OmegaConf.load(file)))]
-
-
-def _target(node: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    if not isinstance(node, Mapping):
-        raise UserError(f"{where}={node!r}: wanted a group of keys, with a _target_.")
-    arguments = {key: value for key, value in node.items() if key != "_target_"}
-    if not isinstance(node.get("_target_", ""), str):
-        raise UserError(f"{where}._target_={node['_target_']!r}: wanted the dotted path of a class or function.")
-    try:
-        target = get_object(node["_target_"])
-    except KeyError:
-        raise UserError(f"{where} has no _target_: wanted the dotted path of a class or function.") from None
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{where}._target_={node['_target_']}: {first_line(error)}") from error
-    return target, arguments
 
 
 def parse(text: str, parser: OverridesParser) -> Override:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from partcraft_lit.backbones.settings import LoraSettings
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import machine
+from partcraft_lit.config import machine, targets
 from partcraft_lit.config.validation import missing, unknown, validate
 from partcraft_lit.core import environment
 from partcraft_lit.core.errors import UserError
@@ -92,7 +92,7 @@ def settings_of(cls: type[T], values: Mapping[str, Any]) -> T:
 
 def _object(value: Any, key: str) -> Any:
     """The keys become what their ``_target_`` names; what is not a group of keys stays as it is."""
-    return config.make(value, key) if isinstance(value, Mapping) else value
+    return targets.make(value, key) if isinstance(value, Mapping) else value
 
 
 def value_of(values: Mapping[str, Any], key: str, hint: Any) -> Any:
@@ -114,13 +114,13 @@ def check_choices(values: Mapping[str, Any]) -> None:
         UserError: if there is no such row.
     """
     if "features" in values:
-        config.choose(values["features"], value_of(values, "parts.features", str), "parts.features")
+        targets.choose(values["features"], value_of(values, "parts.features", str), "parts.features")
     networks = value_of(values, "eval.pictures", tuple[str, ...]) if "metrics" in values else ()
     for name in networks:
-        config.choose(values["metrics"], str(name), "eval.pictures")
+        targets.choose(values["metrics"], str(name), "eval.pictures")
     check_judges(values)
     if "loss" in values and (attention := value_of(values, "loss.attention", str)) != "none":
-        config.choose(values["attention"], attention, "loss.attention")
+        targets.choose(values["attention"], attention, "loss.attention")
 
 
 def check_judges(values: Mapping[str, Any]) -> None:
@@ -130,11 +130,11 @@ def check_judges(values: Mapping[str, Any]) -> None:
         UserError: if there is no such row, or one has an unknown key or a wrong value.
     """
     for name in value_of(values, "eval.judge", tuple[str, ...]) if "judges" in values else ():
-        node = config.choose(values["judges"], name, "eval.judge")
-        config.later(node, f"judges.{name}")
+        node = targets.choose(values["judges"], name, "eval.judge")
+        targets.later(node, f"judges.{name}")
         if "features" in node:
             where = f"judges.{name}.features"
-            config.choose(values["metrics"], validate(node["features"], str, where), where)
+            targets.choose(values["metrics"], validate(node["features"], str, where), where)
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
@@ -195,7 +195,7 @@ def _check_batch(values: Mapping[str, Any], resolution: int) -> None:
 def make_source(values: Mapping[str, Any]) -> ImageSource:
     if lacking := machine.dataset_lacking(values):
         raise UserError(lacking)
-    source: ImageSource = config.make(values["dataset"], "dataset")
+    source: ImageSource = targets.make(values["dataset"], "dataset")
     return source
 
 
@@ -242,7 +242,7 @@ def check_backbone_kind(values: Mapping[str, Any]) -> None:
 
 def backbone_class(node: Mapping[str, Any]) -> Any:
     """What the loader is annotated to return; None where it is not."""
-    annotation = inspect.signature(config.target_of(node, "backbone"), eval_str=True).return_annotation
+    annotation = inspect.signature(targets.target_of(node, "backbone"), eval_str=True).return_annotation
     return annotation if inspect.isclass(annotation) else None
 
 
@@ -256,25 +256,25 @@ def reads_clip(node: Mapping[str, Any]) -> bool:
 
 
 def backbone_loader(values: Mapping[str, Any]) -> Callable[[], Backbone]:
-    return _on_device(config.later(values["backbone"], "backbone"), values)
+    return _on_device(targets.later(values["backbone"], "backbone"), values)
 
 
 def features_loader(values: Mapping[str, Any]) -> Callable[[], PatchFeatures]:
     choice = values["parts"]["features"]
-    node = config.choose(values["features"], choice, "parts.features")
-    return _on_device(config.later(node, f"features.{choice}"), values)
+    node = targets.choose(values["features"], choice, "parts.features")
+    return _on_device(targets.later(node, f"features.{choice}"), values)
 
 
 def image_features_loader(values: Mapping[str, Any]) -> Callable[[], list[ImageFeatures]]:
     """Loads the networks that score whole images."""
-    nodes = {name: config.choose(values["metrics"], name, "eval.pictures") for name in values["eval"]["pictures"]}
-    loaders = [_on_device(config.later(node, f"metrics.{name}"), values) for name, node in nodes.items()]
+    nodes = {name: targets.choose(values["metrics"], name, "eval.pictures") for name in values["eval"]["pictures"]}
+    loaders = [_on_device(targets.later(node, f"metrics.{name}"), values) for name, node in nodes.items()]
     return lambda: [load() for load in loaders]
 
 
 def judges_loader(values: Mapping[str, Any]) -> Callable[[], dict[str, PartJudge]]:
     """Makes the judges of parts, by name; one that compares features gets the network that it names."""
-    chosen = {name: config.choose(values["judges"], name, "eval.judge") for name in values["eval"]["judge"]}
+    chosen = {name: targets.choose(values["judges"], name, "eval.judge") for name in values["eval"]["judge"]}
     loaders = {name: _judge_loader(name, node, values) for name, node in chosen.items()}
     return lambda: {name: load() for name, load in loaders.items()}
 
@@ -282,12 +282,12 @@ def judges_loader(values: Mapping[str, Any]) -> Callable[[], dict[str, PartJudge
 def _judge_loader(name: str, node: Mapping[str, Any], values: Mapping[str, Any]) -> Callable[[], PartJudge]:
     where = f"judges.{name}"
     if "features" not in node:
-        load = config.later(node, where)
+        load = targets.later(node, where)
         return load if node.get("device") is not None else _on_device(load, values)
     choice = node["features"]
-    network = config.choose(values["metrics"], choice, f"{where}.features")
-    load = config.later({key: value for key, value in node.items() if key != "features"}, where)
-    load_network = _on_device(config.later(network, f"metrics.{choice}"), values)
+    network = targets.choose(values["metrics"], choice, f"{where}.features")
+    load = targets.later({key: value for key, value in node.items() if key != "features"}, where)
+    load_network = _on_device(targets.later(network, f"metrics.{choice}"), values)
     return lambda: load(features=load_network())
 
 
@@ -301,7 +301,7 @@ def make_callbacks(values: Mapping[str, Any], settings: LossSettings) -> list[An
     from partcraft_lit.callbacks.loss_terms import AddLossTerm
 
     nodes = values["callbacks"] or {}
-    made = [config.make(node, f"callbacks.{name}") for name, node in nodes.items() if node is not None]
+    made = [targets.make(node, f"callbacks.{name}") for name, node in nodes.items() if node is not None]
     check_folders(made)
     attention = make_attention_loss(values, settings)
     terms = [_loss_term(name, node) for name, node in (values.get("loss_terms") or {}).items() if node is not None]
@@ -322,7 +322,7 @@ def make_attention_loss(values: Mapping[str, Any], settings: LossSettings) -> An
         )
     return AttentionLoss(
         settings.lambda_attn,
-        config.later(values["attention"][kind], f"attention.{kind}"),
+        targets.later(values["attention"][kind], f"attention.{kind}"),
         end=settings.lambda_end,
         timesteps=settings.attention_timesteps,
     )
@@ -339,7 +339,7 @@ def _loss_term(name: str, node: Mapping[str, Any]) -> Any:
         raise UserError(f"{where}.weight has to be given: what the term is multiplied with, for instance 0.1.")
     weight = validate(node["weight"], NonNegative, f"{where}.weight")
     arguments = {key: value for key, value in node.items() if key != "weight"}
-    return StepTerm(name, weight, config.later(arguments, where))
+    return StepTerm(name, weight, targets.later(arguments, where))
 
 
 def make_loggers(values: Mapping[str, Any], folder: Path, replay: RunIdentity | None = None) -> list[Any]:
@@ -355,12 +355,12 @@ def make_loggers(values: Mapping[str, Any], folder: Path, replay: RunIdentity | 
     identity = run_identity(values, folder) if replay is None else replay
     at_run_time = {"folder": folder, "identity": identity, "replay": replay is not None}
     nodes = {f"logger.{name}": node for name, node in (values["logger"] or {}).items() if node is not None}
-    return [config.make(node, where, **_taken(node, where, at_run_time)) for where, node in nodes.items()]
+    return [targets.make(node, where, **_taken(node, where, at_run_time)) for where, node in nodes.items()]
 
 
 def _taken(node: Mapping[str, Any], where: str, at_run_time: Mapping[str, Any]) -> dict[str, Any]:
     """``folder``, and of the other arguments those that the target of a node has."""
-    known = inspect.signature(config.target_of(node, where)).parameters
+    known = inspect.signature(targets.target_of(node, where)).parameters
     return {name: value for name, value in at_run_time.items() if name == "folder" or name in known}
 
 
@@ -395,7 +395,7 @@ def trainer_maker(values: Mapping[str, Any], passes: int = 1) -> Callable[..., A
 
     trainer = {**values["trainer"]}
     device(values)
-    make = config.later({**trainer, "accumulate_grad_batches": trainer["accumulate_grad_batches"] * passes}, "trainer")
+    make = targets.later({**trainer, "accumulate_grad_batches": trainer["accumulate_grad_batches"] * passes}, "trainer")
     try:
         make(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except (MisconfigurationException, ValueError, TypeError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from partcraft_lit.config import compose as config
+from partcraft_lit.config import stored
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.runs.settings import TrainSettings
@@ -22,7 +23,7 @@ def values_of_run(folder: Path, *, trust: bool = False) -> dict[str, Any]:
         folder: of the run.
         trust: whether classes that are not of this package are made from it.
     """
-    own = rundir.with_younger(config.load(folder / ".hydra" / "config.yaml", trust=trust))
+    own = rundir.with_younger(stored.load(folder / ".hydra" / "config.yaml", trust=trust))
     groups = {field.name for field in dataclasses.fields(TrainSettings)} - {"method"}
     return _completed(own, {key: value for key, value in _train_defaults().items() if key in groups})
 

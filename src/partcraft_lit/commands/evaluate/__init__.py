@@ -9,7 +9,7 @@ from typing import Any
 
 from partcraft_lit.commands.train import runs
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import factories
+from partcraft_lit.config import factories, targets
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError
@@ -39,7 +39,7 @@ def check(values: Mapping[str, Any]) -> TrainSettings:
         raise UserError("verify=true and layers=true are two things that this verb does: give one of them.")
     settings = factories.settings_of(TrainSettings, _values_of(values))
     for name in settings.eval.pictures:
-        config.choose(values["metrics"], name, "eval.pictures")
+        targets.choose(values["metrics"], name, "eval.pictures")
     factories.check_judges({**_values_of(values), "eval": {"judge": list(settings.eval.judge)}})
     return settings
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from partcraft_lit.commands.merge.settings import MergeSettings
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import factories
+from partcraft_lit.config import factories, targets
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import atomic_write
@@ -105,7 +105,7 @@ def _check_run(folder: Path, *, trust: bool) -> None:
     values = stored.values_of_run(folder, trust=trust)
     if not isinstance(values.get("method"), dict):
         raise UserError(f"{folder.name}: its configuration names no method, so it is not one of a training run.")
-    recipe = config.make(values["method"], "method")
+    recipe = targets.make(values["method"], "method")
     if not isinstance(recipe, CustomDiffusion) or recipe.unet != "cross_kv" or recipe.text_encoder:
         raise UserError(
             f"{folder.name} was trained by method={values['method']['name']} with method.unet="

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from partcraft_lit.commands import evaluate, train
 from partcraft_lit.commands.table.settings import SearchTerms, TableSettings
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import factories
+from partcraft_lit.config import factories, targets
 from partcraft_lit.config.search import plan_of
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
@@ -379,7 +379,7 @@ def _verify(values: Mapping[str, Any], folder: Path, scored: Any) -> int:
 def _networks(values: Mapping[str, Any]) -> dict[str, str]:
     """What of a run is in files: a new version of the embedded networks makes new runs."""
     package = Path(__file__).resolve().parents[2] / "weights"
-    features = config.choose(values["features"], values["parts"]["features"], "parts.features")
+    features = targets.choose(values["features"], values["parts"]["features"], "parts.features")
     found = {}
     for name, node, own in (("backbone", values["backbone"], "mini"), ("features", features, "features")):
         given = node.get("path", node.get("source", node.get("model")))
