@@ -15,7 +15,7 @@ export async function show(screen, model, signal) {
   const page = { model, screen, results, status, history, signal };
   screen.append(
     h("div", { class: "head" },
-      h("div", {}, h("h1", {}, `Your ${model.noun}, drawn`), h("p", { class: "lead" }, "Add words, change strengths beside, and see which parts came out.")),
+      h("div", {}, h("h1", {}, `Your ${model.noun}, drawn`), h("p", { class: "lead" }, "Add words, adjust strengths, and see which parts came out.")),
       h("div", { class: "row" }, button("Copy", () => copyMenu(model), { icon: "copy", id: "copy" }))),
     sentence, settings(model), status, results, history,
   );
@@ -44,7 +44,7 @@ function drawSentence(place, model) {
   place.replaceChildren(
     words("before", state.before ?? model.before, "Words before the parts", "a photo of a"),
     ...(list.length ? list.map((piece) => token(piece)) : [h("span", { class: "quiet" }, "no parts chosen yet")]),
-    words("after", state.after ?? model.after, "Words behind the parts", `${model.noun} in the snow`),
+    words("after", state.after ?? model.after, "Words after the parts", `${model.noun} in the snow`),
     h("span", { class: "grow" }),
     ...state.not.map((piece) => h("button", { type: "button", class: "token not", style: { "--c": model.parts[piece.part].color, border: 0 }, title: "Remove", "aria-label": `Do not avoid ${model.parts[piece.part].name} ${piece.code} any more`, onclick: () => update({ not: state.not.filter((other) => other !== piece) }) }, model.parts[piece.part].name)),
     button("Without…", () => chooseNot(model), { class: "small", id: "without" }),
@@ -63,7 +63,7 @@ function chooseNot(model) {
         } }, h("img", { src: thumbOf({ part: part.index, code }), alt: "" }));
         return choice;
       }))));
-  dialog("Keep away from", h("p", { class: "quiet" }, "What you mark here, the image avoids."), ...strips);
+  dialog("Keep away from", h("p", { class: "quiet" }, "The image avoids what you mark here."), ...strips);
 }
 
 function settings(model) {
@@ -176,7 +176,7 @@ function sideBySide(model, result, read) {
     h("div", { class: "maps", style: { "min-width": "min(480px, 80vw)" } },
       figure(thumbOf({ part: part.index, code: read.asked[0] }), "what you picked"),
       figure(result.url, "the image"),
-      read.found !== null && !read.matches ? figure(thumbOf({ part: part.index, code: read.found }), "what it looks like most") : null),
+      read.found !== null && !read.matches ? figure(thumbOf({ part: part.index, code: read.found }), "what it looks most like") : null),
     h("p", { class: "quiet", style: { "margin-top": "12px" } },
       read.cosine === null ? `No ${part.name} can be seen in this image.` : `Likeness to your pick: ${read.cosine.toFixed(2)} of 1. ${read.matches ? "No other kind is nearer." : "Another kind is nearer; a higher strength or another seed may help."}`));
 }

@@ -18,8 +18,8 @@ function render(screen, model, said) {
   screen.append(
     h("div", { class: "head" },
       h("div", {}, h("h1", {}, "Are these the right parts?"),
-        h("p", { class: "lead" }, "Rename a part, join two that belong together, or divide one. What was learned is kept wherever it can be.")),
-      button("Take the last back", () => apply(screen, model, true), { icon: "undo", disabled: !said.can_undo, id: "undo" })),
+        h("p", { class: "lead" }, "Rename a part, merge two that belong together, or split one. What was learned is kept wherever possible.")),
+      button("Undo the last change", () => apply(screen, model, true), { icon: "undo", disabled: !said.can_undo, id: "undo" })),
     rows,
   );
   const bar = h("div", { class: "card changes", id: "changes", role: "status" });
@@ -78,15 +78,15 @@ function row(step, model, part, parts, said) {
       h("button", { type: "button", "aria-label": `Images with ${part.name} ${code}`, title: `${plural(count, "image")}: look and correct single ones`, onclick: () => look(step, model, part, code) },
         h("img", { src: thumbOf({ part: part.index, code }), alt: "", loading: "lazy" })))),
     h("div", { class: "tasks" },
-      parts.length > 1 && task("Join with…", () => join(step, model, part, parts)),
-      task("Divide in two", () => step({ action: "split", part: part.index, pieces: 2 })),
-      task("It is background", () => step({ action: "background", part: part.index })),
-      task("Drop it", () => step({ action: "drop", part: part.index }), { class: "danger" }),
+      parts.length > 1 && task("Merge with…", () => join(step, model, part, parts)),
+      task("Split in two", () => step({ action: "split", part: part.index, pieces: 2 })),
+      task("Make it background", () => step({ action: "background", part: part.index })),
+      task("Drop", () => step({ action: "drop", part: part.index }), { class: "danger" }),
       button(locked ? "Unlock" : "Lock", () => step({ action: locked ? "unlock" : "lock", part: part.index }), { class: "small", icon: locked ? "lock" : "unlock", "aria-pressed": String(locked) })));
 }
 
 function join(step, model, part, parts) {
-  const box = dialog(`Join ${part.name} with`, h("ul", { class: "part-list", style: { "min-width": "300px" } },
+  const box = dialog(`Merge ${part.name} with`, h("ul", { class: "part-list", style: { "min-width": "300px" } },
     parts.filter(({ index }) => index !== part.index).map((other) => h("li", {}, h("button", {
       type: "button", class: "part-button", style: { "--c": other.color }, data: { part: other.index },
       onclick: () => (box.close(), step({ action: "merge", part: part.index, others: [other.index] })),
@@ -95,7 +95,7 @@ function join(step, model, part, parts) {
 
 /** Applies what was said, or takes back what was applied last. All images are read again, which takes a while. */
 async function apply(screen, model, back = false) {
-  const box = dialog(back ? "Going back" : "Applying", h("p", { class: "row" }, h("i", { class: "spin" }), "All images are read again with the corrected parts. Nothing is trained or computed anew."));
+  const box = dialog(back ? "Undoing" : "Applying", h("p", { class: "row" }, h("i", { class: "spin" }), "All images are read again with the corrected parts. Nothing is trained again."));
   box.addEventListener("cancel", (event) => event.preventDefault());
   box.querySelector("header button").remove();
   const done = await attempt(() => post(`${model.base}/corrections${back ? "/undo" : ""}`, back ? {} : { steps: pending.steps }));
@@ -103,7 +103,7 @@ async function apply(screen, model, back = false) {
   if (!done) return;
   if (!back) pending.steps = [];
   await attempt(reloadRun);
-  toast(back ? "Taken back." : "The parts are corrected.");
+  toast(back ? "Undone." : "The parts are corrected.");
 }
 
 /** Images that show one kind: a region that belongs elsewhere is moved with two clicks. */

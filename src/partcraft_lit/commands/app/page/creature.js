@@ -137,5 +137,5 @@ function hint(model) {
   svg.setAttribute("viewBox", "0 0 84 66");
   svg.firstChild.setAttribute("d", OUTLINE);
   svg.style.cssText = "fill:none;stroke:var(--soft);stroke-width:2;stroke-dasharray:5 6;stroke-linecap:round";
-  return h("div", { class: "hint" }, svg, `Click a ${model.parts[1]?.name ?? "part"} on the left, and it appears here.`);
+  return h("div", { class: "hint" }, svg, `Click a ${model.parts[1]?.name ?? "part"} in an image, and it appears here.`);
 }

@@ -7,7 +7,7 @@ import { attempt, button, capitalised, copy, h, plural } from "./ui.js";
 const TOOLS = [
   ["diffusers", "diffusers", "For Python: one folder that a pipeline loads."],
   ["a1111", "Stable Diffusion web UI", "LoRA and embeddings for AUTOMATIC1111 and Forge."],
-  ["comfyui", "ComfyUI", "LoRA and embeddings, with the words that call them."],
+  ["comfyui", "ComfyUI", "LoRA, embeddings and a workflow to drop on the canvas."],
 ];
 
 export async function show(screen, model, signal) {
@@ -32,7 +32,7 @@ export async function show(screen, model, signal) {
     if (jobs.dataset.key === key) return;
     jobs.dataset.key = key;
     jobs.replaceChildren(...(await Promise.all(mine.slice(0, 4).map((job) => card(job)))));
-    if (!mine.length) jobs.append(h("p", { class: "empty" }, "Your files will be here, with what was checked."));
+    if (!mine.length) jobs.append(h("p", { class: "empty" }, "Your files and the results of their checks appear here."));
   };
   screen.append(
     h("div", { class: "head" }, h("div", {}, h("h1", {}, "Take it elsewhere"), h("p", { class: "lead" }, "Your parts as files for other programs. Every file is read back and compared before you get it."))),
@@ -43,9 +43,9 @@ export async function show(screen, model, signal) {
         h("form", { class: "card panel", onsubmit: (event) => event.preventDefault() },
           h("fieldset", { class: "options" }, h("legend", {}, "For which program?"), TOOLS.map(([value, title, hint]) => h("label", { class: "option" }, h("input", { type: "checkbox", checked: true, value, onchange: (event) => to[event.target.checked ? "add" : "delete"](value) }), h("span", {}, h("b", {}, title), h("small", {}, hint))))),
           text("Name", "name", "File names begin with it.", "partcraft"),
-          text("Licence of your images", "data_license", "For the card that goes with the files.", "CC BY 4.0"),
-          text("Hugging Face", "push", "Also put it there, as OWNER/NAME. Only you can see it, unless you say so.", "nobody/birds"),
-          h("label", { class: "check" }, h("input", { type: "checkbox", onchange: (event) => (about.public = event.target.checked) }), "Everybody may see it"),
+          text("Licence of your images", "data_license", "For the model card that goes with the files.", "CC BY 4.0"),
+          text("Hugging Face", "push", "Also upload it there, as OWNER/NAME; private unless you choose otherwise.", "OWNER/birds"),
+          h("label", { class: "check" }, h("input", { type: "checkbox", onchange: (event) => (about.public = event.target.checked) }), "Visible to everybody"),
           button("Make the files", async (event) => {
             const { currentTarget } = event;
             currentTarget.disabled = true;
@@ -71,7 +71,7 @@ async function card(job) {
     job.message && h("p", { class: "note bad" }, job.message),
     found?.checked.length && h("ul", { class: "files" }, found.checked.map((line) => h("li", {}, h("span", {}, line), h("span", { class: "yes" }, "✓")))),
     found && h("details", {}, h("summary", {}, plural(found.files.length, "file")), h("ul", { class: "files" }, found.files.map(({ name, bytes }) => h("li", {}, h("span", {}, name), h("span", { class: "quiet" }, size(bytes)))))),
-    found?.words && h("div", { class: "row" }, button("Copy the words that call them", () => copy(found.words, "Words"), { class: "small", icon: "copy" })));
+    found?.words && h("div", { class: "row" }, button("Copy the words for the prompt", () => copy(found.words, "Words"), { class: "small", icon: "copy" })));
 }
 
 const size = (bytes) => (bytes > 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(1)} MB` : `${Math.max(1, Math.round(bytes / 1024))} kB`);

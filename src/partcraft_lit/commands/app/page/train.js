@@ -25,7 +25,7 @@ export async function show(screen, model, signal) {
       before.set(job.id, { text, element: fresh });
     }
     if (shown.some(({ id }) => !before.get(id).element.isConnected)) jobs.replaceChildren(...shown.map(({ id }) => before.get(id).element));
-    if (!shown.length) jobs.replaceChildren(h("p", { class: "empty" }, "What you train shows up here: how far it is, and what it draws by then."));
+    if (!shown.length) jobs.replaceChildren(h("p", { class: "empty" }, "Trainings appear here, with their progress and what the model draws so far."));
     return shown.some(({ state }) => state === "running");
   };
   await refresh();
