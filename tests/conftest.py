@@ -8,7 +8,6 @@ with ``each_`` runs a test once with each kind.
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import os
 import signal
@@ -33,6 +32,7 @@ import torch.multiprocessing as mp
 from composing import composed_once  # noqa: F401 - a fixture
 from partcraft_lit.core.stopping import SIGNALS
 from partcraft_lit.core.types import PartToken, TokenizedPrompts
+from vocabularies import learned_merges
 from workshop import new_workshop, pictures, plain, small, tiny_run, workshop  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
@@ -72,20 +72,8 @@ def byte_alphabet() -> list[str]:
 
 
 def clip_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[str]]:
-    """A vocabulary in CLIP's layout (bytes, bytes ending a word, merges, start, end), and the merges that build it.
-
-    Each word becomes one token: new merges continue from where those so far leave it ("green" is g, re, e, n once
-    "red" is known), and they rank behind these, so the words before stay whole.
-    """
-    merges: dict[tuple[str, str], int] = {}
-    for word in words:
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            pairs = list(itertools.pairwise(pieces))
-            best = min(pairs, key=lambda pair: merges.get(pair, len(merges)))
-            merges.setdefault(best, len(merges))
-            place = pairs.index(best)
-            pieces[place : place + 2] = ["".join(best)]
+    """A vocabulary in CLIP's layout (bytes, bytes ending a word, merges, start, end), and the merges that build it."""
+    merges = learned_merges([*word[:-1], word[-1] + "</w>"] for word in words)
     alphabet = byte_alphabet()
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]

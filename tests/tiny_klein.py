@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+from vocabularies import learned_merges
 
 #: Words that the tokenizer knows as one token, with a space before them and without.
 WORDS = (
@@ -36,17 +37,9 @@ def _alphabet() -> list[str]:
 
 def _vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Bytes and the merges that build each word, as conftest's for CLIP."""
-    merges: dict[tuple[str, str], int] = {}
-    for word in words:
-        pieces = list(word)
-        while len(pieces) > 1:
-            pairs = list(itertools.pairwise(pieces))
-            best = min(pairs, key=lambda pair: merges.get(pair, len(merges)))
-            merges.setdefault(best, len(merges))
-            place = pairs.index(best)
-            pieces[place : place + 2] = ["".join(best)]
+    merges = learned_merges(words)
     tokens = dict.fromkeys([*_alphabet(), *("".join(pair) for pair in merges)])
-    return {token: index for index, token in enumerate(tokens)}, list(merges)
+    return {token: index for index, token in enumerate(tokens)}, merges
 
 
 @functools.cache

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from attention_cases import NUM_PARTS, make_case
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.testing import assert_close
@@ -13,17 +14,6 @@ from partcraft_lit.losses.attention import (
     entropy_attention_loss,
     part_attention_maps,
 )
-
-NUM_PARTS = 3
-
-
-def make_case(seed=0, batch=4, tokens=5, size=6, num_parts=NUM_PARTS, dtype=torch.float32):
-    """Prompts with missing, repeated and padded tokens; label maps with every part."""
-    generator = torch.Generator().manual_seed(seed)
-    maps = torch.rand(batch, tokens, size, size, generator=generator, dtype=dtype) / tokens
-    part_ids = torch.randint(-1, num_parts + 1, (batch, tokens), generator=generator)
-    labels = torch.randint(0, num_parts + 1, (batch, size, size), generator=generator, dtype=torch.uint8)
-    return maps, part_ids, labels
 
 
 def everything_prompted(**settings):
