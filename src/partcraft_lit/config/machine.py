@@ -176,7 +176,9 @@ def check_start(values: Mapping[str, Any], overrides: Sequence[str]) -> None:
     Raises:
         UserError: if the data set, the weights or a GPU is missing. Training on a CPU has to be asked for.
     """
-    data, model = dataset_lacking(values), [text for text in (_weights(values), _gpu(values)) if text]
+    model = [text for text in (_weights(values), _gpu(values)) if text]
+    # A wrong folder alone is named later, with the nearest ones; beside other things it would come to light last.
+    data = dataset_lacking(values) or (_own_folder_lacking(values) if model else "")
     message = " ".join([data] * bool(data) + model)
     if model:
         kept = [text for text in overrides if not text.startswith(("backbone", "hardware=", "parts.features="))]
@@ -197,6 +199,13 @@ def dataset_lacking(values: Mapping[str, Any]) -> str:
         f"dataset={name}: there is no folder {place}. 'partcraft fetch dataset={name}' gets it; a copy elsewhere is "
         "named by dataset.dir=/path/to/it."
     )
+
+
+def _own_folder_lacking(values: Mapping[str, Any]) -> str:
+    place = values["dataset"].get("dir")
+    if place is None or Path(str(place)).expanduser().exists():
+        return ""
+    return f"dataset.dir: there is no folder {place}."
 
 
 def _weights(values: Mapping[str, Any]) -> str:
