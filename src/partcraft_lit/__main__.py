@@ -1,3 +1,5 @@
+"""``python -m partcraft_lit``: the same as ``partcraft``."""
+
 from partcraft_lit.cli import main
 
 if __name__ == "__main__":

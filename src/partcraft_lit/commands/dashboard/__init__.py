@@ -1,4 +1,4 @@
-"""``partcraft dashboard``."""
+"""``partcraft dashboard``: the W&B workspace and report of a sweep or table, and runs replayed into it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``partcraft discover``."""
+"""``partcraft discover``: finds the parts of a data set, or applies corrections to those of a run."""
 
 from __future__ import annotations
 

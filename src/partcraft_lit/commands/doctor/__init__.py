@@ -1,4 +1,4 @@
-"""``partcraft doctor``."""
+"""``partcraft doctor``: what a training run lacks here, and what it would cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``partcraft pretrain``: the embedded networks, from nothing."""
+"""``partcraft pretrain``: the embedded networks from scratch."""
 
 from __future__ import annotations
 

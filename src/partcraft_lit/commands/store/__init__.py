@@ -1,4 +1,4 @@
-"""``partcraft store``."""
+"""``partcraft store``: statistics, verification and pruning of the cache that all runs share."""
 
 from __future__ import annotations
 

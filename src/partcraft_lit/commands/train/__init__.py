@@ -1,4 +1,4 @@
-"""``partcraft train``."""
+"""``partcraft train``: discovers parts if needed, trains, samples, scores and writes the report."""
 
 from __future__ import annotations
 

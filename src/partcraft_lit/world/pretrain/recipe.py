@@ -1,4 +1,4 @@
-"""The recipe of the miniature Stable Diffusion, from nothing to a folder in diffusers' format."""
+"""The recipe of the miniature Stable Diffusion, from scratch to a folder in diffusers' format."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def pretrain(
     output_dir: Path | None,
     grounding_weight: float,
 ) -> Path:
-    """One of the embedded networks, from nothing or from where it was stopped.
+    """One of the embedded networks, from scratch or from where it was stopped.
 
     Args:
         stage: "model", "dit", "features" or "oracle".
