@@ -252,7 +252,7 @@ def test_a_single_file_that_lacks_weights(tiny_backbone, tiny_sd_folder, tmp_pat
 
 def test_a_single_file_of_another_shape_needs_its_settings(single_file, tiny_sd_folder):
     shutil.copytree(tiny_sd_folder / "tokenizer", single_file.parent / "tokenizer")
-    with pytest.raises(UserError, match=r"no plain SD 1\.x checkpoint \(text width 32.*backbone\.config=FOLDER"):
+    with pytest.raises(UserError, match=r"not a plain SD 1\.x checkpoint \(text width 32.*backbone\.config=FOLDER"):
         load_sd15(single_file)
 
 
@@ -282,7 +282,7 @@ def test_a_single_sd1_file_needs_no_settings(tmp_path, tiny_sd_folder, monkeypat
 
 def test_a_single_file_that_is_no_stable_diffusion(tmp_path, tiny_sd_folder):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"no Stable Diffusion checkpoint in the original format"):
+    with pytest.raises(UserError, match=r"not a Stable Diffusion checkpoint in the original format"):
         load_sd15(tmp_path / "other.safetensors", config=tiny_sd_folder / "tokenizer")
     with pytest.raises(UserError, match=r"other\.safetensors does not fit the settings"):
         load_sd15(tmp_path / "other.safetensors", config=tiny_sd_folder)
@@ -332,7 +332,7 @@ def test_files_that_cannot_be_read(tmp_path, tiny_sd_folder):
         load_sd15(broken, config=tiny_sd_folder)
     pickled = tmp_path / "model.ckpt"
     pickled.write_bytes(b"")
-    with pytest.raises(UserError, match=r"model\.ckpt is no \.safetensors file; other checkpoints can run code"):
+    with pytest.raises(UserError, match=r"model\.ckpt is not a \.safetensors file; other checkpoints can run code"):
         load_sd15(pickled)
     with pytest.raises(UserError, match=r"backbone\.config=.*nowhere is not a folder"):
         load_sd15(broken, config=tmp_path / "nowhere")
@@ -637,7 +637,7 @@ def test_a_single_file_of_sdxl_is_the_same_model(tiny_backbone_xl, tiny_sdxl_fol
     [
         ("sd15", (640, 2048), "is a checkpoint of SDXL; this backbone takes SD 1.x and 2.x. Use backbone=sdxl"),
         ("sdxl", (320, 768), "is a checkpoint of SD 1.x or 2.x; this backbone takes SDXL. Use backbone=sd15"),
-        ("sdxl", (640, 1280), r"no plain SDXL checkpoint \(text width 1280"),
+        ("sdxl", (640, 1280), r"not a plain SDXL checkpoint \(text width 1280"),
     ],
 )
 def test_a_single_file_of_the_other_kind_names_the_backbone_for_it(tmp_path, tiny_sd_folder, load, widths, message):

@@ -74,7 +74,7 @@ def test_every_layer_of_sdxl_comes_back_through_diffusers_converter(sdxl_unet, t
 
 
 def test_no_other_layer_has_such_a_name(sdxl_unet):
-    with pytest.raises(ValueError, match="no layer of an attention block"):
+    with pytest.raises(ValueError, match="not a layer of an attention block"):
         sgm_name("down_blocks.0.resnets.0.conv1", sdxl_unet.config)
 
 
