@@ -125,7 +125,7 @@ def test_without_manifest_a_checkpoint_must_load(folder: Path) -> None:
     (folder / "step=000007.ckpt").write_bytes(b"no checkpoint at all")
     said: list[str] = []
     assert newest_good(folder, said.append) == folder / "step=000006.ckpt"
-    assert "it is no file that torch.save has written" in said[0]
+    assert "it is not a file that torch.save has written" in said[0]
     torch.save({"state_dict": {}}, folder / "step=000008.ckpt")
     assert "global_step or state_dict is missing" in str(damage(folder / "step=000008.ckpt"))
 

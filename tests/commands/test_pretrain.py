@@ -122,7 +122,7 @@ def test_oracle(new_workshop):
 def test_no_other_folder_is_replaced(new_workshop, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     ended = pretrain(new_workshop(), f"output_dir={tmp_path}")
-    assert ended.code == 2 and "would be replaced, but it is no folder with weights of stage=model" in ended.out
+    assert ended.code == 2 and "would be replaced, but it is not a folder with weights of stage=model" in ended.out
     assert (tmp_path / "thesis.tex").exists()
 
 

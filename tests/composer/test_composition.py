@@ -97,7 +97,7 @@ def test_a_composition_of_a_stranger_is_checked(text, message):
 def test_a_png_of_an_earlier_version_has_its_prompt():
     found = Composition.from_png(png_with(prompt="a <head:3>  bird", run="r", negative_prompt="dark"))
     assert found == Composition((PartChoice("head", 3),), "a", "bird", negative_prompt="dark", run="r")
-    with pytest.raises(UserError, match="no part token"):
+    with pytest.raises(UserError, match="not a part token"):
         Composition.from_png(png_with(prompt="a <head> bird"))
 
 

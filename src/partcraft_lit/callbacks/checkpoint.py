@@ -180,7 +180,7 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _loading_error(path: Path) -> str | None:
     if not zipfile.is_zipfile(path):
-        return "it is no file that torch.save has written, or only a part of one"
+        return "it is not a file that torch.save has written, or only a part of one"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads only what is looked at
     except pickle.UnpicklingError:

@@ -66,6 +66,6 @@ def _check_output(settings: PretrainSettings) -> None:
         return
     if not output.is_dir() or (any(output.iterdir()) and not (output / mark).is_file()):
         raise UserError(
-            f"output_dir={output} would be replaced, but it is no folder with weights of stage={settings.stage} "
+            f"output_dir={output} would be replaced, but it is not a folder with weights of stage={settings.stage} "
             f"(it has no {mark}). Give another path, or an empty folder."
         )
