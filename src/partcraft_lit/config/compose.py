@@ -391,7 +391,8 @@ def plain(cfg: Any) -> dict[str, Any]:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = str(error.full_key)
-        raise UserError(f"{key} has to be given: {key}={'PATH' if key in PATH_KEYS else 'VALUE'}.") from error
+        form = "PATH" if key in PATH_KEYS else "[A,B]" if key in LIST_KEYS else "VALUE"
+        raise UserError(f"{key} has to be given: {key}={form}.") from error
     except OmegaConfBaseException as error:
         raise UserError(f"The configuration cannot be resolved at '{error.full_key}': {first_line(error)}") from error
     assert isinstance(values, dict)

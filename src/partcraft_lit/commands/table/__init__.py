@@ -346,6 +346,8 @@ def _composed(overrides: tuple[str, ...], where: str) -> dict[str, Any]:
         values = config.plain(config.compose("train", overrides))
         train.check(values)
     except UserError as error:
+        if str(error).startswith(where):
+            raise
         raise UserError(f"{where}: {error}") from error
     return values
 
