@@ -91,6 +91,7 @@ def test_help_of_a_verb_lists_groups_and_keys_with_their_comments(start):
     result = start("train", "--help", settings=[])
     assert result.code == 0
     assert "dataset: creatures, creatures_pair, cub, " in result.out and "lambda_attn: 0.1" in result.out
+    assert "hardware: 12gb, 16gb, 24gb, 8gb, cpu, none, auto" in result.out
     assert "experiment: arena, " in result.out and "lambda_attn/paper" in result.out
     (line,) = [line for line in result.out.splitlines() if line.strip().startswith("snr_gamma:")]
     assert line.split() == ["snr_gamma:", "null", "#", "min-SNR", "weighting,", "for", "instance", "5"]

@@ -16,6 +16,8 @@ from partcraft_lit.config.validation import join
 
 #: Where comments begin, if the line is not longer.
 _COLUMN = 32
+#: Options that are no files: the command line chooses a file for them.
+_CHOSEN_HERE = {"hardware": ["auto"]}
 _ENTRY = re.compile(r"^(?P<indent> *)(?P<dash>- )?(?P<key>[A-Za-z0-9_/]+):(?P<value>.*)$")
 _TRAILING = re.compile(r"(?:^|\s)# (.*)$")
 
@@ -72,7 +74,7 @@ def _options(verb: str) -> Iterator[tuple[str, list[str]]]:
     """Groups with a choice, and their options; those of an inner folder as ``folder/option``."""
     known = loader(verb)
     for group in groups_of(verb):
-        options = _options_of(known, group)
+        options = [*_options_of(known, group), *_CHOSEN_HERE.get(group, [])]
         if len(options) > 1:
             yield group, options
 
