@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,20 +29,24 @@ from partcraft_lit.config.loader import SharedLoader
 _FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
 
 
+#: Primary configuration, and the overrides that choose groups.
+_Choice = tuple[str | None, tuple[str, ...]]
+
+
 class ComposedOnce(SharedLoader):
     """Whatever the folder of a run and the folder that a command is given in; anew for other answers of the machine."""
 
     def __init__(self, loader: ConfigLoader) -> None:
         super().__init__(loader)
-        self._each: dict[
-            tuple[RunMode, str | None, str | None], dict[tuple[str | None, tuple[str, ...]], DictConfig]
-        ] = {}
+        self._each: dict[tuple[str | None, ...], MutableMapping[_Choice, DictConfig]] = {}
 
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *args: Any, **kwargs: Any
     ) -> DictConfig:
-        known = (run_mode, os.environ.get("PARTCRAFT_HARDWARE"), os.environ.get("PARTCRAFT_FEATURES"))
-        self._composed = self._each.setdefault(known, {})
+        answers = (os.environ.get("PARTCRAFT_HARDWARE"), os.environ.get("PARTCRAFT_FEATURES"))
+        self._composed = self._each.setdefault(answers, {})
+        if run_mode == RunMode.MULTIRUN:  # composes what a single run does, and what one may not leave open
+            self._composed = self._each.setdefault(("sweep", *answers), ChainMap({}, self._composed))
         folders = [text for text in overrides if text.startswith(_FOLDERS)]
         others = [text for text in overrides if text not in folders]
         if run_mode == RunMode.MULTIRUN and any("," in text or "(" in text for text in others):  # may be a sweep
