@@ -17,7 +17,7 @@ from partcraft_lit.parts.corrections_file import FILE_NAME, CorrectionsFile
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import Discovery, DiscoveryReport, read_parts
 from partcraft_lit.runs.assembly import trained_codes
-from partcraft_lit.runs.discovery import discover_parts, write_discovery
+from partcraft_lit.runs.discovery import discover_into
 from partcraft_lit.runs.settings import DiscoverSettings
 
 
@@ -115,21 +115,13 @@ class RunCorrector:
         return former
 
     def _write(self) -> None:
-        discovery = discover_parts(
+        discover_into(
+            self.run_folder,
             self._settings.parts,
             self._settings.seed,
             self._source,
             self._features,
             self._store,
             self._stages,
-            corrections=self._sources,
-            folder=self.run_folder,
-        )
-        write_discovery(
-            self._source,
-            discovery,
-            self.run_folder / "parts",
-            self._store,
-            self._stages,
-            self._settings.parts.save_masks,
+            self._sources,
         )

@@ -83,6 +83,29 @@ def discover_parts(
     return discovery
 
 
+def discover_into(
+    folder: Path,
+    settings: PartsSettings,
+    seed: int,
+    source: ImageSource,
+    features: PatchFeatures,
+    store: Store,
+    stages: Stages,
+    corrections: CorrectionSources | None = None,
+) -> tuple[Discovery, dict[str, Any]]:
+    """Discovers the parts of a run and writes ``parts/`` into its folder.
+
+    Args:
+        folder: of the run.
+        settings, seed, source, features, store, stages, corrections: as in ``discover_parts``.
+
+    Returns:
+        The discovery, and its report as plain values.
+    """
+    discovery = discover_parts(settings, seed, source, features, store, stages, corrections=corrections, folder=folder)
+    return discovery, write_discovery(source, discovery, folder / "parts", store, stages, settings.save_masks)
+
+
 def _keep(
     file: CorrectionsFile,
     corrections: Corrections,

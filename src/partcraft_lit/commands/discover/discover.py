@@ -11,7 +11,7 @@ from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import ImageSource, PatchFeatures
 from partcraft_lit.parts.corrected_discovery import CorrectionSources
-from partcraft_lit.runs.discovery import discover_parts, write_discovery, write_rejected
+from partcraft_lit.runs.discovery import discover_into, write_rejected
 from partcraft_lit.runs.settings import DiscoverSettings
 
 
@@ -42,9 +42,6 @@ def discover(
         write_rejected(source, folder, stages)
     features = load_features()
     store = Store(settings.paths.store)
-    discovery = discover_parts(
-        settings.parts, settings.seed, source, features, store, stages, corrections=corrections, folder=folder
-    )
-    metadata = write_discovery(source, discovery, folder / "parts", store, stages, settings.parts.save_masks)
+    _, metadata = discover_into(folder, settings.parts, settings.seed, source, features, store, stages, corrections)
     stages.log(f"Parts: {folder / 'parts' / 'atlas.png'}")
     return metadata

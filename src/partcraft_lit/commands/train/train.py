@@ -23,7 +23,7 @@ from partcraft_lit.parts.dataset_parts import check_dataset_parts
 from partcraft_lit.parts.exemplars import crop_of_code
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 from partcraft_lit.runs.assembly import build_module
-from partcraft_lit.runs.discovery import discover_parts, write_discovery, write_rejected
+from partcraft_lit.runs.discovery import discover_into, write_rejected
 from partcraft_lit.runs.memory import batch_limit_note
 from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.runs.step_probe import check_batch_fits
@@ -91,18 +91,8 @@ def check_memory(run: RunContext) -> None:
 def discover(run: RunContext) -> None:
     """Finds the parts, or takes them from the store."""
     settings = run.settings
-    run.discovery = discover_parts(
-        settings.parts,
-        settings.seed,
-        run.source,
-        run.features,
-        run.store,
-        run.stages,
-        corrections=run.corrections,
-        folder=run.folder,
-    )
-    run.metadata = write_discovery(
-        run.source, run.discovery, run.folder / "parts", run.store, run.stages, settings.parts.save_masks
+    run.discovery, run.metadata = discover_into(
+        run.folder, settings.parts, settings.seed, run.source, run.features, run.store, run.stages, run.corrections
     )
     run.predictor = KMeansPartPredictor(run.discovery.dictionary, run.features)
 
