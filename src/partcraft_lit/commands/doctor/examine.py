@@ -121,7 +121,7 @@ def _check_machine(findings: Findings) -> None:
         properties = torch.cuda.get_device_properties(0)
         findings.good(f"GPU: {torch.cuda.device_count()} x {properties.name}, {properties.total_memory / 1e9:.0f} GB")
     else:
-        findings.note(f"no CUDA device is seen; {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads")
+        findings.note(f"no CUDA device was found; CPU cores: {os.cpu_count()}, threads: {torch.get_num_threads()}")
 
 
 def _check_faiss(findings: Findings) -> None:
@@ -159,7 +159,7 @@ def _check_wandb(findings: Findings, mode: str | None) -> None:
 def _check_disk(findings: Findings, paths: PathSettings, stored: float) -> None:
     for name, folder, needed in (("store", paths.store, stored), ("logs", paths.logs, _RUN_SPACE)):
         free = shutil.disk_usage(_existing(Path(folder).expanduser())).free
-        message = f"disk for paths.{name}: {free / 1e9:.1f} GB free, about {needed / 1e9:.2f} GB wanted"
+        message = f"disk for paths.{name}: {free / 1e9:.1f} GB free, about {needed / 1e9:.2f} GB needed"
         (findings.good if free > needed else findings.lack)(message)
 
 
