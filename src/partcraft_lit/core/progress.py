@@ -30,8 +30,13 @@ class Stages:
         self._console = console or Console(quiet=not is_first_process())
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Counter]:
-        """Times what happens inside; hands out a counter to report progress with."""
+    def stage(self, name: str, detail: str = "") -> Iterator[Counter]:
+        """Times what happens inside; hands out a counter to report progress with.
+
+        Args:
+            name: of the stage; seconds of all stages of one name are added up.
+            detail: tells stages of one name apart on the console.
+        """
         stopping.check()
         started = time.monotonic()
         progress = Progress(
@@ -48,7 +53,7 @@ class Stages:
         stopping.check()
         spent = time.monotonic() - started
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
-        self.log(f"{name}: {spent:.1f} s")
+        self.log(f"{name}{f', {detail}' if detail else ''}: {spent:.1f} s")
 
     def log(self, message: str) -> None:
         """A line for the person at the terminal, and for the log file of the run."""

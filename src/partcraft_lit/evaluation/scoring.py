@@ -70,7 +70,7 @@ def score_images(scorer: Scorer, module: PersonalizationModule, scores: Scores, 
     read: dict[str, ProtocolScores] = {}
     for protocol, targets in scorer.protocols().items():
         own = scorer.of(protocol)
-        with stages.stage("score") as counter:
+        with stages.stage("score", protocol) as counter:
             progress = functools.partial(counter.part, protocol)
             of_protocol = read[protocol] = own.score(module, targets, protocol, progress)
             add_protocol(scores, protocol, of_protocol)
@@ -78,7 +78,7 @@ def score_images(scorer: Scorer, module: PersonalizationModule, scores: Scores, 
             scores.truth[f"perfect {protocol}"] = perfect.means
             scores.truth[protocol]["excess_error"] = _subtract_floor(of_protocol.rows, perfect.rows)
         if own.pictures is not None:
-            with stages.stage("score whole images"):
+            with stages.stage("score whole images", protocol):
                 _score_pictures(own, own.pictures, protocol, targets, of_protocol.rows, module.backbone, scores)
     if scorer.judges is not None:
         _score_judges(scorer, scorer.judges, read, scores, stages)
@@ -173,7 +173,7 @@ def _score_requests(
     """Protocols with prompts of their own."""
     kind = "concepts" if isinstance(requests, ConceptScorer) else "transfers"
     for protocol in protocols:
-        with stages.stage(f"score {kind}") as counter:
+        with stages.stage(f"score {kind}", protocol) as counter:
             progress = functools.partial(counter.part, protocol)
             rows, metrics = requests.score(module, protocol, scorer.folder, progress, scorer.draw_images)
         scores.pictures[protocol] = metrics
@@ -187,7 +187,7 @@ def score_untrained(
     few = scorer.settings.untrained
     below = replace(scorer, folder=scorer.folder / "untrained", store=store)
     for protocol, targets in scorer.protocols().items() if few else ():
-        with stages.stage("score untrained") as counter:
+        with stages.stage("score untrained", protocol) as counter:
             progress = functools.partial(counter.part, protocol)
             of_parts, truth = _cached_score(below.of(protocol), module, targets[:few], protocol, progress, store)
         scores.untrained[protocol] = of_parts
