@@ -10,6 +10,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from partcraft_lit import cli
+from partcraft_lit.config import launchers
+from partcraft_lit.core.stopping import SCHEDULED_VARIABLE, TIME_LIMIT_CODE, TimeLimitReached
 
 SMALL = ("dataset.images_per_species=1", "logger=csv", "trainer=cpu", "hydra/launcher=basic")
 SEARCH = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "loss.lambda_attn=tag(log,interval(1e-4,1))")
@@ -125,6 +127,52 @@ def test_errors_and_scores_that_are_no_numbers_are_no_results(start, trained):
     ]  # fmt: skip
     again = start(*SEARCH, f"objective={EMR}", "hydra.sweeper.direction=minimize", "objective_if_nan=-1e6")
     assert again.code == 0 and len(trained.calls) == 4 and trained.calls[3].loss == trained.calls[0].loss
+
+
+def test_a_trial_that_reached_its_time_limit_goes_on_by_the_same_command(start, trained):
+    def limited(settings):
+        if len(trained.calls) == 1:
+            raise TimeLimitReached("at step 3 of 6")
+        return {EMR: 0.25}
+
+    trained.scores = limited
+    result = start(*SEARCH, f"objective={EMR}", "trainer.max_time=00:00:01:00")
+    assert result.code == 0, result.err
+    assert "Ended at trainer.max_time, with a checkpoint: trial_000. The same command continues them." in result.out
+    assert "error" not in result.out
+    rows = table(trained.folders[0].parent)
+    assert [(row["trial"], row["state"]) for row in rows] == [("1", "complete"), ("2", "complete"), ("0", "stopped")]
+    again = start(*SEARCH, f"objective={EMR}", "trainer.max_time=00:01:00:00")  # which does not decide what is found
+    assert again.code == 0 and len(trained.calls) == 4
+    assert trained.folders[3] == trained.folders[0] and trained.calls[3].loss == trained.calls[0].loss
+    assert {row["state"] for row in table(trained.folders[0].parent)} == {"complete"}
+
+
+#: A job of a pool: the first start of the first trial ends at its time limit.
+JOB = """
+import json, os, pathlib, sys
+given = {key: value.strip("'") for key, _, value in (text.partition("=") for text in sys.argv[1:])}
+folder = pathlib.Path(given["hydra.run.dir"])
+if folder.name == "trial_000" and not (folder / "begun").exists():
+    (folder / "begun").touch()
+    print("partcraft: stopped by trainer.max_time at step 3 of 6."); sys.exit(75)
+(folder / "finished.json").write_text(json.dumps({"objective": {given["objective"]: 0.5}}))
+result = {"key": os.environ["PARTCRAFT_LIT_JOB"], "objective": given["objective"], "value": 0.5}
+(folder / "job_result.json").write_text(json.dumps(result))
+"""
+
+
+def test_so_does_one_that_a_launcher_of_ours_started(start, monkeypatch):
+    monkeypatch.setattr(launchers, "python_command", lambda *given: (sys.executable, "-S", "-c", JOB, *given))
+    command = (*SEARCH, f"objective={EMR}", "hydra/launcher=pool", "hydra.sweep.dir=mine")
+    with monkeypatch.context() as scheduled:
+        scheduled.setenv(SCHEDULED_VARIABLE, "1")  # as of a table that searches the settings of its rows
+        result = start(*command)
+    assert result.code == TIME_LIMIT_CODE, result.err
+    assert "STOPPED" in result.out and "trial_000. The same command continues them." in result.out
+    again = start(*command)
+    assert again.code == 0 and "STOPPED" not in again.out
+    assert {row["state"] for row in table(Path("mine"))} == {"complete"}
 
 
 def test_several_objectives_choices_ranges_and_groups(start, trained):

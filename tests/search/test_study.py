@@ -149,6 +149,27 @@ def test_an_error_is_tried_again_at_the_next_start_with_the_same_values(tmp_path
         assert "again as trial 3" in (write_results(search) and (tmp_path / "search.md").read_text())
 
 
+def test_a_trial_that_ended_at_its_time_limit_has_not_failed_and_goes_on_at_the_next_start(tmp_path):
+    settings = replace(SETTINGS, n_trials=2)
+    with Search(tmp_path, settings, SPACE, ["score"]) as search:
+        (first,) = search.claim()
+        search.stop(first.number)
+        search.tell(search.claim()[0].number, Scored((1.0,)))
+        assert search.claim() == []
+        trials = write_results(search)
+        assert [(t.number, t.state, t.note) for t in trials] == [
+            (1, "complete", ""),
+            (0, "stopped", "trainer.max_time"),
+        ]
+        said = summary(search, trials)
+        assert "1 complete, 1 stopped" in said and "trial_000. The same command continues" in said
+        assert progress(search, 0).startswith("Trial 0 (1 of 2): stopped")
+    with Search(tmp_path, settings, SPACE, ["score"]) as search:
+        assert search.claim() == [first]
+        search.tell(first.number, Scored((2.0,)))
+        assert search.claim() == [] and {trial.state for trial in trials_of(search)} == {"complete"}
+
+
 def test_what_another_study_left_in_the_folder_is_no_result_of_this_one(tmp_path):
     (tmp_path / "trial_000").mkdir()
     rundir.mark_finished(tmp_path / "trial_000", objective={"score": 9.0})

@@ -6,6 +6,7 @@ runs what is missing, failed or changed, and takes the values of the others from
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.files import locked, make_folder
+from partcraft_lit.core.stopping import SCHEDULED_VARIABLE, TIME_LIMIT_CODE
 from partcraft_lit.loggers.identity import grouped
 from partcraft_lit.scheduling import results
 from partcraft_lit.scheduling.ledger import Ledger
@@ -106,8 +108,8 @@ def finish_sweep(sweep: Sweep) -> int:
     """Writes the results of a sweep beside its jobs, and says which failed or are to go on.
 
     Returns:
-        Exit code: 1 if a job ended with an unexpected error, 2 if jobs failed otherwise; 0 for jobs that ended at
-        ``trainer.max_time``, as for a run that is not a job.
+        Exit code: 1 if a job ended with an unexpected error, 2 if jobs failed otherwise; for jobs that ended at
+        ``trainer.max_time`` that of a run which did: 0, or where a scheduler has to know ``TIME_LIMIT_CODE``.
     """
     from partcraft_lit.report.sweep import SweepJob, write_sweep
 
@@ -143,7 +145,7 @@ def finish_sweep(sweep: Sweep) -> int:
     if failed:
         _log(f"partcraft: {len(failed)} of {len(sweep.jobs)} jobs failed. The same command tries them again.")
         return 1 if any(entry.code == 1 for entry in failed) else 2
-    return 0
+    return TIME_LIMIT_CODE if stopped and SCHEDULED_VARIABLE in os.environ else 0
 
 
 class _JobLauncher(Launcher):
@@ -213,8 +215,9 @@ class _JobLauncher(Launcher):
         values = _values(cfg)
         if values.get("trainer", {}).get("num_nodes", 1) > 1:
             raise UserError(
-                "A job of a sweep works on one machine, and trainer.num_nodes asks for more: start such runs one by "
-                "one, each with a script of its own."
+                "A job of a sweep works on one machine, and trainer.num_nodes asks for more: submit such runs one by "
+                "one, sbatch --nodes=2 docs/slurm/train.sbatch loss.lambda_attn=0.1 and so on; docs/scaling.md has "
+                "the loop."
             )
         key = rundir.settings_hash({"verb": str(cfg.hydra.job.name), **values}, NOT_HASHED)
         subdir = known.get(key, str(cfg.hydra.sweep.subdir))

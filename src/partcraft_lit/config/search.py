@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -30,7 +31,13 @@ from partcraft_lit.search.storage import check_installed
 from partcraft_lit.search.study import Failed, Proposal, Search, check, read_outcome, storage_file
 
 #: What does not decide what a search finds, but how fast or how long it goes on.
-_NOT_OF_THE_SEARCH = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra/launcher", "hydra.launcher.")
+_NOT_OF_THE_SEARCH = (
+    "hydra.sweeper.n_trials",
+    "hydra.sweeper.n_jobs",
+    "hydra/launcher",
+    "hydra.launcher.",
+    "trainer.max_time",
+)
 
 
 @dataclass(frozen=True)
@@ -245,6 +252,7 @@ class OptunaSweeper(Sweeper):
         """Runs those of a batch whose results are not there yet, and tells the search of all, in their order."""
         assert self.launcher is not None
         places = {one.number: [search.trial_folder(one.number)] for one in batch}
+        unfinished: set[int] = set()
         todo = [one for one in batch if read_outcome(places[one.number][0], self.objectives) is None]
         for block in _consecutive(todo):
             jobs = [[*self.fixed, *as_overrides(one.values), *self._own(search, one)] for one in block]
@@ -253,8 +261,14 @@ class OptunaSweeper(Sweeper):
                 # Where a launcher has the result of an equal job; Hydra's own names the folder of the command.
                 if search.folder in (place := Path(str(job.working_dir))).parents:
                     places[one.number].append(place)
+                finished = any((place / rundir.FINISHED).is_file() for place in places[one.number])
+                if job.status is JobStatus.COMPLETED and not finished:  # it ended at trainer.max_time
+                    unfinished.add(one.number)
         for one in batch:
-            self._tell(search, one.number, places[one.number])
+            if one.number in unfinished:
+                search.stop(one.number)
+            else:
+                self._tell(search, one.number, places[one.number])
             print(progress(search, one.number), flush=True)  # noqa: T201
 
     def _tell(self, search: Search, number: int, places: Sequence[Path]) -> None:

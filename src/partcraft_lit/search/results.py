@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: Trials from which on it can be said what mattered.
 _ENOUGH = 4
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
+#: A trial that the study has as running, though nobody works on it.
+_STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,10 @@ class Trial:
 
     Attributes:
         number: from 0.
-        state: complete, pruned, failed, running or waiting.
+        state: complete, pruned, failed, stopped (at its time limit, and to go on), running or waiting.
         values: one per objective; empty unless complete.
         params: key -> value.
-        note: why it failed, or where it was stopped.
+        note: why it failed, where it was pruned, or what stopped it.
         folder: of its result, relative to that of the search.
         best: whether no other is better in every objective.
     """
@@ -59,6 +61,8 @@ def trials_of(search: Search) -> list[Trial]:
         note = str(trial.user_attrs.get(FAILURE, ""))
         if trial.number in repeated:
             note = f"{note}; again as trial {repeated[trial.number]}"
+        if trial.number in search.stopped:
+            state, note = _STOPPED, "trainer.max_time"
         if state == "pruned" and trial.last_step is not None:
             note = f"stopped after step {trial.last_step}"
         values = tuple(trial.values or ()) if state == "complete" else ()
@@ -92,7 +96,7 @@ def progress(search: Search, number: int) -> str:
 
 def summary(search: Search, trials: Sequence[Trial]) -> str:
     """Sentences for the end of the command: how many, and the best with the settings to have it again."""
-    counts = {state: sum(trial.state == state for trial in trials) for state in _STATES.values()}
+    counts = {state: sum(trial.state == state for trial in trials) for state in (*_STATES.values(), _STOPPED)}
     counted = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     lines = [f"Search in {search.folder}: {counted}."]
     best = [trial for trial in trials if trial.best]
@@ -108,6 +112,9 @@ def summary(search: Search, trials: Sequence[Trial]) -> str:
     if failed:
         folders = ", ".join(trial.folder for trial in failed)
         lines.append(f"With an error: {folders}; see run.log there. The same command tries them again.")
+    if counts[_STOPPED]:
+        folders = ", ".join(trial.folder for trial in trials if trial.state == _STOPPED)
+        lines.append(f"Ended at trainer.max_time, with a checkpoint: {folders}. The same command continues them.")
     if counts["running"]:
         lines.append("Trials that are running belong to other processes of this search.")
     return "\n".join(lines)

@@ -94,6 +94,9 @@ class Search(AbstractContextManager["Search"]):
         space: what is chosen from.
         objectives: what each value is called.
 
+    Attributes:
+        stopped: numbers of trials that ended at their time limit in this process.
+
     Raises:
         UserError: if the study in ``folder`` has another space or other objectives.
     """
@@ -105,6 +108,7 @@ class Search(AbstractContextManager["Search"]):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.settings, self.space, self.objectives = folder, settings, dict(space), tuple(objectives)
         self._trials_here: dict[int, Trial] = {}  # that have not ended
+        self.stopped: set[int] = set()  # of these, what ``stop`` was told
         self.storage = settings.storage or str(storage_file(folder))
         self._stack = ExitStack()
         self._worker = folder / ".workers" / f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -167,6 +171,13 @@ class Search(AbstractContextManager["Search"]):
             self._trials_here[number].set_user_attr(FAILURE, reason)
             self.study.tell(number, state=TrialState.FAIL)
         del self._trials_here[number]
+
+    def stop(self, number: int) -> None:
+        """Notes that a trial ended at ``trainer.max_time``: it is claimed again by the next start, and goes on.
+
+        Until then it has neither a value nor failed.
+        """
+        self.stopped.add(number)
 
     def trial_folder(self, number: int) -> Path:
         """Of a trial that was claimed."""
