@@ -92,10 +92,10 @@ def _prx(small: bool) -> dict[str, Any]:
     from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
     sizes: dict[str, Any] = {}
-    text: dict[str, Any] = {}
+    text: dict[str, Any] = {"dropout_rate": 0.0}
     if small:
         sizes = {"hidden_size": 32, "num_heads": 2, "depth": 4, "context_in_dim": 32, "axes_dim": [8, 8]}
-        text = {
+        text |= {
             "vocab_size": 64,
             "hidden_size": 32,
             "intermediate_size": 32,
