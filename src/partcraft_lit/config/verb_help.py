@@ -9,9 +9,9 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from partcraft_lit.config.compose import composed, conf_dir, groups_of, loader
+from partcraft_lit.config.compose import composed, conf_dir, groups_of, loader, to_yaml
 from partcraft_lit.config.validation import join
 
 #: Where comments begin, if the line is not longer.
@@ -48,15 +48,13 @@ def _values(verb: str, overrides: Sequence[str], resolve: bool) -> tuple[str, Ma
     """The configuration as YAML and the chosen options; of a group that has to be chosen, nothing."""
     needed = [group for group, option in groups_of(verb).items() if option == "???"]
     if any(not any(text.startswith(f"{group}=") for text in overrides) for group in needed):
-        own = OmegaConf.load(conf_dir() / f"{verb}.yaml")
-        shown = {key: node for key, node in OmegaConf.to_container(own).items() if key not in ("defaults", "hydra")}  # type: ignore[union-attr]
-        return OmegaConf.to_yaml(OmegaConf.create(shown)), {}
+        own: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{verb}.yaml"))
+        return to_yaml({key: node for key, node in own.items() if key not in ("defaults", "hydra")}), {}
     cfg = composed(verb, overrides, with_hydra=True)
     choices = {group: option for group, option in cfg.hydra.runtime.choices.items() if isinstance(option, str)}
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
-    assert isinstance(cfg, DictConfig)
     return OmegaConf.to_yaml(cfg, resolve=resolve), choices
 
 
