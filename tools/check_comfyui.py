@@ -22,6 +22,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -71,7 +72,6 @@ def comfyui_model(lora: dict[str, Tensor]) -> Any:
 def lora_errors(path: Path) -> list[str]:
     """What ComfyUI reads otherwise than diffusers."""
     import comfy.lora
-    from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 
     lora = load_file(path)
     model = comfyui_model(lora)
