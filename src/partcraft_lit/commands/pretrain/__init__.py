@@ -42,6 +42,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     lengths = {
         "autoencoder": settings.autoencoder,
         "denoiser": settings.denoiser,
+        "polish": settings.polish,
         "dit": settings.dit,
         "features": settings.features,
         "oracle": settings.oracle,

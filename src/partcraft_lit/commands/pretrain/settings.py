@@ -31,7 +31,7 @@ class PretrainSettings:
             "features" or the "oracle" of the scores.
         seed: of images and first weights.
         output_dir: folder that the weights replace; None leaves them in the run folder.
-        autoencoder, denoiser: of the model, one after the other.
+        autoencoder, denoiser, polish: of the model, one after the other.
         dit: of the diffusion transformer, on the packaged autoencoder.
         grounding_weight: of the loss by which the words of a part look at that part, in the denoiser; 0 for a base
             whose attention was never told, as Stable Diffusion's was not.
@@ -45,6 +45,7 @@ class PretrainSettings:
     output_dir: UserPath | None
     autoencoder: LoopLength
     denoiser: LoopLength
+    polish: LoopLength
     dit: LoopLength
     grounding_weight: NonNegative
     features: LoopLength

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -100,6 +101,14 @@ class TextAndDenoiser(nn.Module):
         return self.unet(noisy_latents, timesteps, encoder_hidden_states=hidden).sample
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What is polished: a trained model, and the steps of as large batches that it was trained for."""
+
+    model: TextAndDenoiser
+    steps: int
+
+
 def train_denoiser(
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
@@ -108,6 +117,7 @@ def train_denoiser(
     folder: Path,
     log: Log,
     grounding_weight: float,
+    begun: Begun | None = None,
 ) -> TextAndDenoiser:
     """Trains on fresh renders, each seen once: v-prediction, a tenth of the captions empty.
 
@@ -120,9 +130,11 @@ def train_denoiser(
         log: where a line for people goes.
         grounding_weight: of the loss by which the words that describe a part look at that part. Their parts are known
             here, and a base that has to find this out by itself follows captions later.
+        begun: polishes what this function returned before; its weights are changed.
     """
     torch.manual_seed(scenes.seed)
-    model = TextAndDenoiser(build_text_encoder(tokenizer), build_unet(vae.config.latent_channels))
+    model = begun.model if begun else TextAndDenoiser(build_text_encoder(tokenizer), build_unet(_channels(vae)))
+    seen = begun.steps if begun else 0
     scheduler = build_scheduler()
     device = torch.device(settings.device)
     vae.to(device).eval().requires_grad_(False)
@@ -133,8 +145,8 @@ def train_denoiser(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = settings.batch_size
-        indices = range(step * batch, (step + 1) * batch)
-        generator = torch_generator(scenes.seed, "denoiser", step)
+        indices = range((seen + step) * batch, (seen + step + 1) * batch)
+        generator = torch_generator(scenes.seed, "denoiser", seen + step)
         drawing, captions, ids = captioned(scenes, indices, tokenizer, generator)
         ids = ids.to(device)
         latents = _encode(vae, to_unit(drawing.images).to(device))
@@ -162,14 +174,18 @@ def train_denoiser(
             ).items()
         }
         target = diffusion_target(latents, noise, timesteps, alphas_cumprod, "v_prediction")
-        diffusion = ((predicted - target).square().mean(dim=1) * cell_weights(label_maps, cells)).mean()
+        weights = cell_weights(label_maps, cells)
+        if begun is not None:  # where there is little noise, grounds and fills are drawn as carefully as outlines
+            weights = torch.lerp(torch.ones_like(weights), weights, noise_share[:, None, None])
+        diffusion = ((predicted - target).square().mean(dim=1) * weights).mean()
         parts_of_loss = {"diffusion": diffusion, "grounding": grounding, **readout}
         numbers = {name: float(value.detach()) for name, value in parts_of_loss.items()}
         readout_loss = sum(READOUT[name] * value for name, value in readout.items())
         return diffusion + grounding_weight * grounding + readout_loss, numbers
 
     ends = (model.unet.conv_in, model.unet.conv_out, model.readout)
-    averaged = train_loop(model, loss, settings, folder / "denoiser.pt", log, ends)
+    model.requires_grad_(True)
+    averaged = train_loop(model, loss, settings, folder / ("polish.pt" if begun else "denoiser.pt"), log, ends)
     capture.remove()
     features.remove()
     assert isinstance(averaged, TextAndDenoiser)
@@ -236,6 +252,10 @@ def cell_weights(label_maps: Tensor, cells: Tensor) -> Tensor:
     mixed = blocks.amin(dim=-1) != blocks.amax(dim=-1)
     weights = weights * torch.where(mixed, OUTLINE, 1.0)
     return weights / weights.mean(dim=(1, 2), keepdim=True)
+
+
+def _channels(vae: AutoencoderKL) -> int:
+    return int(vae.config.latent_channels)
 
 
 def _labels(family: Family, text: str, offset: int) -> list[int | None]:

@@ -17,7 +17,7 @@ from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.images import to_unit
 from partcraft_lit.core.visualization import grid, label, save_png, stack, upscale
 from partcraft_lit.world.pretrain.autoencoder import train_autoencoder
-from partcraft_lit.world.pretrain.denoiser import TextAndDenoiser, build_scheduler, train_denoiser
+from partcraft_lit.world.pretrain.denoiser import Begun, TextAndDenoiser, build_scheduler, train_denoiser
 from partcraft_lit.world.pretrain.loop import Log, LoopSettings
 from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
@@ -42,6 +42,7 @@ def pretrain(
     seed: int,
     autoencoder: LoopSettings,
     denoiser: LoopSettings,
+    polish: LoopSettings,
     work: Path,
     output: Path,
     log: Log,
@@ -53,6 +54,7 @@ def pretrain(
         seed: of the images; the denoiser sees others than the autoencoder.
         autoencoder: how long and how fast the first stage trains.
         denoiser: likewise the second.
+        polish: likewise the third, in which cells count alike where there is little noise.
         work: checkpoints, curves and the sample sheet.
         output: folder in diffusers' format.
         log: where a line for people goes.
@@ -69,7 +71,10 @@ def pretrain(
         vae = train_autoencoder(PretrainingScenes(seed), autoencoder, work, log)
         vae.save_pretrained(vae_folder)
     tokenizer = build_tokenizer()
-    model = train_denoiser(vae, tokenizer, PretrainingScenes(seed + 1), denoiser, work, log, grounding_weight)
+    scenes = PretrainingScenes(seed + 1)
+    model = train_denoiser(vae, tokenizer, scenes, denoiser, work, log, grounding_weight)
+    begun = Begun(model, denoiser.steps)
+    model = train_denoiser(vae, tokenizer, scenes, polish, work, log, grounding_weight, begun)
     return package(vae, model, tokenizer, seed, output, work, log)
 
 
