@@ -31,7 +31,8 @@ def pretrain(
     Args:
         stage: "model", "dit", "features" or "oracle".
         seed: of images and first weights.
-        loops: "autoencoder", "denoiser", "polish", "dit", "features", "oracle", "oracle_missing" -> how that network trains.
+        loops: "autoencoder", "denoiser", "polish", "dit", "features", "oracle", "oracle_missing" ->
+            how that network trains.
         folder: run folder; checkpoints, curves and sample sheet are in its ``checkpoints``.
         output_dir: folder that the weights replace; None leaves them in ``weights`` of the run folder.
         grounding_weight: of the loss that ties words to parts, in the denoiser of the model.
@@ -67,7 +68,9 @@ def replace_folder(made: Path, place: Path) -> None:
 def _model(
     seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages, grounding_weight: float
 ) -> None:
-    recipe.pretrain(seed, loops["autoencoder"], loops["denoiser"], loops["polish"], work, made, stages.log, grounding_weight)
+    recipe.pretrain(
+        seed, loops["autoencoder"], loops["denoiser"], loops["polish"], work, made, stages.log, grounding_weight
+    )
 
 
 def _dit(
