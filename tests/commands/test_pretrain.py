@@ -19,6 +19,8 @@ TINY = (
     "autoencoder.steps=2",
     f"denoiser.steps={STEPS}",
     "denoiser.save_every_s=0",
+    "polish.steps=1",
+    "polish.batch_size=2",
 )
 
 

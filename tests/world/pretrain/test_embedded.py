@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -16,10 +17,12 @@ from partcraft_lit.core.images import to_unit
 from partcraft_lit.world.pretrain import autoencoder as autoencoder_module
 from partcraft_lit.world.pretrain.autoencoder import build_autoencoder, train_autoencoder
 from partcraft_lit.world.pretrain.denoiser import (
+    Begun,
     TextAndDenoiser,
     build_scheduler,
     build_text_encoder,
     build_unet,
+    by_noise,
     cell_weights,
     told_shapes,
     train_denoiser,
@@ -117,6 +120,30 @@ def test_without_the_grounding_loss_another_base_comes_out(vae, tmp_path):
         for weight in (0.1, 0.0)
     )
     assert not torch.equal(told.unet.mid_block.resnets[0].conv1.weight, plain.unet.mid_block.resnets[0].conv1.weight)
+
+
+def test_polishing_goes_on_with_the_images_that_follow(vae, tmp_path, monkeypatch):
+    tokenizer, real_batch = build_tokenizer(), PretrainingScenes.batch
+    seen: list[range] = []
+
+    def batch(self, indices):
+        seen.append(indices)
+        return real_batch(self, indices)
+
+    monkeypatch.setattr(PretrainingScenes, "batch", batch)
+    model = train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path, silent, 0.1)
+    before = copy.deepcopy(model.state_dict())
+    polished = train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path, silent, 0.1, Begun(model, 2))
+    assert seen == [range(0, 2), range(2, 4), range(4, 6), range(6, 8)]
+    assert (tmp_path / "polish.pt").exists()
+    distances = [(value - before[name]).abs().max() for name, value in polished.state_dict().items()]
+    assert 0 < float(max(distances)) < 0.02  # two steps of a rate of 1e-3 away, not a model made anew
+
+
+def test_weights_of_cells_go_to_one_without_noise():
+    weights = torch.tensor([[[0.5, 1.5]], [[0.5, 1.5]], [[0.5, 1.5]]])
+    found = by_noise(weights, torch.tensor([0.0, 0.5, 1.0]))
+    assert_close(found, torch.tensor([[[1.0, 1.0]], [[0.75, 1.25]], [[0.5, 1.5]]]))
 
 
 def test_shapes_that_a_caption_says():

@@ -175,8 +175,8 @@ def train_denoiser(
         }
         target = diffusion_target(latents, noise, timesteps, alphas_cumprod, "v_prediction")
         weights = cell_weights(label_maps, cells)
-        if begun is not None:  # where there is little noise, grounds and fills are drawn as carefully as outlines
-            weights = torch.lerp(torch.ones_like(weights), weights, noise_share[:, None, None])
+        if begun is not None:
+            weights = by_noise(weights, noise_share)
         diffusion = ((predicted - target).square().mean(dim=1) * weights).mean()
         parts_of_loss = {"diffusion": diffusion, "grounding": grounding, **readout}
         numbers = {name: float(value.detach()) for name, value in parts_of_loss.items()}
@@ -252,6 +252,19 @@ def cell_weights(label_maps: Tensor, cells: Tensor) -> Tensor:
     mixed = blocks.amin(dim=-1) != blocks.amax(dim=-1)
     weights = weights * torch.where(mixed, OUTLINE, 1.0)
     return weights / weights.mean(dim=(1, 2), keepdim=True)
+
+
+def by_noise(weights: Tensor, noise_share: Tensor) -> Tensor:
+    """Weights of cells for polishing: where there is little noise, grounds and fills count as much as outlines.
+
+    Args:
+        weights: (B, h, w), see ``cell_weights``.
+        noise_share: (B,) share of the variance that is noise, 0 to 1.
+
+    Returns:
+        (B, h, w), as given at 1, all 1 at 0, in proportion between.
+    """
+    return torch.lerp(torch.ones_like(weights), weights, noise_share[:, None, None])
 
 
 def _channels(vae: AutoencoderKL) -> int:
