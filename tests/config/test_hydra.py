@@ -154,6 +154,12 @@ def test_lists_with_spaces_brackets_and_quotes(partcraft):
     assert result.out.splitlines()[-3:] == ["- a b", "- c [x], d", "- e=f"], result.err
 
 
+def test_a_whole_configuration_is_shown_resolved(partcraft):
+    result = partcraft("train", "--cfg", "job", "--resolve")
+    assert result.code == 0, result.err
+    assert "names:\n  - head\n  - wing" in result.out and "${" not in result.out
+
+
 @pytest.mark.parametrize("kind", ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"])
 def test_info(partcraft, kind):
     result = partcraft("train", "--info", kind, "--config-dir", "own conf")

@@ -42,10 +42,10 @@ def test_the_best_first_and_means_over_seeds(tmp_path):
     text = (tmp_path / "sweep.md").read_text(encoding="utf-8")
     assert "6 of 7 jobs are done. Ordered by `eval/emr@reconstruction`, the largest first" in text
     means = text[text.index("## Mean over seeds") : text.index("## Jobs")].splitlines()
-    assert means[4:7] == [
-        "| 1e-3 | **0.405** | **0.600** | 2 |",
-        "| 0.1 | 0.305 | 0.700 | 2 |",
-        "| 0 | 0.205 | 0.800 | 2 |",
+    assert means[6:9] == [  # 0.01 apart: 0.01 / √2
+        "| 1e-3 | **0.405** ± 0.007 | **0.600** ± 0.000 | 2 |",
+        "| 0.1 | 0.305 ± 0.007 | 0.700 ± 0.000 | 2 |",
+        "| 0 | 0.205 ± 0.007 | 0.800 ± 0.000 | 2 |",
     ]
     assert "**failed**" in text.splitlines()[-1]
     with Image.open(tmp_path / "sweep.png") as image:

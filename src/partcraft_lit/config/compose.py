@@ -87,12 +87,14 @@ OmegaConf.register_new_resolver("features_for", machine.features_for, replace=Tr
 OmegaConf.register_new_resolver("hardware_for", machine.hardware_for, replace=True)
 OmegaConf.register_new_resolver("precision_here", machine.precision_here, replace=True)
 OmegaConf.register_new_resolver("steps_here", machine.steps_here, replace=True)
-# Names of a data set's parts, unless another number of parts is asked for.
+# Names of a data set's parts, unless another number of parts is asked for; --resolve takes no plain list.
 OmegaConf.register_new_resolver(
-    "names_for", lambda number, *names: list(names) if len(names) == number else [], replace=True
+    "names_for",
+    lambda number, *names: OmegaConf.create(list(names) if len(names) == number else []),
+    replace=True,
 )
 OmegaConf.register_new_resolver(
-    "names_of_drawn", lambda family, number: DRAWN_NAMES.get((family, number), []), replace=True
+    "names_of_drawn", lambda family, number: OmegaConf.create(DRAWN_NAMES.get((family, number), [])), replace=True
 )
 # The first of two phases of equal length.
 OmegaConf.register_new_resolver("half", lambda number: max(1, int(number) // 2), replace=True)

@@ -76,6 +76,11 @@ class _Setting:
         values = [job.scores[score] for job in self.jobs if score in job.scores]
         return statistics.fmean(values) if values else math.nan
 
+    def deviation(self, score: str) -> float:
+        """Standard deviation over the seeds; NaN for a single one."""
+        values = [job.scores[score] for job in self.jobs if score in job.scores]
+        return statistics.stdev(values) if len(values) > 1 else math.nan
+
 
 def write_sweep(folder: Path, jobs: Sequence[SweepJob], objective: str | None = None) -> None:
     """Writes the three files.
@@ -158,8 +163,10 @@ def _markdown(title: str, jobs: Sequence[SweepJob], parameters: Sequence[str], s
         chosen = [key for key in parameters if key != _SEED]
         means = [[setting.mean(score) for score in scores] for setting in settings]
         texts = [[*setting.parameters.values()] for setting in settings]
+        spreads = [[setting.deviation(score) for score in scores] for setting in settings]
         tails = [[str(len(setting.jobs))] for setting in settings]
-        lines += ["", "## Mean over seeds", "", *_table(chosen, scores, ["seeds"], texts, means, tails), "", "## Jobs"]
+        lines += ["", "## Mean over seeds", "", "± is the standard deviation over the seeds.", ""]
+        lines += [*_table(chosen, scores, ["seeds"], texts, means, tails, spreads), "", "## Jobs"]
     texts = [[job.parameters.get(key, "") for key in parameters] for job in jobs]
     values = [[job.scores.get(score, math.nan) for score in scores] for job in jobs]
     tails = [
@@ -181,13 +188,18 @@ def _table(
     texts: Sequence[Sequence[str]],
     values: Sequence[Sequence[float]],
     tails: Sequence[Sequence[str]],
+    spreads: Sequence[Sequence[float]] | None = None,
 ) -> Iterator[str]:
     heads = [f"{score} {'↓' if small_is_better(score) else '↑'}" for score in scores]
     yield "| " + " | ".join([*parameters, *heads, *more]) + " |"
     yield "|" + "---|" * len(parameters) + "---:|" * (len(heads) + len(more))
     best = [_best([row[place] for row in values], score) for place, score in enumerate(scores)]
-    for text, row, tail in zip(texts, values, tails, strict=True):
+    around = spreads or [[math.nan] * len(scores)] * len(values)
+    for text, row, spread, tail in zip(texts, values, around, tails, strict=True):
         shown = [f"**{short(value)}**" if value == best[i] else short(value) for i, value in enumerate(row)]
+        shown = [
+            f"{mean} ± {short(size)}" if math.isfinite(size) else mean for mean, size in zip(shown, spread, strict=True)
+        ]
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in [*text, *shown, *tail]) + " |"
 
 
@@ -331,9 +343,9 @@ def _natural(text: str) -> tuple[bool, float, str]:
 
 
 def _shown(text: str) -> str:
-    """A value as a person writes it: three digits of what an optimizer drew."""
+    """A value as the axes have it: three digits of what an optimizer drew, 1e-5 for Hydra's 1e-05."""
     value = _number(text)
-    return text if value is None or len(text) <= 6 else number(value)
+    return text if value is None or (len(text) <= 6 and "e" not in text) else number(value)
 
 
 def _short_key(key: str) -> str:
