@@ -99,7 +99,7 @@ class Dogs(ImageFiles):
         for file, label in zip(files, labels, strict=True):
             folder = file.partition("/")[0]
             if not 0 <= label < len(breeds) or breeds[label] != folder:
-                said = breeds[label] if 0 <= label < len(breeds) else "no breed"
+                said = breeds[label] if 0 <= label < len(breeds) else "not a breed"
                 raise UserError(f"{listed_in} gives {file} the label {label + 1}, which is {said}: labels are shifted.")
 
 
