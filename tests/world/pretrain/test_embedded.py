@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -208,3 +209,12 @@ def test_the_text_encoder_is_stored_under_the_published_names(tmp_path):
     again = CLIPTextModel.from_pretrained(tmp_path)
     for name, weight in made.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("name", ["mini", "mini_dit"])
+def test_packaged_configurations_say_float32_and_no_folder(name):
+    configs = list(packaged_weights(name).glob("*/config.json"))
+    assert len(configs) >= 3
+    for config in configs:
+        values = json.loads(config.read_text(encoding="utf-8"))
+        assert "_name_or_path" not in values and values.get("dtype", "float32") == "float32"

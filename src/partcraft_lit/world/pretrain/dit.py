@@ -32,7 +32,7 @@ from partcraft_lit.world.pretrain.denoiser import (
 )
 from partcraft_lit.world.pretrain.loop import Log, LoopSettings, train_loop
 from partcraft_lit.world.pretrain.readout import LookReadout
-from partcraft_lit.world.pretrain.recipe import SHEET_CAPTIONS, use_published_names
+from partcraft_lit.world.pretrain.recipe import SHEET_CAPTIONS, tidy, use_published_names
 from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
 from partcraft_lit.world.zoo.looks import FAMILIES, NUM_PARTS
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
@@ -187,6 +187,8 @@ def package_transformer(
     vae.register_to_config(shift_factor=0.0)  # diffusers' pipeline wants a number
     for name, network in networks.items():
         network.half().save_pretrained(output / name, safe_serialization=True)
+    for config in output.glob("*/config.json"):
+        tidy(config)
     use_published_names(output / "text_encoder" / "model.safetensors")
     tokenizer.save_pretrained(output / "tokenizer")
     scheduler.save_pretrained(output / "scheduler")

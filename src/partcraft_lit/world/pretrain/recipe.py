@@ -87,7 +87,7 @@ def package(
     save_png(work / "samples.png", sample_sheet(pipeline), {"captions": json.dumps(SHEET_CAPTIONS)})
     pipeline.to(dtype=torch.float16).save_pretrained(output, safe_serialization=True)
     for config in output.glob("*/config.json"):
-        _tidy(config)
+        tidy(config)
     use_published_names(output / "text_encoder" / "model.safetensors")
     atomic_write(output / "pretraining.json", json.dumps(numbers, indent=1) + "\n")
     log(f"{output}: " + ", ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
@@ -103,7 +103,7 @@ def use_published_names(path: Path) -> None:
     atomic_write(path, to_safetensors(tensors, {"format": "pt"}))
 
 
-def _tidy(config: Path) -> None:
+def tidy(config: Path) -> None:
     """Takes out where a network was loaded from, and names float32 where a type is named.
 
     Transformers loads a model in the type that its config names, diffusers in float32: both must be one.
