@@ -1,11 +1,12 @@
 """Kills a search at random moments: ``python tools/kill_search.py [DRILLS] [SEED]``.
 
 A small search of ``hydra/sweeper=optuna`` runs undisturbed. Then DRILLS times (20) the same search is started, killed
-with SIGKILL at a random moment, started again by the same command, killed again, and so on until it ends by itself. In
-turn it is one process that proposes one trial after another, one that proposes three at once, and two processes that
-share the study, of which one is killed. No finished trial may be run again and none may be lost; with one process the
-trials, their values and their scores must be those of the undisturbed search, to the bit. With two, what is proposed
-depends on which results came first, so there each score must be that of its settings, and the number of trials right.
+with SIGKILL at a random moment of what is left to do, started again by the same command, killed again, and so on
+until it ends by itself. In turn it is one process that proposes one trial after another, one that proposes three at
+once, and two processes that share the study, of which one is killed. No finished trial may be run again and none may
+be lost; with one process the trials, their values and their scores must be those of the undisturbed search, to the
+bit. With two, what is proposed depends on which results came first, so there each score must be that of its settings,
+and the number of trials right.
 
 What a trial trains is made up, so that a drill takes seconds; all else is the real command line. Some scores are no
 numbers.
@@ -45,6 +46,7 @@ MODES: Mapping[str, tuple[tuple[str, ...], int]] = {
 KILLS = 3
 _TRAINS_S = 0.1
 _LIMIT_S = 600.0
+_LOOKS_S = 0.02
 #: In the root of a drill: a line for each trial that was begun although it was finished.
 _TWICE = "twice.txt"
 
@@ -104,14 +106,28 @@ def wrong(root: Path, found: list[tuple[Any, ...]], whole: list[tuple[Any, ...]]
     return errors
 
 
-def drill(root: Path, mode: str, rng: random.Random, seconds: float) -> tuple[str, list[str]]:
+def begun(root: Path) -> int:
+    """How many trials have a folder."""
+    return sum(1 for _ in root.glob("logs/train/multiruns/*/trial_*"))
+
+
+def ends_before(process: int, root: Path, rng: random.Random) -> bool:
+    """Waits for a random moment of the work that is left; whether the process has ended by then."""
+    moment = rng.randint(begun(root), TRIALS)
+    while begun(root) < moment:
+        if wait(process, _LOOKS_S) is not None:
+            return True
+    return wait(process, rng.uniform(0.0, 4 * _TRAINS_S)) is not None
+
+
+def drill(root: Path, mode: str, rng: random.Random) -> tuple[str, list[str]]:
     """One search with its kills; what was done to it, and what went wrong."""
     arguments, processes = MODES[mode]
     command = [*SEARCH, *arguments, f"paths.logs={root / 'logs'}", f"paths.store={root / 'store'}"]
     out, done = root / "out.txt", []
     for number in range(KILLS + 1):
         running = [start(command, out) for _ in range(processes)]
-        if number < KILLS and wait(running[0], rng.uniform(0.02, seconds / processes)) is None:
+        if number < KILLS and not ends_before(running[0], root, rng):
             os.kill(running[0], signal.SIGKILL)
             wait(running.pop(0), _LIMIT_S)
             done.append("killed")
@@ -130,28 +146,25 @@ def main(drills: int = 20, seed: int = 0) -> int:
     rng, failures = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as place:
         whole: dict[str, list[tuple[Any, ...]] | None] = {"two processes": None}
-        seconds = 0.0
         for mode, (arguments, processes) in MODES.items():
             if processes > 1:
                 continue
             root = Path(place, mode)
             root.mkdir()
-            begun = time.monotonic()
+            started = time.monotonic()
             command = [*SEARCH, *arguments, f"paths.logs={root / 'logs'}", f"paths.store={root / 'store'}"]
             code = wait(start(command, root / "out.txt"), _LIMIT_S)
-            seconds = max(seconds, time.monotonic() - begun)
             if code != 0:
                 print((root / "out.txt").read_text(encoding="utf-8")[-3000:])
                 return 1
             whole[mode] = trials_of(root)
-            print(
-                f"undisturbed, {mode}: {len(whole[mode] or [])} trials in {time.monotonic() - begun:.1f} s", flush=True
-            )
+            took = time.monotonic() - started
+            print(f"undisturbed, {mode}: {len(whole[mode] or [])} trials in {took:.1f} s", flush=True)
         for number in range(drills):
             mode = list(MODES)[number % len(MODES)]
             root = Path(place, str(number))
             root.mkdir()
-            done, errors = drill(root, mode, rng, seconds)
+            done, errors = drill(root, mode, rng)
             errors = errors or wrong(root, trials_of(root), whole[mode])
             failures += bool(errors)
             print(f"{number + 1:3} {mode}: {done}: {'equal' if not errors else 'WRONG'}", flush=True)
