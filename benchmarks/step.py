@@ -47,6 +47,7 @@ from partcraft_lit.core.types import TokenizedPrompts, TrainingBatch
 from partcraft_lit.losses.attention import entropy_attention_loss
 from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.module import PersonalizationModule
+from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper
 
 #: Foreground parts and codes, as for birds.
@@ -164,6 +165,8 @@ class Tokens(nn.Module):
     def __init__(self, mapper: TokenMapper) -> None:
         super().__init__()
         self.mapper = mapper
+        names = ("background", *(f"part{number}" for number in range(1, PARTS + 1)))
+        self.vocabulary = PartVocabulary(names, (CODES,) * (PARTS + 1))
 
     def part_vectors(self, tokens: TokenizedPrompts) -> Tensor:
         return self.mapper(tokens.part_ids, tokens.code_ids)
