@@ -41,48 +41,6 @@ from partcraft_lit.parts.settings import PartsSettings
 _VERSION = 3
 
 
-def discover_parts(
-    settings: PartsSettings,
-    seed: int,
-    source: ImageSource,
-    features: PatchFeatures,
-    store: Store,
-    stages: Stages,
-    *,
-    corrections: CorrectionSources | None = None,
-    folder: Path | None = None,
-) -> Discovery:
-    """Discovers the parts, or takes them from the store or the data set; logs what differs from the settings.
-
-    Args:
-        settings, seed, source, features, store: as in ``discovery.discover``.
-        stages: logs progress.
-        corrections: of the parts.
-        folder: of the run, which keeps what was corrected and by what.
-    """
-    if settings.source != "discover":
-        with stages.stage("read parts") as counter:
-            discovery = dataset_parts(source, features, settings, seed=seed, progress=counter.part)
-        _log_notes(discovery, stages)
-        return discovery
-    with stages.stage("discover parts") as counter:
-        if corrections is None or not corrections.given:
-            discovery = find_parts(source, features, settings, seed=seed, store=store, progress=counter.part)
-        else:
-            discovery, base = discover_corrected(
-                source, features, settings, corrections, seed=seed, store=store, progress=counter.part
-            )
-            if folder is not None and corrections.file is not None:
-                stages.log(f"  corrections: {corrections.file.path}")
-                _keep(corrections.file, corrections.corrections, base, discovery.dictionary, folder, stages)
-    report = discovery.report
-    live = [part for part in report.parts[1:] if part["codes"]]
-    shown = ", ".join(f"{part['name']} {part['images']}" for part in live)
-    stages.log(f"  {confidence_in_words(report.foreground['confidence'])}; images per part: {shown}")
-    _log_notes(discovery, stages)
-    return discovery
-
-
 def discover_into(
     folder: Path,
     settings: PartsSettings,
@@ -93,16 +51,34 @@ def discover_into(
     stages: Stages,
     corrections: CorrectionSources | None = None,
 ) -> tuple[Discovery, dict[str, Any]]:
-    """Discovers the parts of a run and writes ``parts/`` into its folder.
+    """Discovers the parts of a run, or reads them from the store or the data set, and writes its ``parts/``.
 
     Args:
-        folder: of the run.
-        settings, seed, source, features, store, stages, corrections: as in ``discover_parts``.
+        folder: of the run, which also keeps what was corrected and by what.
+        settings, seed, source, features, store: as in ``discovery.discover``.
+        stages: logs progress, and what differs from the settings.
+        corrections: of the parts.
 
     Returns:
         The discovery, and its report as plain values.
     """
-    discovery = discover_parts(settings, seed, source, features, store, stages, corrections=corrections, folder=folder)
+    if settings.source != "discover":
+        with stages.stage("read parts") as counter:
+            discovery = dataset_parts(source, features, settings, seed=seed, progress=counter.part)
+    else:
+        with stages.stage("discover parts") as counter:
+            if corrections is None or not corrections.given:
+                discovery = find_parts(source, features, settings, seed=seed, store=store, progress=counter.part)
+            else:
+                discovery, base = discover_corrected(
+                    source, features, settings, corrections, seed=seed, store=store, progress=counter.part
+                )
+                if corrections.file is not None:
+                    stages.log(f"  corrections: {corrections.file.path}")
+                    _keep(corrections.file, corrections.corrections, base, discovery.dictionary, folder, stages)
+        _log_confidence(discovery, stages)
+    for note in discovery.report.notes:
+        stages.log(f"  {note}")
     return discovery, write_discovery(source, discovery, folder / "parts", store, stages, settings.save_masks)
 
 
@@ -128,9 +104,11 @@ def _keep(
             stages.log(f"  The parts are kept in the run's folder only: {error}")
 
 
-def _log_notes(discovery: Discovery, stages: Stages) -> None:
-    for note in discovery.report.notes:
-        stages.log(f"  {note}")
+def _log_confidence(discovery: Discovery, stages: Stages) -> None:
+    report = discovery.report
+    live = [part for part in report.parts[1:] if part["codes"]]
+    shown = ", ".join(f"{part['name']} {part['images']}" for part in live)
+    stages.log(f"  {confidence_in_words(report.foreground['confidence'])}; images per part: {shown}")
 
 
 def write_discovery(

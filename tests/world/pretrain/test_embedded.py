@@ -18,13 +18,13 @@ from partcraft_lit.core.images import to_unit
 from partcraft_lit.world.pretrain import autoencoder as autoencoder_module
 from partcraft_lit.world.pretrain.autoencoder import build_autoencoder, train_autoencoder
 from partcraft_lit.world.pretrain.denoiser import (
-    Begun,
     TextAndDenoiser,
+    WarmStart,
     build_scheduler,
     build_text_encoder,
     build_unet,
-    by_noise,
     cell_weights,
+    noise_dependent,
     told_shapes,
     train_denoiser,
     words_of_parts,
@@ -134,7 +134,7 @@ def test_polishing_goes_on_with_the_images_that_follow(vae, tmp_path, monkeypatc
     monkeypatch.setattr(PretrainingScenes, "batch", batch)
     model = train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path, silent, 0.1)
     before = copy.deepcopy(model.state_dict())
-    polished = train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path, silent, 0.1, Begun(model, 2))
+    polished = train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path, silent, 0.1, WarmStart(model, 2))
     assert seen == [range(2), range(2, 4), range(4, 6), range(6, 8)]
     assert (tmp_path / "polish.pt").exists()
     distances = [(value - before[name]).abs().max() for name, value in polished.state_dict().items()]
@@ -143,7 +143,7 @@ def test_polishing_goes_on_with_the_images_that_follow(vae, tmp_path, monkeypatc
 
 def test_weights_of_cells_go_to_one_without_noise():
     weights = torch.tensor([[[0.5, 1.5]], [[0.5, 1.5]], [[0.5, 1.5]]])
-    found = by_noise(weights, torch.tensor([0.0, 0.5, 1.0]))
+    found = noise_dependent(weights, torch.tensor([0.0, 0.5, 1.0]))
     assert_close(found, torch.tensor([[[1.0, 1.0]], [[0.75, 1.25]], [[0.5, 1.5]]]))
 
 

@@ -102,8 +102,8 @@ class TextAndDenoiser(nn.Module):
 
 
 @dataclass(frozen=True)
-class Begun:
-    """What is polished: a trained model, and the steps of as large batches that it was trained for."""
+class WarmStart:
+    """A trained model to polish, and how many steps of the same batch size it was trained for."""
 
     model: TextAndDenoiser
     steps: int
@@ -117,7 +117,7 @@ def train_denoiser(
     folder: Path,
     log: Log,
     grounding_weight: float,
-    begun: Begun | None = None,
+    warm_start: WarmStart | None = None,
 ) -> TextAndDenoiser:
     """Trains on fresh renders, each seen once: v-prediction, a tenth of the captions empty.
 
@@ -130,11 +130,15 @@ def train_denoiser(
         log: where a line for people goes.
         grounding_weight: of the loss by which the words that describe a part look at that part. Their parts are known
             here, and a base that has to find this out by itself follows captions later.
-        begun: polishes what this function returned before; its weights are changed.
+        warm_start: polishes this model, in place, on the images after those that it was trained on.
     """
     torch.manual_seed(scenes.seed)
-    model = begun.model if begun else TextAndDenoiser(build_text_encoder(tokenizer), build_unet(_channels(vae)))
-    seen = begun.steps if begun else 0
+    if warm_start is None:
+        warm_start_steps = 0
+        model = TextAndDenoiser(build_text_encoder(tokenizer), build_unet(vae.config.latent_channels))
+    else:
+        warm_start_steps = warm_start.steps
+        model = warm_start.model.requires_grad_(True)
     scheduler = build_scheduler()
     device = torch.device(settings.device)
     vae.to(device).eval().requires_grad_(False)
@@ -145,8 +149,9 @@ def train_denoiser(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = settings.batch_size
-        indices = range((seen + step) * batch, (seen + step + 1) * batch)
-        generator = torch_generator(scenes.seed, "denoiser", seen + step)
+        step += warm_start_steps
+        indices = range(step * batch, (step + 1) * batch)
+        generator = torch_generator(scenes.seed, "denoiser", step)
         drawing, captions, ids = captioned(scenes, indices, tokenizer, generator)
         ids = ids.to(device)
         latents = _encode(vae, to_unit(drawing.images).to(device))
@@ -175,8 +180,8 @@ def train_denoiser(
         }
         target = diffusion_target(latents, noise, timesteps, alphas_cumprod, "v_prediction")
         weights = cell_weights(label_maps, cells)
-        if begun is not None:
-            weights = by_noise(weights, noise_share)
+        if warm_start is not None:
+            weights = noise_dependent(weights, noise_share)
         diffusion = ((predicted - target).square().mean(dim=1) * weights).mean()
         parts_of_loss = {"diffusion": diffusion, "grounding": grounding, **readout}
         numbers = {name: float(value.detach()) for name, value in parts_of_loss.items()}
@@ -184,8 +189,7 @@ def train_denoiser(
         return diffusion + grounding_weight * grounding + readout_loss, numbers
 
     ends = (model.unet.conv_in, model.unet.conv_out, model.readout)
-    model.requires_grad_(True)
-    averaged = train_loop(model, loss, settings, folder / ("polish.pt" if begun else "denoiser.pt"), log, ends)
+    averaged = train_loop(model, loss, settings, folder / ("polish.pt" if warm_start else "denoiser.pt"), log, ends)
     capture.remove()
     features.remove()
     assert isinstance(averaged, TextAndDenoiser)
@@ -254,7 +258,7 @@ def cell_weights(label_maps: Tensor, cells: Tensor) -> Tensor:
     return weights / weights.mean(dim=(1, 2), keepdim=True)
 
 
-def by_noise(weights: Tensor, noise_share: Tensor) -> Tensor:
+def noise_dependent(weights: Tensor, noise_share: Tensor) -> Tensor:
     """Weights of cells for polishing: where there is little noise, grounds and fills count as much as outlines.
 
     Args:
@@ -265,10 +269,6 @@ def by_noise(weights: Tensor, noise_share: Tensor) -> Tensor:
         (B, h, w), as given at 1, all 1 at 0, in proportion between.
     """
     return torch.lerp(torch.ones_like(weights), weights, noise_share[:, None, None])
-
-
-def _channels(vae: AutoencoderKL) -> int:
-    return int(vae.config.latent_channels)
 
 
 def _labels(family: Family, text: str, offset: int) -> list[int | None]:

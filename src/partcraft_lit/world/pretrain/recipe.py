@@ -17,7 +17,7 @@ from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.images import to_unit
 from partcraft_lit.core.visualization import grid, label, save_png, stack, upscale
 from partcraft_lit.world.pretrain.autoencoder import train_autoencoder
-from partcraft_lit.world.pretrain.denoiser import Begun, TextAndDenoiser, build_scheduler, train_denoiser
+from partcraft_lit.world.pretrain.denoiser import TextAndDenoiser, WarmStart, build_scheduler, train_denoiser
 from partcraft_lit.world.pretrain.loop import Log, LoopSettings
 from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
@@ -73,8 +73,8 @@ def pretrain(
     tokenizer = build_tokenizer()
     scenes = PretrainingScenes(seed + 1)
     model = train_denoiser(vae, tokenizer, scenes, denoiser, work, log, grounding_weight)
-    begun = Begun(model, denoiser.steps)
-    model = train_denoiser(vae, tokenizer, scenes, polish, work, log, grounding_weight, begun)
+    warm_start = WarmStart(model, denoiser.steps)
+    model = train_denoiser(vae, tokenizer, scenes, polish, work, log, grounding_weight, warm_start)
     return package(vae, model, tokenizer, seed, output, work, log)
 
 
