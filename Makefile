@@ -1,6 +1,7 @@
 # make demo | test | env | lint | docs | wheel-smoke | bench. Each makes the environment first if it is missing or out of date.
 # make app | test-app   the composer in the browser, on the newest run; its tests in a real browser
 # make test-slow    the tests that take longest
+# make test-gpu     what needs a CUDA device
 # make test-slurm   tests on a SLURM node of its own; installs Debian's slurm-wlm and munge, as root
 # make stats | clean
 #
@@ -34,7 +35,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 EXTRA = $(PY) tools/check_env.py $(ACCELERATOR) $(1) || \
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
 
-.PHONY: help env demo app test test-slow test-app test-slurm lint format docs wheel-smoke stats bench clean
+.PHONY: help env demo app test test-slow test-gpu test-app test-slurm lint format docs wheel-smoke stats bench clean
 
 help:
 	@sed -n '1,12p' Makefile | sed 's/^# \{0,1\}//'
@@ -79,6 +80,10 @@ test: env
 # Whole tables, sweeps and commands in several processes: minutes more.
 test-slow: env
 	$(PYTEST) -m "slow and $(OTHER_TIERS)" $(IN_PROCESSES) $(ARGS)
+
+# On a CUDA device: what only such a one can show. PARTCRAFT_TEST_DEVICE=gpu takes the runs of any other test there too.
+test-gpu: env
+	$(PYTEST) -m gpu $(ARGS)
 
 # A browser is installed where apt is there and may; without one, these tests are skipped.
 test-app: env

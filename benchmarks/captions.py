@@ -4,7 +4,7 @@ Every caption describes the five parts of a bird whose looks are all of the held
 seen one of them. The oracle says how many described parts have the colour (texture, shape) that was asked for. Beside
 it: the same images against captions dealt out anew, which is chance, and birds of which only the noun was said; and
 the Fréchet distance between images for captions of the pretraining world and the drawings that these captions describe,
-with that of two sets of such drawings, which no model can fall below.
+with that of two sets of such drawings, which no model can fall below, and how much the brightness of images varies.
 """
 
 from __future__ import annotations
@@ -98,9 +98,10 @@ def print_distance(backbone: Any, count: int, settings: dict[str, Any]) -> None:
         for metric in (fid, kid):
             metric.update(drawing.images, real=True)
             metric.update(shown, real=False)
+        spread = shown.float().mean(dim=(1, 2, 3)).std()
         print(
             f"{name} against {count} drawings, guidance {settings['guidance_scale']:g}: FID {fid.compute():.4f}, "
-            f"KID {kid.compute()['value']:.4f}"
+            f"KID {kid.compute()['value']:.4f}; brightness of whole images varies by {spread:.1f} grey levels"
         )
 
 

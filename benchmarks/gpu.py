@@ -3,9 +3,9 @@
 The step beside the released way at 512 px with two images (goal: 10 times as fast, at most 8 GB), our step with more
 and more images until they no longer fit, with the share of the matrix rate that it reaches (goal: 0.4), with and
 without compiled blocks, and real steps of SDXL, PRX and FLUX.2 klein, the last also with its weights in int8 and with
-the text encoder on the CPU. ``--models prx,flux2_klein`` measures these alone. After ``--minutes`` nothing new is
-started, and what is left is named. ``--device cpu --small`` runs the same commands with tiny models, to see that they
-work. With ``--output`` the tables are kept as ``gpu.md`` and the numbers as ``gpu.json``.
+the text encoder on the CPU. ``--models prx,flux2_klein`` measures these alone, ``--quick`` one batch of each. After
+``--minutes`` nothing new is started, and what is left is named. ``--device cpu --small`` runs the same commands with
+tiny models, to see that they work. With ``--output`` the tables are kept as ``gpu.md`` and the numbers as ``gpu.json``.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--models", default=",".join(MODELS), help="of sd15, sdxl, prx, flux2_klein, with commas")
     parser.add_argument("--minutes", type=float, default=8.0, help="after which nothing new is started")
+    parser.add_argument("--quick", action="store_true", help="one batch of each form, in two or three minutes")
     parser.add_argument("--output", type=Path, help="folder of gpu.md and gpu.json")
     parser.add_argument(
         "--small", action="store_true", help="the miniature, SD1.5 at 64 px, tiny transformers, no SDXL"
@@ -114,11 +115,13 @@ FORMS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 #: Batches of each; SD1.5 and SDXL double until one does not fit.
 BATCHES = {"prx": (1, 4, 16), "flux2_klein": (1, 4)}
+#: The batch of ``--quick``.
+QUICK = {"sd15": 8, "sdxl": 4, "prx": 4, "flux2_klein": 1}
 
 
 def growing(given: argparse.Namespace, kind: str, changes: dict[str, Any]) -> Iterator[Case]:
     """More and more images; whoever takes the cases stops when one does not fit."""
-    batches = BATCHES.get(kind, tuple(2**power for power in range(1, 9)))
+    batches = (QUICK[kind],) if given.quick else BATCHES.get(kind, tuple(2**power for power in range(1, 9)))
     for batch in batches[:1] if given.small else batches:
         settings: dict[str, Any] = {"compiled": False, "checkpointing": False, **changes}
         yield Case(

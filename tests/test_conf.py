@@ -197,8 +197,7 @@ def test_no_setting_is_parsed_and_read_by_nobody():
 
 #: Values in ``conf/`` that are of one option, where the constructor's default is that of all others.
 OF_ONE_OPTION = {
-    ("backbone/mini_plain", "made_by"),
-    ("backbone/mini_plain", "path"),
+    ("backbone/mini_plain", "packaged"),
     ("backbone/sd15", "mirrors"),
     ("dataset/sims4_faces", "class_noun"),
     ("dataset/sims4_faces", "labels"),

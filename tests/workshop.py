@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from partcraft_lit.world.creatures import Creatures
 
 #: Steps of the shared run; a checkpoint at half of them.
 STEPS = 4
+#: ``PARTCRAFT_TEST_DEVICE=gpu`` takes these runs to a GPU, as ``make test-gpu`` does.
+TRAINER = (
+    ("trainer=default", "trainer.devices=1") if os.environ.get("PARTCRAFT_TEST_DEVICE") == "gpu" else ("trainer=cpu",)
+)
 #: Everything as small as it goes.
 SMALL = (
     "backbone=sd15",
@@ -36,7 +41,7 @@ SMALL = (
     "mapper.hidden=16",
     "data.batch_size=2",
     "data.num_workers=0",
-    "trainer=cpu",
+    *TRAINER,
     f"trainer.max_steps={STEPS}",
     "trainer.log_every_n_steps=1",
     "logger=none",
@@ -82,7 +87,7 @@ class Workshop:
 
     def command(self, verb: str, *overrides: str) -> list[str]:
         """The arguments of a command as a user would type them."""
-        own = self.arguments if verb == "train" else ("trainer=cpu",)
+        own = self.arguments if verb == "train" else TRAINER
         return [verb, *own, f"paths.logs={self.root / 'logs'}", *overrides]
 
     def __call__(self, verb: str, *overrides: str) -> Ended:

@@ -6,7 +6,14 @@ from torch.testing import assert_close
 
 from partcraft_lit.backbones import sampling
 from partcraft_lit.backbones.lora import add_lora
-from partcraft_lit.backbones.sampling import SCHEDULERS, initial_noise, make_scheduler, sample
+from partcraft_lit.backbones.sampling import (
+    SCHEDULERS,
+    guidance_rescale,
+    initial_noise,
+    make_scheduler,
+    rescaled,
+    sample,
+)
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion
 from partcraft_lit.backbones.text import plain_tokens
 from partcraft_lit.core.errors import UserError
@@ -65,6 +72,38 @@ def test_equals_the_pipeline_of_diffusers(make_components, tokens, prediction_ty
             scheduler=name,
         )  # fmt: skip
         assert difference(ours, (theirs * 255).round().to(torch.uint8)) <= 1, name
+
+
+def test_a_model_whose_schedule_ends_in_noise_is_rescaled_as_diffusers_does_it(make_components, tokens):
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+    components = make_components(prediction_type="v_prediction")
+    own = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    components["scheduler"] = DDPMScheduler.from_config(components["scheduler"].config, **own)
+    backbone = StableDiffusion(name="tiny", **components, resolution=32)
+    assert guidance_rescale(backbone.noise_scheduler) == 0.7
+    components["scheduler"] = make_scheduler(backbone.noise_scheduler, "ddim")
+    pipeline = StableDiffusionPipeline(
+        **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    noise = initial_noise(backbone, [torch_generator(seed, "sample") for seed in (4, 5, 6)])
+    given = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "pt", "height": 32, "width": 32}
+    prompts = ["a photo of a bird", "a red dog", "a bird"]
+    theirs, plain = (
+        pipeline(prompts, latents=noise.clone(), guidance_rescale=rescale, **given).images for rescale in (0.7, 0.0)
+    )
+    ours = sample(backbone, tokens, None, seeds=[4, 5, 6], steps=4, guidance_scale=5.0, scheduler="ddim")
+    assert difference(ours, (theirs * 255).round().to(torch.uint8)) <= 1
+    assert difference(ours, (plain * 255).round().to(torch.uint8)) > 1
+
+
+def test_rescaling_by_hand():
+    cond, guided = torch.randn(2, 4, 3, 3), 3 * torch.randn(2, 4, 3, 3)
+    assert torch.equal(rescaled(guided, cond, 0.0), guided)
+    whole = rescaled(guided, cond, 1.0)
+    assert_close(whole.std(dim=(1, 2, 3)), cond.std(dim=(1, 2, 3)))
+    assert_close(rescaled(guided, cond, 0.25), 0.75 * guided + 0.25 * whole)
 
 
 def test_default_negative_is_the_empty_prompt_and_one_serves_all(tiny_backbone, tokens, tiny_tokenizer):

@@ -20,7 +20,7 @@ def folder(new_workshop) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dit, "SHEET_CAPTIONS", ("a photo of a bird",))
         patch.setattr(dit, "_SHEET_STEPS", 1)
-        given = ("dit.steps=2", "dit.batch_size=2", "dit.precision=fp32")
+        given = ("pool.images=8", "pool.workers=1", "dit.steps=2", "dit.batch_size=2", "dit.precision=fp32")
         ended = workshop("pretrain", "stage=dit", *given)
     assert ended.code == 0, ended.out
     (run,) = (workshop.root / "logs" / "pretrain" / "runs").iterdir()

@@ -17,6 +17,7 @@ SAVED_AT, STOPPED_AT, STEPS = 2, 3, 4
 TINY = (
     *(f"{stage}.{key}" for stage in ("autoencoder", "denoiser") for key in ("batch_size=1", "precision=fp32")),
     "autoencoder.steps=2",
+    "pool.images=null",
     f"denoiser.steps={STEPS}",
     "denoiser.save_every_s=0",
     "polish.steps=1",

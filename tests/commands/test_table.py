@@ -345,15 +345,12 @@ def test_values_of_whole_runs_are_written_beside_those_of_images(start, trainer,
 
 def test_another_base_has_a_folder_and_runs_of_its_own(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"weights/mini_plain: these weights .*partcraft pretrain .*grounding_weight=0"):
-        settings("rows=['0']", "backbone=mini_plain")
-    (tmp_path / "weights" / "mini_plain").mkdir(parents=True)
     plain, usual = settings("rows=['0']", "backbone=mini_plain"), settings("rows=['0']")
     assert plain.folder == usual.folder / "mini_plain"
-    assert verb.run_values(plain, "0", 0)["backbone"]["path"] == "weights/mini_plain"
+    assert verb.run_values(plain, "0", 0)["backbone"]["packaged"] == "mini_plain"
     assert verb.table_run(plain, "0", 0).digest != verb.table_run(usual, "0", 0).digest
     both = settings("+table.rows.x={overrides: ['backbone=mini']}", "rows=[x,'0']", "backbone=mini_plain")
-    assert [verb.run_values(both, row, 0)["backbone"]["path"] for row in ("x", "0")] == [None, "weights/mini_plain"]
+    assert [verb.run_values(both, row, 0)["backbone"].get("packaged") for row in ("x", "0")] == [None, "mini_plain"]
     with pytest.raises(UserError, match=r"backbone=mini_plane.*no such option"):
         settings("rows=['0']", "backbone=mini_plane")
 

@@ -287,6 +287,7 @@ def test_no_value_is_read_back_from_the_device(unprompted):
         assert entropy_attention_loss(*case, NUM_PARTS, unprompted=unprompted).shape == (4,)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs CUDA, where torch's own cross-entropy refuses autocast"
 )

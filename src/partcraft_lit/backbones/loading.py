@@ -72,14 +72,6 @@ def load_components(
     return _load_from_hub([_pinned(str(source), revision), *others], layout, variant, vae)
 
 
-def check_made(path: str | Path, made_by: str) -> None:
-    """Raises a UserError for weights that are not there, with the command that makes them."""
-    if not Path(path).expanduser().is_dir():
-        raise UserError(
-            f"backbone.path={path}: these weights are not packaged, and there is no such folder. Make it: {made_by}"
-        )
-
-
 def packaged_weights(name: str) -> Path:
     """Folder of weights shipped with the package.
 
@@ -88,7 +80,7 @@ def packaged_weights(name: str) -> Path:
     """
     folder = Path(str(resources.files("partcraft_lit"))) / "weights" / name
     if not any((folder / part).is_dir() for part in ("unet", "transformer")):
-        stage = " stage=dit" if name == "mini_dit" else ""
+        stage = {"mini_dit": " stage=dit", "mini_plain": " grounding_weight=0"}.get(name, "")
         raise UserError(
             f"The packaged weights of backbone {name!r} are missing: {folder}. Install the package again, make them "
             f"with `partcraft pretrain{stage}`, or give a folder in diffusers' format with backbone.path=FOLDER."

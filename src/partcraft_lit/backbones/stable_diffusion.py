@@ -11,7 +11,7 @@ from torch import Tensor
 
 from partcraft_lit.backbones.components import SD, Components
 from partcraft_lit.backbones.latent_diffusion import LatentDiffusion, Precision, check_hash
-from partcraft_lit.backbones.loading import check_made, load_components, packaged_weights
+from partcraft_lit.backbones.loading import load_components, packaged_weights
 from partcraft_lit.backbones.text import encode_text
 from partcraft_lit.core.types import Conditioning, TokenizedPrompts
 
@@ -84,24 +84,22 @@ def load_mini(
     resolution: int | None = 64,
     attention_size: int | None = None,
     dtype: Precision = "float32",
-    made_by: str | None = None,
+    packaged: str = "mini",
 ) -> StableDiffusion:
     """The miniature Stable Diffusion: the weights in the package, or another folder in the same format.
 
     Args:
-        path: the folder; None for the weights in the package.
+        path: the folder; None for weights in the package.
         device: where it computes.
         resolution: side of its images in pixels.
         attention_size: side of the attention maps that are read; None for the backbone's rule.
         dtype: precision of frozen weights.
-        made_by: the command that makes the folder, for the message where it is missing.
+        packaged: which of these: "mini", or "mini_plain", trained without the grounding loss.
 
     Raises:
         UserError: if the folder is missing or incomplete.
     """
-    if path is not None and made_by is not None:
-        check_made(path, made_by)
-    components = load_components(packaged_weights("mini") if path is None else path)
+    components = load_components(packaged_weights(packaged) if path is None else path)
     return _build(components, "mini", resolution, attention_size, dtype).to(device)
 
 

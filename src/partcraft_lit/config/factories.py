@@ -216,7 +216,7 @@ def check_words(values: Mapping[str, Any], settings: RecipeSettings, class_noun:
     node = values["backbone"]
     if not {"source", "path"} & node.keys() or not reads_clip(node):
         return
-    place = node.get("source", node.get("path")) or packaged_weights("mini")
+    place = node.get("source", node.get("path")) or packaged_weights(node.get("packaged", "mini"))
     tokenizers = tokenizers_without_networks(place, config=node.get("config"), revision=node.get("revision"))
     if tokenizers:
         settings.method.check_words(tokenizers, class_noun)
@@ -421,15 +421,17 @@ def _on_device(load: Callable[..., Any], values: Mapping[str, Any]) -> Callable[
     return loaded
 
 
-def pretrainer(lengths: Mapping[str, Any], device: str) -> Callable[..., Path]:
+def pretrainer(lengths: Mapping[str, Any], pool: Any, device: str) -> Callable[..., Path]:
     """``partcraft pretrain``'s work in the embedded world.
 
     Args:
         lengths: network -> keys of ``LoopSettings``, but for the device.
+        pool: keys of ``PoolSettings``.
         device: where to train, as torch writes it.
     """
     from partcraft_lit.world.pretrain.loop import LoopSettings
+    from partcraft_lit.world.pretrain.pool import PoolSettings
     from partcraft_lit.world.pretrain.stages import pretrain  # diffusers' pipelines take seconds to import
 
     loops = {name: LoopSettings(**dataclasses.asdict(length), device=device) for name, length in lengths.items()}
-    return functools.partial(pretrain, loops=loops)
+    return functools.partial(pretrain, loops=loops, pool=PoolSettings(**dataclasses.asdict(pool)))

@@ -29,9 +29,13 @@ def values_of_run(folder: Path, *, trust: bool = False) -> dict[str, Any]:
 
 
 def base_model(values: Mapping[str, Any]) -> tuple[str, bool]:
-    """Hub id of a run's base model, else the name of its folder or file, "" for the miniature; whether it is an id."""
+    """Hub id of a run's base model, else the name of its folder or file, "" for the miniature; whether it is an id.
+
+    The miniature's other weights in the package have the name that they have there.
+    """
     backbone = values["backbone"]
-    source = str(backbone.get("source") or backbone.get("path") or "")
+    packaged = backbone.get("packaged", "mini")
+    source = str(backbone.get("source") or backbone.get("path") or ("" if packaged == "mini" else packaged))
     is_local = Path(source).expanduser().exists() or source.count("/") != 1
     return Path(source).name if is_local else source, bool(source) and not is_local
 

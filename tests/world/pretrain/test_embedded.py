@@ -19,16 +19,15 @@ from partcraft_lit.world.pretrain import autoencoder as autoencoder_module
 from partcraft_lit.world.pretrain.autoencoder import build_autoencoder, train_autoencoder
 from partcraft_lit.world.pretrain.denoiser import (
     TextAndDenoiser,
-    WarmStart,
+    build_denoiser,
     build_scheduler,
     build_text_encoder,
     build_unet,
     cell_weights,
     noise_dependent,
-    told_shapes,
     train_denoiser,
-    words_of_parts,
 )
+from partcraft_lit.world.pretrain.examples import FreshExamples, told_shapes, words_of_parts
 from partcraft_lit.world.pretrain.recipe import use_published_names
 from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
 from partcraft_lit.world.zoo.captions import COLOR_WORDS, SPECIES_NAMES, tells_shapes
@@ -79,11 +78,14 @@ def test_kl_is_a_trace_of_the_loss():
     assert 0 < autoencoder_module.KL_WEIGHT <= 1e-4
 
 
-def test_scheduler_is_that_of_stable_diffusion():
+def test_scheduler_is_that_of_stable_diffusion_scaled_to_end_in_noise():
     scheduler = build_scheduler()
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    assert_close(scheduler.alphas_cumprod, (1 - betas).cumprod(0))
-    assert scheduler.config.prediction_type == "v_prediction"
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    signal = (1 - betas).cumprod(0).sqrt()  # shifted to 0 at the end, and scaled to what it was at the start
+    expected = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])).square()
+    assert_close(scheduler.alphas_cumprod.double(), expected, atol=1e-5, rtol=1e-4)
+    assert scheduler.alphas_cumprod[-1] == 0
+    assert (scheduler.config.prediction_type, scheduler.config.timestep_spacing) == ("v_prediction", "trailing")
 
 
 def test_denoiser_sees_text_at_16_by_16():
@@ -98,15 +100,21 @@ def test_denoiser_sees_text_at_16_by_16():
     assert seen.count(16 * 16) == 3
 
 
-def test_denoiser_trains_text_and_unet_and_leaves_the_autoencoder(vae, tmp_path):
+def trained(vae, checkpoint, model=None, settings=SETTINGS, weight=0.1, polished_from=None) -> TextAndDenoiser:
+    """A few steps on the images of ``SCENES``."""
     tokenizer = build_tokenizer()
+    source = FreshExamples(SCENES, tokenizer, vae.eval(), torch.device("cpu"))
+    model = model or build_denoiser(tokenizer, 8, SCENES.seed)
+    return train_denoiser(source, SCENES.seed, model, settings, checkpoint, silent, weight, polished_from=polished_from)
+
+
+def test_denoiser_trains_text_and_unet_and_leaves_the_autoencoder(vae, tmp_path):
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     settings = dataclasses.replace(SETTINGS, optimizer="muon")
-    first, second = (train_denoiser(vae, tokenizer, SCENES, settings, tmp_path / name, silent, 0.1) for name in "ab")
+    first, second = (trained(vae, tmp_path / name / "denoiser.pt", settings=settings) for name in "ab")
     for name, value in vae.state_dict().items():
         assert torch.equal(value, before[name]), name
-    torch.manual_seed(SCENES.seed)
-    start = TextAndDenoiser(build_text_encoder(tokenizer), build_unet(8)).state_dict()
+    start = build_denoiser(build_tokenizer(), 8, SCENES.seed).state_dict()
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
     moved = [name for name, value in first.state_dict().items() if not torch.equal(value, start[name])]
@@ -115,16 +123,12 @@ def test_denoiser_trains_text_and_unet_and_leaves_the_autoencoder(vae, tmp_path)
 
 
 def test_without_the_grounding_loss_another_base_comes_out(vae, tmp_path):
-    tokenizer = build_tokenizer()
-    told, plain = (
-        train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path / str(weight), silent, weight)
-        for weight in (0.1, 0.0)
-    )
+    told, plain = (trained(vae, tmp_path / str(weight) / "denoiser.pt", weight=weight) for weight in (0.1, 0.0))
     assert not torch.equal(told.unet.mid_block.resnets[0].conv1.weight, plain.unet.mid_block.resnets[0].conv1.weight)
 
 
 def test_polishing_goes_on_with_the_images_that_follow(vae, tmp_path, monkeypatch):
-    tokenizer, real_batch = build_tokenizer(), PretrainingScenes.batch
+    real_batch = PretrainingScenes.batch
     seen: list[range] = []
 
     def batch(self, indices):
@@ -132,11 +136,10 @@ def test_polishing_goes_on_with_the_images_that_follow(vae, tmp_path, monkeypatc
         return real_batch(self, indices)
 
     monkeypatch.setattr(PretrainingScenes, "batch", batch)
-    model = train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path, silent, 0.1)
+    model = trained(vae, tmp_path / "denoiser.pt").requires_grad_(True)
     before = copy.deepcopy(model.state_dict())
-    polished = train_denoiser(vae, tokenizer, SCENES, SETTINGS, tmp_path, silent, 0.1, WarmStart(model, 2))
+    polished = trained(vae, tmp_path / "polish.pt", model, polished_from=2)
     assert seen == [range(2), range(2, 4), range(4, 6), range(6, 8)]
-    assert (tmp_path / "polish.pt").exists()
     distances = [(value - before[name]).abs().max() for name, value in polished.state_dict().items()]
     assert 0 < float(max(distances)) < 0.02  # two steps of a rate of 1e-3 away, not a model made anew
 

@@ -23,6 +23,12 @@ def test_singular_values_go_to_one_and_vectors_stay(shape):
     assert_close(rest - rest.diagonal().diag(), torch.zeros_like(rest), atol=1e-4, rtol=0)
 
 
+def test_matrices_of_one_shape_are_made_orthogonal_each_for_itself():
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 6, 4)
+    assert_close(orthogonalized(matrices), torch.stack([orthogonalized(one) for one in matrices]))
+
+
 def test_scale_of_the_gradient_does_not_matter_and_nothing_stays_nothing():
     torch.manual_seed(0)
     matrix = torch.randn(5, 7)

@@ -54,6 +54,7 @@ class Bundle:
         trained: settings of the run.
         resolution: side of the model's images, in pixels.
         predicts_velocity: whether the model predicts velocity, and not noise.
+        guidance_rescale: see ``sampling.guidance_rescale``.
         vocabulary: parts and codes of the run.
     """
 
@@ -68,6 +69,7 @@ class Bundle:
     trained: TrainSettings
     resolution: int
     predicts_velocity: bool
+    guidance_rescale: float
     vocabulary: PartVocabulary
 
     @property

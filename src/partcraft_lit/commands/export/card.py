@@ -126,11 +126,12 @@ def _diffusers(bundle: Bundle) -> str:
             'pipe.load_textual_inversion(sorted(glob("diffusers/text_encoder_2/*.safetensors")),',
             "                            text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)",
         ]
+    rescale = f"guidance_rescale={bundle.guidance_rescale:g}, " if bundle.guidance_rescale else ""
     lines += [
         "image = pipe(",
         f'    "{_prompt(bundle)}",',
         *([f"    negative_prompt={sample.negative_prompt!r},"] if sample.negative_prompt else []),
-        f"    num_inference_steps={sample.steps}, guidance_scale={sample.guidance_scale:g}, "
+        f"    num_inference_steps={sample.steps}, guidance_scale={sample.guidance_scale:g}, {rescale}"
         f"height={bundle.resolution}, width={bundle.resolution},",
         f"    generator=torch.Generator().manual_seed({pipeline_seed(seed)}),  # = seed {seed} of partcraft generate",
         ").images[0]",

@@ -16,7 +16,7 @@ from partcraft_lit.backbones.lora import LoraLayer, lora_layers, remove_lora
 from partcraft_lit.backbones.lora_extraction import extract_lora_layers
 from partcraft_lit.backbones.lora_files import UNET, encoder_names, to_diffusers, to_kohya
 from partcraft_lit.backbones.model_families import family_of
-from partcraft_lit.backbones.sampling import make_scheduler
+from partcraft_lit.backbones.sampling import guidance_rescale, make_scheduler
 from partcraft_lit.backbones.trainable_weights import cross_kv
 from partcraft_lit.commands.export.bundle import LORA_NAME, Bundle, Origin
 from partcraft_lit.commands.export.card import ONE_FILE, negative_in, prompt_in, write_card
@@ -160,6 +160,7 @@ def _bundle(
         settings=settings,
         trained=trained,
         resolution=backbone.resolution,
+        guidance_rescale=guidance_rescale(backbone.noise_scheduler),
         predicts_velocity=backbone.noise_scheduler.config.prediction_type == "v_prediction",
         vocabulary=module.method.vocabulary,
     )

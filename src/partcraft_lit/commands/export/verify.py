@@ -16,6 +16,7 @@ from torch import Tensor
 from partcraft_lit.backbones.lora import LoraLayer
 from partcraft_lit.backbones.lora_files import UNET, encoder_names, from_diffusers, from_kohya
 from partcraft_lit.backbones.pipelines import diffusers_pipeline, fix_eos_pooling, pipeline_seed
+from partcraft_lit.backbones.sampling import guidance_rescale
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.commands.export.bundle import LORA_NAME, Bundle
 from partcraft_lit.commands.export.webui import BUNDLED
@@ -170,12 +171,19 @@ def sample(pipeline: Any, prompt: str, seed: int, sampling: SampleSettings, reso
         negative_prompt=sampling.negative_prompt or None,
         num_inference_steps=sampling.steps,
         guidance_scale=sampling.guidance_scale,
+        **rescaling(pipeline.scheduler),
         generator=torch.Generator().manual_seed(pipeline_seed(seed)),
         height=resolution,
         width=resolution,
         output_type="pil",
     )
     return torch.from_numpy(np.array(result.images[0].convert("RGB"))).permute(2, 0, 1)
+
+
+def rescaling(scheduler: Any) -> dict[str, float]:
+    """The argument of diffusers' pipelines for what ``guidance_rescale`` says of a model; none if it says nothing."""
+    rescale = guidance_rescale(scheduler)
+    return {"guidance_rescale": rescale} if rescale else {}
 
 
 def _text_error(pipeline: Any, prompt: str, wanted: Conditioning) -> float:

@@ -48,7 +48,7 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
         "oracle": settings.oracle,
         "oracle_missing": settings.oracle_missing,
     }
-    pretrain = factories.pretrainer(lengths, factories.device(values))
+    pretrain = factories.pretrainer(lengths, settings.pool, factories.device(values))
     result = pretrain(
         settings.stage,
         settings.seed,

@@ -23,6 +23,15 @@ class LoopLength:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Where training images of the denoisers come from; see ``pretrain.pool.PoolSettings``."""
+
+    images: Positive | None
+    workers: Positive
+    folder: UserPath | None
+
+
+@dataclass(frozen=True)
 class PretrainSettings:
     """``partcraft pretrain``.
 
@@ -31,6 +40,7 @@ class PretrainSettings:
             "features" or the "oracle" of the scores.
         seed: of images and first weights.
         output_dir: folder that the weights replace; None leaves them in the run folder.
+        pool: where images of "model" and "dit" come from.
         autoencoder, denoiser, polish: of the model, one after the other.
         dit: of the diffusion transformer, on the packaged autoencoder.
         grounding_weight: of the loss by which the words of a part look at that part, in the denoiser; 0 for a base
@@ -43,6 +53,7 @@ class PretrainSettings:
     stage: Literal["model", "dit", "features", "oracle"]
     seed: Seed
     output_dir: UserPath | None
+    pool: Pool
     autoencoder: LoopLength
     denoiser: LoopLength
     polish: LoopLength

@@ -41,7 +41,6 @@ def check(values: Mapping[str, Any]) -> TableSettings:
         raise UserError(f"table=NAME has to be given. Tables: {', '.join(names)}.")
     settings = factories.settings_of(TableSettings, values)
     _check_names(settings)
-    _check_base(settings)
     if settings.launcher == "slurm":
         check_slurm()
     deal(settings.gpus)
@@ -249,17 +248,6 @@ def _searched_rows(settings: TableSettings) -> list[str]:
     return [row for row in rows_of(settings) if settings.table.rows[row].search]
 
 
-def _check_base(settings: TableSettings) -> None:
-    """Raises a UserError for weights of the base that have to be made first, once instead of in every run."""
-    if settings.base is None or settings.verify:
-        return
-    from partcraft_lit.backbones.loading import check_made
-
-    node = _composed((f"backbone={settings.base}",), f"backbone={settings.base}")["backbone"]
-    if node.get("made_by"):
-        check_made(node["path"], node["made_by"])
-
-
 def _check_tuning(settings: TableSettings) -> None:
     """Raises a UserError for searches that cannot be, or whose seed the table is judged by."""
     table, terms = settings.table, settings.table.tuning
@@ -383,7 +371,9 @@ def _networks(values: Mapping[str, Any]) -> dict[str, str]:
     package = Path(__file__).resolve().parents[2] / "weights"
     features = targets.choose(values["features"], values["parts"]["features"], "parts.features")
     found = {}
-    for name, node, own in (("backbone", values["backbone"], "mini"), ("features", features, "features")):
+    backbone = values["backbone"]
+    own_backbone = backbone.get("packaged", "mini_dit" if backbone["_target_"].endswith("load_mini_dit") else "mini")
+    for name, node, own in (("backbone", backbone, own_backbone), ("features", features, "features")):
         given = node.get("path", node.get("source", node.get("model")))
         folder = package / own if given is None else Path(str(given)).expanduser()
         if folder.exists():

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from partcraft_lit.backbones.attention import AttentionCapture, cross_attention_sides
-from partcraft_lit.core.images import to_unit
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.losses.attention import entropy_attention_loss
 from partcraft_lit.losses.diffusion import diffusion_target
+from partcraft_lit.world.pretrain.examples import ExampleSource, noise_like
 from partcraft_lit.world.pretrain.loop import Log, LoopSettings, train_loop
 from partcraft_lit.world.pretrain.readout import Features, LookReadout
-from partcraft_lit.world.zoo.captions import AND_A, parts_of_words, tells_shapes
-from partcraft_lit.world.zoo.draw import Drawing
-from partcraft_lit.world.zoo.looks import FAMILIES, NUM_PARTS, Family
-from partcraft_lit.world.zoo.scenes import PretrainingScenes
+from partcraft_lit.world.zoo.looks import NUM_PARTS
 
-#: Share of captions left empty, for classifier-free guidance.
-EMPTY_CAPTIONS = 0.1
 #: Timesteps are drawn as 1000 * u ** TILT: what a caption decides is decided where there is much noise. For the same
 #: reason the velocity loss is not weighted; min-SNR weights (arXiv 2303.09556) all but silence those steps.
 TILT = 0.75
@@ -40,7 +33,13 @@ TEXT_WIDTH = 128
 
 
 def build_scheduler() -> DDPMScheduler:
-    """Stable Diffusion's noise schedule, with v-prediction."""
+    """Stable Diffusion's noise schedule with v-prediction, scaled to end in pure noise.
+
+    With a rest of the image at its last timestep, a model learns to read layout and brightness from that rest, which
+    sampling does not offer.
+
+    Source: Lin et al. (arXiv 2305.08891), sections 3.1 and 3.2.
+    """
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -49,6 +48,8 @@ def build_scheduler() -> DDPMScheduler:
         clip_sample=False,
         steps_offset=1,
         prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
     )
 
 
@@ -101,142 +102,81 @@ class TextAndDenoiser(nn.Module):
         return self.unet(noisy_latents, timesteps, encoder_hidden_states=hidden).sample
 
 
-@dataclass(frozen=True)
-class WarmStart:
-    """A trained model to polish, and how many steps of the same batch size it was trained for."""
-
-    model: TextAndDenoiser
-    steps: int
+def build_denoiser(tokenizer: CLIPTokenizer, latent_channels: int, seed: int) -> TextAndDenoiser:
+    """Text encoder and UNet with their first weights."""
+    torch.manual_seed(seed)
+    return TextAndDenoiser(build_text_encoder(tokenizer), build_unet(latent_channels))
 
 
 def train_denoiser(
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
-    scenes: PretrainingScenes,
+    source: ExampleSource,
+    seed: int,
+    model: TextAndDenoiser,
     settings: LoopSettings,
-    folder: Path,
+    checkpoint: Path,
     log: Log,
     grounding_weight: float,
-    warm_start: WarmStart | None = None,
+    polished_from: int | None = None,
 ) -> TextAndDenoiser:
-    """Trains on fresh renders, each seen once: v-prediction, a tenth of the captions empty.
+    """Trains text encoder and UNet: v-prediction, a tenth of the captions empty.
 
     Args:
-        vae: its latents.
-        tokenizer: of the captions.
-        scenes: images and captions by index.
+        source: of the examples.
+        seed: of noise and timesteps.
+        model: what trains, in place.
         settings: how long and how fast.
-        folder: of checkpoint and curve.
+        checkpoint: file that is resumed from; the curve is beside it.
         log: where a line for people goes.
         grounding_weight: of the loss by which the words that describe a part look at that part. Their parts are known
             here, and a base that has to find this out by itself follows captions later.
-        warm_start: polishes this model, in place, on the images after those that it was trained on.
+        polished_from: steps of the same batch size that ``model`` was trained for, if this polishes it: cells count
+            alike where there is little noise, and examples are those after these steps.
     """
-    torch.manual_seed(scenes.seed)
-    if warm_start is None:
-        warm_start_steps = 0
-        model = TextAndDenoiser(build_text_encoder(tokenizer), build_unet(vae.config.latent_channels))
-    else:
-        warm_start_steps = warm_start.steps
-        model = warm_start.model.requires_grad_(True)
     scheduler = build_scheduler()
     device = torch.device(settings.device)
-    vae.to(device).eval().requires_grad_(False)
     alphas_cumprod = scheduler.alphas_cumprod.to(device)
     latent_size = int(model.unet.config.sample_size)
     layers = [name for name, side in cross_attention_sides(model.unet, latent_size).items() if side == latent_size]
     capture, features = AttentionCapture(model.unet, layers), Features(model.unet)
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch = settings.batch_size
-        step += warm_start_steps
-        indices = range(step * batch, (step + 1) * batch)
-        generator = torch_generator(scenes.seed, "denoiser", step)
-        drawing, captions, ids = captioned(scenes, indices, tokenizer, generator)
-        ids = ids.to(device)
-        latents = _encode(vae, to_unit(drawing.images).to(device))
-        noise = torch.randn(latents.shape, generator=generator).to(device)
+        step += polished_from or 0
+        generator = torch_generator(seed, "denoiser", step)
+        examples = source.batch(step, batch, generator)
+        latents, truth = examples.latents, examples.truth
+        noise = noise_like(latents, generator)
         # one draw from each of ``batch`` equal slices: less noise in the gradient at no cost
         slices = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         timesteps = (slices**TILT * len(alphas_cumprod)).long().clamp_max(len(alphas_cumprod) - 1).to(device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        families = [scenes.families(index) for index in indices]
-        places, parts = (tensor.to(device) for tensor in words_of_parts(families, captions))
-        with capture.armed(places):
-            predicted = model(noisy, timesteps, ids).float()
-        label_maps = drawing.label_maps.to(device)
-        cells = label_maps[:, 2::4, 2::4]  # the middle of each cell of 4 x 4 pixels
-        grounding = entropy_attention_loss(capture.maps(), parts, cells, 2 * NUM_PARTS).mean()
+        with capture.armed(truth.places):
+            predicted = model(noisy, timesteps, truth.input_ids).float()
+        cells = truth.label_maps[:, 2::4, 2::4]  # the middle of each cell of 4 x 4 pixels
+        grounding = entropy_attention_loss(capture.maps(), truth.parts, cells, 2 * NUM_PARTS).mean()
         capture.clear()
-        kinds = [[list(FAMILIES.values()).index(one) for one in (shown[0], shown[-1])] for shown in families]
-        looks = scenes.looks(indices).to(device)
-        told = told_shapes(families, captions).to(device)
         noise_share = 1 - alphas_cumprod[timesteps]
         readout = {
             name: (value * noise_share ** NOISE_POWER[name]).mean()
-            for name, value in model.readout(
-                features.take(), cells, looks, torch.tensor(kinds, device=device), told
-            ).items()
+            for name, value in model.readout(features.take(), cells, truth.looks, truth.families, truth.told).items()
         }
         target = diffusion_target(latents, noise, timesteps, alphas_cumprod, "v_prediction")
-        weights = cell_weights(label_maps, cells)
-        if warm_start is not None:
+        weights = cell_weights(truth.label_maps, cells)
+        if polished_from is not None:
             weights = noise_dependent(weights, noise_share)
         diffusion = ((predicted - target).square().mean(dim=1) * weights).mean()
         parts_of_loss = {"diffusion": diffusion, "grounding": grounding, **readout}
-        numbers = {name: float(value.detach()) for name, value in parts_of_loss.items()}
+        numbers = {name: value.detach() for name, value in parts_of_loss.items()}
         readout_loss = sum(READOUT[name] * value for name, value in readout.items())
         return diffusion + grounding_weight * grounding + readout_loss, numbers
 
-    ends = (model.unet.conv_in, model.unet.conv_out, model.readout)
-    averaged = train_loop(model, loss, settings, folder / ("polish.pt" if warm_start else "denoiser.pt"), log, ends)
+    averaged = train_loop(
+        model, loss, settings, checkpoint, log, (model.unet.conv_in, model.unet.conv_out, model.readout)
+    )
     capture.remove()
     features.remove()
     assert isinstance(averaged, TextAndDenoiser)
     return averaged
-
-
-def captioned(
-    scenes: PretrainingScenes, indices: range, tokenizer: CLIPTokenizer, generator: torch.Generator
-) -> tuple[Drawing, list[str], Tensor]:
-    """Drawings, their captions, ``EMPTY_CAPTIONS`` of them empty, and the (B, 77) ids of these."""
-    drawing, captions = scenes.batch(indices)
-    empty = torch.rand(len(indices), generator=generator) < EMPTY_CAPTIONS
-    captions = ["" if blank else text for text, blank in zip(captions, empty.tolist(), strict=True)]
-    return drawing, captions, tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-
-
-def words_of_parts(families: Sequence[tuple[Family, ...]], captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Places of the words that describe parts, and the label of the part that each describes.
-
-    Args:
-        families: of the creatures in each image, one or two.
-        captions: of each image.
-
-    Returns:
-        Two (B, T) tensors, -1 where a caption has fewer than T such words.
-    """
-    rows = []
-    for shown, text in zip(families, captions, strict=True):
-        spoken = [
-            label
-            for creature, (family, half) in enumerate(zip(shown, text.split(AND_A), strict=False))
-            for label in [*([None, None] if creature else []), *_labels(family, half, creature * NUM_PARTS)]
-        ]  # the two empty words are those of AND_A
-        # the first place is the start of the text
-        rows.append([(place + 1, label) for place, label in enumerate(spoken) if label is not None])
-    most = max(1, max(map(len, rows)))
-    padded = torch.tensor([row + [(-1, -1)] * (most - len(row)) for row in rows])
-    return padded[..., 0], padded[..., 1]
-
-
-def told_shapes(families: Sequence[tuple[Family, ...]], captions: Sequence[str]) -> Tensor:
-    """(B, 2 * parts) bool: whether the caption says the shape of each part of the one or two creatures."""
-    told = torch.zeros(len(captions), 2 * NUM_PARTS, dtype=torch.bool)
-    for row, (shown, text) in enumerate(zip(families, captions, strict=True)):
-        for creature, (family, half) in enumerate(zip(shown, text.split(AND_A), strict=False)):
-            told[row, creature * NUM_PARTS : (creature + 1) * NUM_PARTS] = torch.tensor(tells_shapes(family, half))
-    return told
 
 
 def cell_weights(label_maps: Tensor, cells: Tensor) -> Tensor:
@@ -269,14 +209,3 @@ def noise_dependent(weights: Tensor, noise_share: Tensor) -> Tensor:
         (B, h, w), as given at 1, all 1 at 0, in proportion between.
     """
     return torch.lerp(torch.ones_like(weights), weights, noise_share[:, None, None])
-
-
-def _labels(family: Family, text: str, offset: int) -> list[int | None]:
-    return [None if part is None else part + 1 + offset for part in parts_of_words(family, text)]
-
-
-@torch.no_grad()
-def _encode(vae: AutoencoderKL, pixel_values: Tensor) -> Tensor:
-    with torch.autocast(pixel_values.device.type, torch.bfloat16):
-        mean = vae.encode(pixel_values).latent_dist.mean
-    return mean.float() * vae.config.scaling_factor

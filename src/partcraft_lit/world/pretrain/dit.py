@@ -15,7 +15,6 @@ from partcraft_lit.backbones.mini_dit import MiniDiT, text_mask, training_flow
 from partcraft_lit.backbones.prx_model import PrxAttentionCapture, captured_blocks
 from partcraft_lit.backbones.sampling import sample
 from partcraft_lit.core.files import atomic_write
-from partcraft_lit.core.images import to_unit
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.core.visualization import grid, label, save_png, stack, upscale
 from partcraft_lit.losses.attention import entropy_attention_loss
@@ -25,16 +24,15 @@ from partcraft_lit.world.pretrain.denoiser import (
     READOUT,
     TEXT_WIDTH,
     build_text_encoder,
-    captioned,
     cell_weights,
-    told_shapes,
-    words_of_parts,
 )
+from partcraft_lit.world.pretrain.examples import ExampleSource, noise_like
 from partcraft_lit.world.pretrain.loop import Log, LoopSettings, train_loop
+from partcraft_lit.world.pretrain.pool import PoolSettings, example_source
 from partcraft_lit.world.pretrain.readout import LookReadout
 from partcraft_lit.world.pretrain.recipe import SHEET_CAPTIONS, tidy, use_published_names
 from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
-from partcraft_lit.world.zoo.looks import FAMILIES, NUM_PARTS
+from partcraft_lit.world.zoo.looks import NUM_PARTS
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
 
 #: Of training and sampling: what a caption decides is decided where there is much noise.
@@ -81,19 +79,22 @@ class TextAndTransformer(nn.Module):
 
 
 def train_transformer(
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
-    scenes: PretrainingScenes,
+    source: ExampleSource,
+    seed: int,
+    model: TextAndTransformer,
+    end_of_text: int,
     settings: LoopSettings,
-    folder: Path,
+    checkpoint: Path,
     log: Log,
     grounding_weight: float,
 ) -> TextAndTransformer:
-    """Trains on fresh renders, each seen once, with the losses of ``train_denoiser``; arguments as there."""
-    torch.manual_seed(scenes.seed)
-    model = TextAndTransformer(build_text_encoder(tokenizer), build_transformer(vae.config.latent_channels))
+    """Trains text encoder and transformer with the losses of ``train_denoiser``.
+
+    Args:
+        source, seed, model, settings, checkpoint, log, grounding_weight: as there.
+        end_of_text: id of the token that ends a caption.
+    """
     flow, device = training_flow(SHIFT), torch.device(settings.device)
-    vae.to(device).eval().requires_grad_(False)
     depth = len(model.transformer.blocks)
     layers = [f"blocks.{number}.attention" for number in captured_blocks(depth)]
     capture = PrxAttentionCapture(model.transformer, layers)
@@ -102,44 +103,32 @@ def train_transformer(
         lambda module, inputs, output: kept.append(output)
     )
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = settings.batch_size
-        indices = range(step * batch, (step + 1) * batch)
-        generator = torch_generator(scenes.seed, "transformer", step)
-        drawing, captions, ids = captioned(scenes, indices, tokenizer, generator)
-        mask = text_mask(ids, tokenizer.eos_token_id)
-        longest = int(mask.sum(dim=1).max())  # nobody looks at what follows: an eighth of the work
-        ids, mask = ids[:, :longest].to(device), mask[:, :longest].to(device)
-        latents = _encode(vae, to_unit(drawing.images).to(device))
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        sigmas = flow_sigmas(flow, (batch,), generator).to(device)
-        families = [scenes.families(index) for index in indices]
-        places, parts = (tensor.to(device) for tensor in words_of_parts(families, captions))
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        generator = torch_generator(seed, "transformer", step)
+        examples = source.batch(step, settings.batch_size, generator)
+        latents, truth = examples.latents, examples.truth
+        ids = truth.input_ids[:, : examples.longest]  # nobody looks at what follows: an eighth of the work
+        noise = noise_like(latents, generator)
+        sigmas = flow_sigmas(flow, (settings.batch_size,), generator).to(device)
         kept.clear()
-        with capture.armed(places):
-            predicted = model(mix_noise(latents, noise, sigmas), sigmas, ids, mask)
-        label_maps = drawing.label_maps.to(device)
-        cells = label_maps[:, 2::4, 2::4]  # the middle of each cell of 4 x 4 pixels
-        grounding = entropy_attention_loss(capture.maps(), parts, cells, 2 * NUM_PARTS).mean()
+        with capture.armed(truth.places):
+            predicted = model(mix_noise(latents, noise, sigmas), sigmas, ids, text_mask(ids, end_of_text))
+        cells = truth.label_maps[:, 2::4, 2::4]  # the middle of each cell of 4 x 4 pixels
+        grounding = entropy_attention_loss(capture.maps(), truth.parts, cells, 2 * NUM_PARTS).mean()
         capture.clear()
-        kinds = [[list(FAMILIES.values()).index(one) for one in (shown[0], shown[-1])] for shown in families]
         features = kept.pop().transpose(1, 2).unflatten(2, tuple(latents.shape[-2:]))
-        looks, told = scenes.looks(indices).to(device), told_shapes(families, captions).to(device)
-        read_out = model.readout(features, cells, looks, torch.tensor(kinds, device=device), told)
+        read_out = model.readout(features, cells, truth.looks, truth.families, truth.told)
         readout = {name: (value * _noise_share(sigmas) ** NOISE_POWER[name]).mean() for name, value in read_out.items()}
         error = (predicted.float() - flow_target(latents, noise)).square().mean(dim=1)
-        parts_of_loss = {
-            "diffusion": (error * cell_weights(label_maps, cells)).mean(),
-            "grounding": grounding,
-            **readout,
-        }
-        numbers = {name: float(value.detach()) for name, value in parts_of_loss.items()}
+        diffusion = (error * cell_weights(truth.label_maps, cells)).mean()
+        parts_of_loss = {"diffusion": diffusion, "grounding": grounding, **readout}
+        numbers = {name: value.detach() for name, value in parts_of_loss.items()}
         readout_loss = sum(READOUT[name] * value for name, value in readout.items())
-        return parts_of_loss["diffusion"] + grounding_weight * grounding + readout_loss, numbers
+        return diffusion + grounding_weight * grounding + readout_loss, numbers
 
     transformer = model.transformer
     ends = (transformer.img_in, transformer.txt_in, transformer.time_in, transformer.final_layer, model.readout)
-    averaged = train_loop(model, loss, settings, folder / "transformer.pt", log, ends)
+    averaged = train_loop(model, loss, settings, checkpoint, log, ends)
     capture.remove()
     read.remove()
     assert isinstance(averaged, TextAndTransformer)
@@ -147,13 +136,20 @@ def train_transformer(
 
 
 def pretrain_transformer(
-    seed: int, settings: LoopSettings, work: Path, output: Path, log: Log, grounding_weight: float
+    seed: int,
+    settings: LoopSettings,
+    pool: PoolSettings,
+    work: Path,
+    output: Path,
+    log: Log,
+    grounding_weight: float,
 ) -> dict[str, float]:
     """Trains text encoder and transformer on the packaged miniature's latents, and writes the folder.
 
     Args:
         seed: of the images.
         settings: how long and how fast.
+        pool: where the images come from.
         work: checkpoint, curve and the sample sheet.
         output: folder in diffusers' format.
         log: where a line for people goes.
@@ -163,8 +159,14 @@ def pretrain_transformer(
         What ``pretraining.json`` in ``output`` holds.
     """
     vae = AutoencoderKL.from_pretrained(str(packaged_weights("mini")), subfolder="vae").float()
-    tokenizer = build_tokenizer()
-    model = train_transformer(vae, tokenizer, PretrainingScenes(seed + 1), settings, work, log, grounding_weight)
+    tokenizer, scenes = build_tokenizer(), PretrainingScenes(seed + 1)
+    device = torch.device(settings.device)
+    vae.to(device).eval().requires_grad_(False)
+    source = example_source(pool, scenes, tokenizer, vae, device, work, log)
+    torch.manual_seed(scenes.seed)
+    model = TextAndTransformer(build_text_encoder(tokenizer), build_transformer(vae.config.latent_channels))
+    end, checkpoint = int(tokenizer.eos_token_id), work / "transformer.pt"
+    model = train_transformer(source, scenes.seed, model, end, settings, checkpoint, log, grounding_weight)
     return package_transformer(vae, model, tokenizer, output, work, log)
 
 
@@ -220,7 +222,7 @@ def _sample_sheet(backbone: MiniDiT, per_caption: int = 6) -> Tensor:
             seeds=seeds,
             prompt_of=[0] * per_caption,
             steps=_SHEET_STEPS,
-            guidance_scale=5.0,
+            guidance_scale=4.0,
             scheduler="flow_euler",
         )
         cells = [upscale(image, 128) for image in images]
@@ -231,11 +233,3 @@ def _sample_sheet(backbone: MiniDiT, per_caption: int = 6) -> Tensor:
 def _noise_share(sigmas: Tensor) -> Tensor:
     """Share of the variance of noisy latents that is noise, as 1 - alphas_cumprod of diffusion."""
     return sigmas.square() / (sigmas.square() + (1 - sigmas).square())
-
-
-@torch.no_grad()
-def _encode(vae: AutoencoderKL, pixel_values: Tensor) -> Tensor:
-    """The mean latents in the backbone's scale; this VAE has no shift."""
-    with torch.autocast(pixel_values.device.type, torch.bfloat16):
-        mean = vae.encode(pixel_values).latent_dist.mean
-    return mean.float() * vae.config.scaling_factor

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def build_optimizers(
 
 def train_loop(
     model: nn.Module,
-    loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+    loss: Callable[[int], tuple[Tensor, Mapping[str, float | Tensor]]],
     settings: LoopSettings,
     checkpoint: Path,
     log: Log,
@@ -98,8 +98,8 @@ def train_loop(
 
     Args:
         model: what trains.
-        loss: step number -> scalar loss and what to log; draws its data from the step number alone, so that a resumed
-            run is the same run.
+        loss: step number -> scalar loss and what to log, which is read now and then only, since a GPU waits for it;
+            draws its data from the step number alone, so that a resumed run is the same run.
         settings: as given.
         checkpoint: file that is written atomically, and resumed from if it stands; a line per log goes to
             ``curve.jsonl`` beside it.
@@ -137,8 +137,9 @@ def train_loop(
             if not math.isfinite(mean):
                 raise FloatingPointError(f"The loss is {mean} at step {step}; lower lr (now {settings.lr}).")
             rate = (step - first) * settings.batch_size / (now - logged)
-            log(f"step {step}/{settings.steps}  loss {mean:.5f}  {rate:.0f} images/s  " + _numbers(numbers))
-            line = {"step": step, "loss": mean, "images_per_s": rate, **numbers}
+            read = {name: float(value) for name, value in numbers.items()}
+            log(f"step {step}/{settings.steps}  loss {mean:.5f}  {rate:.0f} images/s  " + _numbers(read))
+            line = {"step": step, "loss": mean, "images_per_s": rate, **read}
             with curve.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             first, logged = step, now

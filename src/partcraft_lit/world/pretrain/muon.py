@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,21 @@ def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
     """The nearest matrix with orthonormal rows or columns, roughly: U V^T of the singular value decomposition.
 
     Args:
-        matrix: (m, n) float32.
+        matrix: (m, n) or (B, m, n) float32.
         iterations: of Newton and Schulz.
 
     Returns:
-        (m, n), singular values between about 0.7 and 1.2; zeros for zeros.
+        The same shape, singular values between about 0.7 and 1.2; zeros for zeros.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / wide.norm().clamp_min(1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    wide = matrix.mT if tall else matrix
+    wide = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)).view(-1, *wide.shape[-2:])
     a, b, c = _QUINTIC
-    for _ in range(iterations):
-        gram = wide @ wide.T
-        wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+    for _ in range(iterations):  # few calls, since the matrices are small: most of a step on a GPU would go into calls
+        gram = torch.bmm(wide, wide.mT)
+        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    wide = wide.mT if tall else wide
+    return wide.reshape(matrix.shape)
 
 
 class Muon(torch.optim.Optimizer):
@@ -63,19 +65,24 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of all weights that have a gradient."""
+        """One update of all weights that have a gradient; those of one shape together, which a GPU needs."""
         if closure is not None:
             raise ValueError("Muon takes no closure.")
         for group in self.param_groups:
+            shapes: dict[tuple[int, int], list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                    shapes.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
+            for shape, parameters in shapes.items():
+                self._update(parameters, shape, group)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        average = state.setdefault("momentum", torch.zeros_like(parameter))
-        average.lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(average, group["momentum"]).flatten(1)
-        scale = group["rms"] * max(ahead.shape) ** 0.5  # an orthogonal (m, n) has the root mean square max(m, n)^-1/2
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(orthogonalized(ahead.float()).view_as(parameter), alpha=-group["lr"] * scale)
+    def _update(self, parameters: list[Tensor], shape: tuple[int, int], group: dict[str, Any]) -> None:
+        averages = [self.state[one].setdefault("momentum", torch.zeros_like(one)) for one in parameters]
+        gradients = [cast(Tensor, one.grad) for one in parameters]
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
+        matrices = torch.stack([one.reshape(shape) for one in ahead]).float()
+        scale = group["rms"] * max(shape) ** 0.5  # an orthogonal (m, n) has the root mean square max(m, n)^-1/2
+        updates = [one.view_as(of) for one, of in zip(orthogonalized(matrices), parameters, strict=True)]
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +14,14 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from partcraft_lit.backbones.sampling import guidance_rescale
 from partcraft_lit.core.files import atomic_write
 from partcraft_lit.core.images import to_unit
 from partcraft_lit.core.visualization import grid, label, save_png, stack, upscale
 from partcraft_lit.world.pretrain.autoencoder import train_autoencoder
-from partcraft_lit.world.pretrain.denoiser import TextAndDenoiser, WarmStart, build_scheduler, train_denoiser
+from partcraft_lit.world.pretrain.denoiser import TextAndDenoiser, build_denoiser, build_scheduler, train_denoiser
 from partcraft_lit.world.pretrain.loop import Log, LoopSettings
+from partcraft_lit.world.pretrain.pool import PoolSettings, example_source
 from partcraft_lit.world.pretrain.tokenizer import build_tokenizer
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
 
@@ -44,6 +47,7 @@ def pretrain(
     denoiser: LoopSettings,
     polish: LoopSettings,
     work: Path,
+    pool: PoolSettings,
     output: Path,
     log: Log,
     grounding_weight: float,
@@ -56,6 +60,7 @@ def pretrain(
         denoiser: likewise the second.
         polish: likewise the third, in which cells count alike where there is little noise.
         work: checkpoints, curves and the sample sheet.
+        pool: where the denoiser's images come from.
         output: folder in diffusers' format.
         log: where a line for people goes.
         grounding_weight: see ``train_denoiser``.
@@ -70,11 +75,14 @@ def pretrain(
     else:
         vae = train_autoencoder(PretrainingScenes(seed), autoencoder, work, log)
         vae.save_pretrained(vae_folder)
-    tokenizer = build_tokenizer()
-    scenes = PretrainingScenes(seed + 1)
-    model = train_denoiser(vae, tokenizer, scenes, denoiser, work, log, grounding_weight)
-    warm_start = WarmStart(model, denoiser.steps)
-    model = train_denoiser(vae, tokenizer, scenes, polish, work, log, grounding_weight, warm_start)
+    device = torch.device(denoiser.device)
+    vae.to(device).eval().requires_grad_(False)
+    tokenizer, scenes = build_tokenizer(), PretrainingScenes(seed + 1)
+    source = example_source(pool, scenes, tokenizer, vae, device, work, log)
+    model = build_denoiser(tokenizer, vae.config.latent_channels, scenes.seed)
+    train = partial(train_denoiser, source, scenes.seed, log=log, grounding_weight=grounding_weight)
+    model = train(model, denoiser, work / "denoiser.pt")
+    model = train(model.requires_grad_(True), polish, work / "polish.pt", polished_from=denoiser.steps)
     return package(vae, model, tokenizer, seed, output, work, log)
 
 
@@ -149,7 +157,12 @@ def sample_sheet(pipeline: StableDiffusionPipeline, per_caption: int = 6, steps:
     for row, text in enumerate(SHEET_CAPTIONS):
         generators = [torch.Generator().manual_seed(100 * row + column) for column in range(per_caption)]
         images = pipeline(
-            [text] * per_caption, num_inference_steps=steps, guidance_scale=5.0, generator=generators, output_type="pt"
+            [text] * per_caption,
+            num_inference_steps=steps,
+            guidance_scale=4.0,
+            guidance_rescale=guidance_rescale(pipeline.scheduler),
+            generator=generators,
+            output_type="pt",
         ).images
         cells = [upscale(image, 128) for image in (images * 255).round().to(torch.uint8)]
         rows.append(label(grid(cells, columns=per_caption, pad=4), text, "above", 11))

@@ -15,6 +15,7 @@ from partcraft_lit.world.pretrain import oracle, recipe
 from partcraft_lit.world.pretrain.dit import pretrain_transformer
 from partcraft_lit.world.pretrain.loop import LoopSettings
 from partcraft_lit.world.pretrain.patch_features import train_patch_features
+from partcraft_lit.world.pretrain.pool import PoolSettings
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
 
 
@@ -25,6 +26,7 @@ def pretrain(
     folder: Path,
     output_dir: Path | None,
     grounding_weight: float,
+    pool: PoolSettings,
 ) -> Path:
     """One of the embedded networks, from scratch or from where it was stopped.
 
@@ -36,6 +38,7 @@ def pretrain(
         folder: run folder; checkpoints, curves and sample sheet are in its ``checkpoints``.
         output_dir: folder that the weights replace; None leaves them in ``weights`` of the run folder.
         grounding_weight: of the loss that ties words to parts, in the denoiser of the model.
+        pool: where images of "model" and "dit" come from.
 
     Returns:
         The folder with the weights.
@@ -43,7 +46,7 @@ def pretrain(
     stages = Stages()
     work, made = folder / "checkpoints", folder / "weights"
     work.mkdir(parents=True, exist_ok=True)
-    model, dit = (partial(one, grounding_weight=grounding_weight) for one in (_model, _dit))
+    model, dit = (partial(one, grounding_weight=grounding_weight, pool=pool) for one in (_model, _dit))
     trainers: dict[str, Callable[..., None]] = {"model": model, "dit": dit, "features": _features, "oracle": _oracle}
     with stages.stage(f"pretrain {stage}"):
         trainers[stage](seed, loops, work, made, stages)
@@ -66,17 +69,28 @@ def replace_folder(made: Path, place: Path) -> None:
 
 
 def _model(
-    seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages, grounding_weight: float
+    seed: int,
+    loops: Mapping[str, LoopSettings],
+    work: Path,
+    made: Path,
+    stages: Stages,
+    grounding_weight: float,
+    pool: PoolSettings,
 ) -> None:
-    recipe.pretrain(
-        seed, loops["autoencoder"], loops["denoiser"], loops["polish"], work, made, stages.log, grounding_weight
-    )
+    lengths = loops["autoencoder"], loops["denoiser"], loops["polish"]
+    recipe.pretrain(seed, *lengths, work, pool, made, stages.log, grounding_weight)
 
 
 def _dit(
-    seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages, grounding_weight: float
+    seed: int,
+    loops: Mapping[str, LoopSettings],
+    work: Path,
+    made: Path,
+    stages: Stages,
+    grounding_weight: float,
+    pool: PoolSettings,
 ) -> None:
-    pretrain_transformer(seed, loops["dit"], work, made, stages.log, grounding_weight)
+    pretrain_transformer(seed, loops["dit"], pool, work, made, stages.log, grounding_weight)
 
 
 def _features(seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages) -> None:
