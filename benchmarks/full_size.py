@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import json
 import math
 import os
@@ -94,8 +95,12 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
     parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--listen", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.listen:
+        listen()
+        return
     if given.case:
         print(json.dumps(measure(Case(**json.loads(given.case)))))
         return
@@ -105,6 +110,23 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for case in cases(given):
         print(row(case), flush=True)
+
+
+def listen() -> None:
+    """Measures the cases that come in, a line of JSON each, and answers with a line each: null for one that failed.
+
+    On a GPU, where the peak of memory can be forgotten between them, and a start takes longer than a measurement.
+    """
+    for line in sys.stdin:
+        found = None
+        try:
+            found = measure(Case(**json.loads(line)))
+        except Exception as error:  # no memory, mostly; the next case may fit
+            print(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", file=sys.stderr, flush=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(json.dumps(found), flush=True)
 
 
 def cases(given: argparse.Namespace) -> Iterator[Case]:
@@ -162,7 +184,7 @@ def measure(case: Case) -> dict[str, Any]:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            value = float(loss)  # waits for the device
+            value = float(loss.detach())  # waits for the device
             seconds.append(time.perf_counter() - started)
             own.append(time.process_time() - own_started)
     counted, own = seconds[1:] or seconds, own[1:] or own

@@ -73,6 +73,7 @@ def main() -> None:
         shape = ["--shape", "mini", "--steps", "1"] if given.small else ["--shape", "sd15_512", "--steps", "10"]
         log(_run("step.py", *shape, "--batch", "2", "--device", given.device, "--precision", "bf16", "--stages"))
     log(f"\n{HEAD}")
+    meter = Meter()
     for kind in reversed(models):  # the transformers first: they have been measured least
         if given.small and kind == "sdxl":
             continue
@@ -83,13 +84,13 @@ def main() -> None:
                 if time.monotonic() > end:
                     log(f"| {kind} | {form} | {case.batch} | not started: --minutes are over | | | |")
                     break
-                if not row(log, case, form, rate, given.small):
+                if not row(log, meter, case, form, rate, given.small):
                     break
 
 
-def row(log: Log, case: Case, form: str, rate: float, small: bool) -> bool:
+def row(log: Log, meter: Meter, case: Case, form: str, rate: float, small: bool) -> bool:
     """One line of the table; False if the case did not run."""
-    found = measured(case)
+    found = meter(case)
     if found is None:
         log(f"| {case.kind} | {form} | {case.batch} | did not run | | | |", case=asdict(case), found=None)
         return False
@@ -137,15 +138,26 @@ def growing(given: argparse.Namespace, kind: str, changes: dict[str, Any]) -> It
         )
 
 
-def measured(case: Case) -> dict[str, Any] | None:
-    """In a process of its own; None if it fails, for want of memory mostly."""
-    command = [sys.executable, str(HERE / "full_size.py"), "--case", json.dumps(asdict(case))]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    if done.returncode:
-        print((done.stderr.strip().splitlines() or ["it said nothing"])[-1], file=sys.stderr)
-        return None
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+class Meter:
+    """Measures cases in one process beside this one, whose memory is its own and which starts once."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def __call__(self, case: Case) -> dict[str, Any] | None:
+        """None if it fails, for want of memory mostly."""
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, str(HERE / "full_size.py"), "--listen"]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", bufsize=1
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps(asdict(case)), file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith(("{", "null")):
+                found: dict[str, Any] | None = json.loads(line)
+                return found
+        return None  # it died; the next case starts another
 
 
 def _run(file: str, *arguments: str) -> str:
