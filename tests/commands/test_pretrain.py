@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,18 @@ def test_no_other_folder_is_replaced(new_workshop, tmp_path):
 def test_mistakes(new_workshop, override, message):
     ended = pretrain(new_workshop(), override)
     assert ended.code == 2 and message in ended.out
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (("pool.images=90000000000000",), "the drawn images take 1530000000.0 GB, and .* GB free"),
+        (("pool.folder={file}",), "file.txt is a file; name a folder"),
+        (("pool.images=0",), "pool.images"),
+    ],
+)
+def test_room_for_drawn_images_is_checked_first(new_workshop, tmp_path, given, message):
+    (tmp_path / "file.txt").touch()
+    ended = pretrain(new_workshop(), *(text.format(file=tmp_path / "file.txt") for text in given))
+    assert ended.code == 2 and re.search(message, ended.out), ended.out
+    assert "images/s" not in ended.out

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.testing import assert_close
 
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.randomness import torch_generator
 from partcraft_lit.world.pretrain import pool as pool_module
 from partcraft_lit.world.pretrain.autoencoder import build_autoencoder
@@ -35,8 +36,7 @@ def folder(tmp_path_factory) -> Path:
     found = tmp_path_factory.mktemp("pool") / "pool"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool_module, "_SHARE", 5)
-        draw_pool(SCENES, IMAGES, 2, found, lambda line: None)
-    return found
+        return draw_pool(SCENES, IMAGES, 2, found, lambda line: None)
 
 
 @pytest.fixture
@@ -83,16 +83,19 @@ def test_an_empty_caption_names_no_part_and_tells_no_shape(folder, vae, monkeypa
     assert not torch.cat([truth.told for truth in truths])[empty].any()
 
 
-def test_what_is_drawn_is_kept_and_another_pool_replaces_it(folder, tmp_path):
+def test_what_is_drawn_is_kept_beside_other_files_and_other_pools(tmp_path):
     lines: list[str] = []
-    place = tmp_path / "pool"
-    draw_pool(SCENES, 2, 1, place, lines.append)
+    (tmp_path / "notes.txt").write_text("mine")
+    first = draw_pool(SCENES, 2, 1, tmp_path, lines.append)
     assert not lines
-    draw_pool(SCENES, 2, 1, place, lines.append)
-    assert lines == [f"2 drawn images taken from {place}"]
-    before = (place / "images.npy").read_bytes()
-    draw_pool(dataclasses.replace(SCENES, seed=6), 2, 1, place, lines.append)
-    assert len(lines) == 1 and (place / "images.npy").read_bytes() != before
+    before = (first / "images.npy").read_bytes()
+    assert draw_pool(SCENES, 2, 1, tmp_path, lines.append) == first
+    assert lines == [f"2 drawn images taken from {first}"]
+    (tmp_path / "2_of_seed_6_64_px").write_text("a file in the way")
+    with pytest.raises(UserError, match="2_of_seed_6_64_px: is there something else"):
+        draw_pool(dataclasses.replace(SCENES, seed=6), 2, 1, tmp_path, lines.append)
+    assert (first / "images.npy").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, "2_of_seed_6_64_px", "notes.txt"]
 
 
 def test_without_a_number_images_are_drawn_for_each_step(vae, tmp_path):

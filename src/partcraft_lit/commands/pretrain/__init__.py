@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from partcraft_lit.config import factories
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError
 
+#: On disk: pixels, labels and what is known of them.
+_BYTES_PER_IMAGE = 17_000
 #: File that marks a folder of weights of each stage; no other folder is replaced.
 _MARKS = {
     "model": "model_index.json",
@@ -28,6 +31,8 @@ def check(values: Mapping[str, Any]) -> PretrainSettings:
     if given not in (None, "auto") and Path(given).is_file():
         raise UserError(f"ckpt_path={given}: wanted auto, null or a run folder; its checkpoints are found there.")
     _check_output(settings)
+    if settings.stage in ("model", "dit"):
+        _check_pool(settings)
     return settings
 
 
@@ -58,6 +63,22 @@ def main(values: Mapping[str, Any], folder: Path) -> Any:
     )
     rundir.mark_finished(folder)
     return result
+
+
+def _check_pool(settings: PretrainSettings) -> None:
+    """Raises a UserError if the drawn images have no room: they come after the autoencoder, minutes later."""
+    images, folder = settings.pool.images, settings.pool.folder or settings.paths.logs
+    if images is None:
+        return
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"pool.folder={folder}: {there} is a file; name a folder for the drawn images.")
+    needed, free = images * _BYTES_PER_IMAGE, shutil.disk_usage(there).free
+    if needed > free:
+        raise UserError(
+            f"pool.images={images}: the drawn images take {needed / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB "
+            "free. Name another place with pool.folder, or take fewer images; pool.images=null draws each step's own."
+        )
 
 
 def _check_output(settings: PretrainSettings) -> None:

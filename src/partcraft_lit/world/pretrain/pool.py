@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import multiprocessing
-import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from partcraft_lit.core.files import atomic_write
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.randomness import epoch_index
 from partcraft_lit.world.pretrain.examples import (
     EMPTY_CAPTIONS,
@@ -39,7 +40,8 @@ _SHARE = 1000
 #: Images that the autoencoder takes at a time.
 _ENCODED = 2048
 _TEXT_LENGTH = 77
-_INFO = "pool.json"
+#: In the folder of checkpoints, where no other folder is named.
+OWN_FOLDER = "pool"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class PoolSettings:
     Attributes:
         images: so many are drawn once and seen in a new order each epoch; None draws those of each step.
         workers: processes that draw them.
-        folder: of the drawn images; runs with scenes of the same seed may share one. None: in the run's folder.
+        folder: of the drawn images, which several runs may share. None: in the run's folder, until it has ended.
     """
 
     images: int | None = None
@@ -76,8 +78,7 @@ def example_source(
     """
     if pool.images is None:
         return FreshExamples(scenes, tokenizer, vae, device)
-    folder = pool.folder or work / "pool"
-    draw_pool(scenes, pool.images, pool.workers, folder, log)
+    folder = draw_pool(scenes, pool.images, pool.workers, pool.folder or work / OWN_FOLDER, log)
     return PooledExamples(folder, scenes.seed, tokenizer, vae, device)
 
 
@@ -123,33 +124,55 @@ class PooledExamples:
         return Examples(self.latents[chosen].float(), truth, self.longest)
 
 
-def draw_pool(scenes: PretrainingScenes, images: int, workers: int, folder: Path, log: Log) -> None:
-    """Draws the first images of ``scenes`` into ``folder``, one array of numpy's per kind; a drawn pool is kept.
+def draw_pool(scenes: PretrainingScenes, images: int, workers: int, folder: Path, log: Log) -> Path:
+    """Draws the first images of ``scenes``, one array of numpy's per kind; what is drawn already is kept.
 
     Args:
         scenes: images and captions by index.
         images: how many.
         workers: processes that draw.
-        folder: of the arrays; what another pool left there is replaced.
+        folder: gets a folder for each seed and number of images; several runs may share it.
         log: where a line for people goes.
+
+    Returns:
+        The folder of the arrays.
     """
-    info = {"seed": scenes.seed, "images": images, "size": scenes.size}
-    marker = folder / _INFO
-    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == info:
-        log(f"{images} drawn images taken from {folder}")
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    place = folder / f"{images}_of_seed_{scenes.seed}_{scenes.size}_px"
+    if place.is_dir():
+        log(f"{images} drawn images taken from {place}")
+        return place
+    folder.mkdir(parents=True, exist_ok=True)
+    # elsewhere until it is whole: another run that draws the same is not disturbed
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".drawing-", ignore_cleanup_errors=True) as temporary:
+        _draw_all(scenes, images, workers, Path(temporary), log)
+        with contextlib.suppress(OSError):  # drawn by another run meanwhile
+            Path(temporary).rename(place)
+    if not place.is_dir():
+        raise UserError(f"The drawn images could not be put at {place}: is there something else of this name?")
+    return place
+
+
+def _draw_all(scenes: PretrainingScenes, images: int, workers: int, folder: Path, log: Log) -> None:
     for name, (dtype, shape) in _arrays(scenes.size).items():
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(images, *shape))
     shares = [range(start, min(start + _SHARE, images)) for start in range(0, images, _SHARE)]
+    draw = partial(_draw_share, scenes, folder)
+    with _processes(workers) as drawn_shares:
+        for done, _ in enumerate(drawn_shares(draw, shares), start=1):
+            if done % 50 == 0:
+                log(f"drawn {done * _SHARE} of {images} images")
+
+
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[Callable[..., Iterable[None]]]:
+    """``map`` over so many processes; one is this one."""
+    if workers == 1:
+        yield map
+        return
     # spawned: a fork of a process that has used a GPU or threads may hang
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for done, _ in enumerate(pool.map(partial(_draw_share, scenes, folder), shares), start=1):
-            if done % 50 == 0:
-                log(f"drawn {done * _SHARE} of {images} images")
-    atomic_write(marker, json.dumps(info) + "\n")
+        yield pool.map
 
 
 def _draw_share(scenes: PretrainingScenes, folder: Path, indices: range) -> None:

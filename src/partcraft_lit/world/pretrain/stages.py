@@ -15,7 +15,7 @@ from partcraft_lit.world.pretrain import oracle, recipe
 from partcraft_lit.world.pretrain.dit import pretrain_transformer
 from partcraft_lit.world.pretrain.loop import LoopSettings
 from partcraft_lit.world.pretrain.patch_features import train_patch_features
-from partcraft_lit.world.pretrain.pool import PoolSettings
+from partcraft_lit.world.pretrain.pool import OWN_FOLDER, PoolSettings
 from partcraft_lit.world.zoo.scenes import PretrainingScenes
 
 
@@ -50,6 +50,7 @@ def pretrain(
     trainers: dict[str, Callable[..., None]] = {"model": model, "dit": dit, "features": _features, "oracle": _oracle}
     with stages.stage(f"pretrain {stage}"):
         trainers[stage](seed, loops, work, made, stages)
+    shutil.rmtree(work / OWN_FOLDER, ignore_errors=True)  # gigabytes that nobody needs any more
     if output_dir is not None:
         replace_folder(made, output_dir)
         made = output_dir
