@@ -25,6 +25,8 @@ _MOST_IN_A_ROW = 3
 _MOST_BANDS = 4
 _ASIDE = 2.6
 _TITLE_LETTERS, _LABEL_LETTERS = 92, 40
+#: Letters of a line of a bar's name, and of the titles of a row of panels together.
+_NAME_LETTERS, _ROW_LETTERS = 32, 75
 _BEST, _OTHERS, _INK = "#3a8cc4", "#c3dbeb", "#20242c"
 
 
@@ -101,7 +103,7 @@ def draw_figure(path: Path, title: str, figure: Figure) -> Path:
         whole.suptitle(heading, x=0.012, ha="left")
         grid = whole.subplots(rows, columns, squeeze=False, sharey=False if lines else "row")
         for panel, axes in zip(panels, grid.flat):
-            axes.set_title(panel.title)
+            axes.set_title(textwrap.fill(panel.title, _ROW_LETTERS // columns))
             if lines:
                 _draw_lines(axes, panel, figure, names)
             else:
@@ -127,7 +129,8 @@ def _draw_bars(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
         axes.annotate(
             short(bar.mean), (end, place), (5, 0), textcoords="offset points", va="center", size=9, weight=weight
         )
-    axes.set_yticks(range(len(names)), [textwrap.shorten(name, 32, placeholder="…") for name in names], size=10)
+    labels = [textwrap.fill(name, _NAME_LETTERS) for name in names]
+    axes.set_yticks(range(len(names)), labels, size=9 if any("\n" in label for label in labels) else 10)
     axes.tick_params(axis="y", labelcolor=_INK)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
