@@ -11,7 +11,7 @@ from partcraft_lit.backbones.sampling import (
     guidance_rescale,
     initial_noise,
     make_scheduler,
-    rescaled,
+    rescale_noise_cfg,
     sample,
 )
 from partcraft_lit.backbones.stable_diffusion import StableDiffusion
@@ -100,10 +100,10 @@ def test_a_model_whose_schedule_ends_in_noise_is_rescaled_as_diffusers_does_it(m
 
 def test_rescaling_by_hand():
     cond, guided = torch.randn(2, 4, 3, 3), 3 * torch.randn(2, 4, 3, 3)
-    assert torch.equal(rescaled(guided, cond, 0.0), guided)
-    whole = rescaled(guided, cond, 1.0)
+    assert torch.equal(rescale_noise_cfg(guided, cond, 0.0), guided)
+    whole = rescale_noise_cfg(guided, cond, 1.0)
     assert_close(whole.std(dim=(1, 2, 3)), cond.std(dim=(1, 2, 3)))
-    assert_close(rescaled(guided, cond, 0.25), 0.75 * guided + 0.25 * whole)
+    assert_close(rescale_noise_cfg(guided, cond, 0.25), 0.75 * guided + 0.25 * whole)
 
 
 def test_default_negative_is_the_empty_prompt_and_one_serves_all(tiny_backbone, tokens, tiny_tokenizer):

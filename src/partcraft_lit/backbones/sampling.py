@@ -148,7 +148,7 @@ def _denoise(
         model_pred = backbone.denoise(model_input, timestep.expand(len(model_input)), conditioning)
         if negative is not None:
             uncond, cond = model_pred.chunk(2)
-            model_pred = rescaled(uncond + guidance_scale * (cond - uncond), cond, rescale)
+            model_pred = rescale_noise_cfg(uncond + guidance_scale * (cond - uncond), cond, rescale)
         latents = scheduler.step(model_pred, timestep, latents, **extra).prev_sample
     return to_uint8(backbone.decode_latents(latents)).cpu()
 
@@ -156,14 +156,14 @@ def _denoise(
 def guidance_rescale(noise_scheduler: Any) -> float:
     """How much of guidance's gain in contrast is taken back; diffusers' pipelines have an argument of this name.
 
-    0.7 for a noise schedule that ends in pure noise, on which guidance would overexpose images, else 0.
+    0.7 for a noise schedule of zero terminal SNR, on which guidance would overexpose images, else 0.
 
     Source: Lin et al. (arXiv 2305.08891), section 3.4.
     """
     return 0.7 if getattr(noise_scheduler.config, "rescale_betas_zero_snr", False) else 0.0
 
 
-def rescaled(guided: Tensor, cond: Tensor, rescale: float) -> Tensor:
+def rescale_noise_cfg(guided: Tensor, cond: Tensor, rescale: float) -> Tensor:
     """The guided prediction, (B, C, h, w), with ``rescale`` of the way to the deviation of the conditional one.
 
     Source: Lin et al. (arXiv 2305.08891), equations 15 and 16.

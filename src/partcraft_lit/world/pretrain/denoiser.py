@@ -33,7 +33,7 @@ TEXT_WIDTH = 128
 
 
 def build_scheduler() -> DDPMScheduler:
-    """Stable Diffusion's noise schedule with v-prediction, scaled to end in pure noise.
+    """Stable Diffusion's noise schedule with v-prediction, rescaled to zero terminal SNR.
 
     With a rest of the image at its last timestep, a model learns to read layout and brightness from that rest, which
     sampling does not offer.

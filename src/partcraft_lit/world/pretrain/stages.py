@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from partcraft_lit.core.progress import Stages
@@ -46,10 +45,15 @@ def pretrain(
     stages = Stages()
     work, made = folder / "checkpoints", folder / "weights"
     work.mkdir(parents=True, exist_ok=True)
-    model, dit = (partial(one, grounding_weight=grounding_weight, pool=pool) for one in (_model, _dit))
-    trainers: dict[str, Callable[..., None]] = {"model": model, "dit": dit, "features": _features, "oracle": _oracle}
+    lengths = loops["autoencoder"], loops["denoiser"], loops["polish"]
+    trainers: dict[str, Callable[[], object]] = {
+        "model": lambda: recipe.pretrain(seed, *lengths, work, pool, made, stages.log, grounding_weight),
+        "dit": lambda: pretrain_transformer(seed, loops["dit"], pool, work, made, stages.log, grounding_weight),
+        "features": lambda: _features(seed, loops, work, made, stages),
+        "oracle": lambda: _oracle(seed, loops, work, made, stages),
+    }
     with stages.stage(f"pretrain {stage}"):
-        trainers[stage](seed, loops, work, made, stages)
+        trainers[stage]()
     shutil.rmtree(work / OWN_FOLDER, ignore_errors=True)  # gigabytes that nobody needs any more
     if output_dir is not None:
         replace_folder(made, output_dir)
@@ -67,31 +71,6 @@ def replace_folder(made: Path, place: Path) -> None:
         place.rename(old)
     new.rename(place)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _model(
-    seed: int,
-    loops: Mapping[str, LoopSettings],
-    work: Path,
-    made: Path,
-    stages: Stages,
-    grounding_weight: float,
-    pool: PoolSettings,
-) -> None:
-    lengths = loops["autoencoder"], loops["denoiser"], loops["polish"]
-    recipe.pretrain(seed, *lengths, work, pool, made, stages.log, grounding_weight)
-
-
-def _dit(
-    seed: int,
-    loops: Mapping[str, LoopSettings],
-    work: Path,
-    made: Path,
-    stages: Stages,
-    grounding_weight: float,
-    pool: PoolSettings,
-) -> None:
-    pretrain_transformer(seed, loops["dit"], pool, work, made, stages.log, grounding_weight)
 
 
 def _features(seed: int, loops: Mapping[str, LoopSettings], work: Path, made: Path, stages: Stages) -> None:
