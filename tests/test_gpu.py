@@ -37,7 +37,7 @@ METHODS = {
     ),
     "partcraft": (),
     "partcraft_released": (),
-    "partcraft_remix": (),
+    "partcraft_features": (),
 }
 
 

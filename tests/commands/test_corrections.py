@@ -81,8 +81,10 @@ def test_corrections_and_new_images_leave_other_parts_of_a_trained_run(corrected
 
 
 @pytest.mark.slow
-def test_split_parts_are_untrained_until_the_run_goes_on(corrected_place, plain):
+@pytest.mark.parametrize("method", ["partcraft", "partcraft_features"])
+def test_split_parts_are_untrained_until_the_run_goes_on(corrected_place, plain, method):
     place, _ = corrected_place
+    plain = (*plain, f"method={method}")
     run = place.train(*plain, "seed=3")
     trained = trained_codes(run)
     (run / "parts.yaml").write_text("split: {1: 2}\n", encoding="utf-8")

@@ -102,7 +102,7 @@ def test_settings_that_do_not_go_together() -> None:
         check_mixing(settings.data, settings.loss)
 
     check("data.crops=encode", "data.mix.swap=0.5")
-    check("method=partcraft_remix")
+    check("method=partcraft_features")
     for override in ("data.mix.recompose=0.5", "data.mix.degrade=0.5", "loss.predictor=0.1"):
         with pytest.raises(UserError, match=r"work on cached latents, and data\.crops=encode"):
             check("data.crops=encode", override)

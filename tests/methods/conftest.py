@@ -30,9 +30,17 @@ def settings_of(*overrides: str) -> TrainSettings:
     return train.check(config.plain(config.compose("train", ["parts.M=2", "parts.K=3", *overrides])))
 
 
+def centroids(codes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """(K_m, 5) random directions of each part."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.nn.functional.normalize(torch.randn(number, 5, generator=generator), dim=1) for number in codes)
+
+
 def build(backbone: Backbone, *overrides: str, codes: tuple[int, ...] = CODES) -> PersonalizationModule:
     """The module of these overrides, on a backbone that is the caller's to change."""
-    dictionary = SimpleNamespace(names=NAMES[: len(codes)], codes_per_part=codes, metadata={})
+    dictionary = SimpleNamespace(
+        names=NAMES[: len(codes)], codes_per_part=codes, code_centroids=centroids(codes), metadata={}
+    )
     settings = settings_of(*overrides)
     settings.method.check(settings, "bird")
     return build_module(settings, dictionary, backbone, "bird")
@@ -97,7 +105,7 @@ def fit(module: PersonalizationModule, batch: TrainingBatch, steps: int, *callba
 
 @pytest.fixture
 def tools() -> SimpleNamespace:
-    return SimpleNamespace(settings_of=settings_of, build=build, batch_of=batch_of, fit=fit)
+    return SimpleNamespace(settings_of=settings_of, build=build, batch_of=batch_of, fit=fit, centroids=centroids(CODES))
 
 
 @pytest.fixture(name="settings_of", scope="session")

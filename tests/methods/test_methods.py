@@ -207,6 +207,7 @@ def test_a_rare_word_that_does_not_train(fresh_backbone, tools):
         (["method.tokens.init=[a,b,c]"], r"no word, one for all foreground parts, or one for each of the 2"),
         (["method.tokens.trained=false"], r"keeps the tokens at their first vectors: name a rare word"),
         (["method.unet=lora"], r"trains nothing of the model, got method\.unet=lora"),
+        (["mapper.init=features"], r"set mapper\.layers to 1 or more, or mapper\.init=random"),
         (["mapper.layers=2"], r"has no mapper, got mapper\.layers=2"),
         (["mapper.position=true", "method.tokens.init=[bird]"], r"set mapper\.layers=0 and mapper\.position=false"),
         (["method.tokens.init=[bird]", "method.tokens.trained=false"], r"Nothing would train"),

@@ -150,3 +150,14 @@ def test_groups_ask_for_clusters_that_every_group_shows():
     _, grouped = cosine_kmeans(x, 2, seed=1, groups=group)
     assert mutual_info_score(plain, group % 2) == pytest.approx(math.log(2))
     assert mutual_info_score(grouped, truth) == pytest.approx(math.log(2))
+
+
+def test_the_best_of_several_candidates_finds_many_clusters_more_often():
+    points, truth = blobs(per_blob=20, dim=24, count=20, spread=0.08)
+    found = {
+        greedy: sum(
+            same_partition(cosine_kmeans(points, 20, nredo=1, seed=seed, greedy=greedy)[1], truth) for seed in range(20)
+        )
+        for greedy in (False, True)
+    }
+    assert found[True] >= 2 * max(found[False], 1), found

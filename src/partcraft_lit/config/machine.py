@@ -56,11 +56,11 @@ def backbone_for(dataset: str) -> str:
 def miniature_for(backbone: str, dataset: str, method: str) -> str:
     """Of the group ``recipe/miniature``; ``backbone`` is "" where it is that of the data set.
 
-    The demo's mapper, adapter, rates and loss are PartCraft's, with and without remixing; other methods have their own.
+    The demo's mapper, adapter, rates and loss are PartCraft's, the paper's and beyond; other methods have their own.
     """
     if not (backbone or backbone_for(dataset)).startswith("mini"):
         return "none"
-    recipe = "demo" if method in ("partcraft", "partcraft_remix") else "any_method"
+    recipe = "demo" if method in ("partcraft", "partcraft_features") else "any_method"
     return f"{recipe}_dit" if backbone == "mini_dit" else recipe
 
 

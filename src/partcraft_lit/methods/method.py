@@ -20,6 +20,7 @@ from partcraft_lit.core.types import Backbone, ExampleTransform, LossTerm, Token
 from partcraft_lit.methods.optim import OptimSettings
 from partcraft_lit.parts.settings import PartsSettings
 from partcraft_lit.tokens.captions import TEMPLATES, CaptionBuilder
+from partcraft_lit.tokens.feature_codes import CodeFeatures
 from partcraft_lit.tokens.grammar import PartVocabulary
 from partcraft_lit.tokens.mapper import TokenMapper, mean_norm
 from partcraft_lit.tokens.settings import CaptionSettings, MapperSettings, TokenSettings
@@ -122,6 +123,8 @@ class MethodContext:
         class_noun: of the dataset, or "".
         mapper, lora: settings of these groups.
         seed: of initial weights.
+        features: of the dictionary's codes, for ``mapper.init=features``. None where only the names and numbers of
+            codes are known, or where weights are loaded next.
     """
 
     vocabulary: PartVocabulary
@@ -130,6 +133,7 @@ class MethodContext:
     mapper: MapperSettings
     lora: LoraSettings
     seed: int
+    features: CodeFeatures | None = None
 
     def make_mapper(self, inject: Inject = "before") -> TokenMapper:
         """Token mapper for the dictionary and the widths of what its vectors replace."""
@@ -143,6 +147,7 @@ class MethodContext:
             norm_match=self._norms(inject) if settings.norm_match else None,
             hidden=settings.hidden,
             init_std=settings.init_std,
+            features=self.features if settings.init == "features" else None,
             seed=self.seed,
         )
 

@@ -119,6 +119,11 @@ class PartTokensRecipe:
                 trains.
         """
         words = self.words(class_noun)
+        if settings.mapper.init == "features" and not settings.mapper.layers:
+            raise UserError(
+                "mapper.init=features starts codes from features, which only a mapper can turn into words: set "
+                "mapper.layers to 1 or more, or mapper.init=random."
+            )
         if words and (settings.mapper.layers or settings.mapper.position):
             raise UserError(
                 "method.tokens.init gives the tokens' first vectors, and a mapper would change them: set "

@@ -277,6 +277,7 @@ class _Correcting:
             niter=self.settings.niter,
             seed=derive_seed(self.seed, "discovery", f"codes{part}"),
             max_points=self.settings.max_patches,
+            greedy=True,
         )
         return by_size(table, labels)[0]
 

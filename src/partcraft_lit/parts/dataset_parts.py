@@ -143,7 +143,7 @@ def _codes(vectors: Tensor, settings: PartsSettings, seed: int) -> tuple[Tensor,
     """Centroids (K', D) and the code of each row; a part that no patch shows has one code, a row of zeros."""
     if settings.K == 1 or not bool((vectors.norm(dim=1) > 0.5).any()):
         return F.normalize(vectors.sum(dim=0, keepdim=True), dim=1), torch.zeros(len(vectors), dtype=torch.long)
-    return cosine_kmeans(vectors, settings.K, nredo=settings.nredo, niter=settings.niter, seed=seed)
+    return cosine_kmeans(vectors, settings.K, nredo=settings.nredo, niter=settings.niter, seed=seed, greedy=True)
 
 
 def _segmenter(part_features: Tensor, present: Tensor) -> Segmenter:

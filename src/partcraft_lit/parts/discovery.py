@@ -249,7 +249,7 @@ class _Run:
         settings = {name: value for name, value in asdict(self.settings).items() if name not in unrelated}
         images = [self.source.content_hash(index) for index in range(len(self.source))]
         labels = [self.source.label(index) for index in range(len(images))] if self.settings.codes == "class" else []
-        return stable_hash("dictionary", 3, settings, self.seed, self.features.hash, images, labels)
+        return stable_hash("dictionary", 6, settings, self.seed, self.features.hash, images, labels)
 
     def _load_stored(self) -> PartDictionary | None:
         entry = self.store.get("dictionary", self._key()) if self.store is not None else None
@@ -363,6 +363,7 @@ class _Run:
         nredo: int | None = None,
         max_points: int | None = None,
         groups: Tensor | None = None,
+        greedy: bool = False,
     ) -> tuple[Tensor, Tensor]:
         return cosine_kmeans(
             x,
@@ -372,6 +373,7 @@ class _Run:
             seed=derive_seed(self.seed, "discovery", purpose),
             max_points=max_points or self.settings.max_patches,
             groups=groups,
+            greedy=greedy,
         )
 
     # --- pass 2 -------------------------------------------------------------------------------------------------
@@ -434,7 +436,8 @@ class _Run:
     def _cluster_codes(self, segmented: SegmentedImages, part: int, images: Tensor) -> tuple[Tensor, Tensor]:
         """Fitted on ``max_patches`` images at most, spread evenly; then all are read in pieces."""
         fitted = spread(images, self.settings.max_patches)
-        table, labels = self._kmeans(torch.cat(list(segmented.vectors(part, fitted))), self.settings.K, f"codes{part}")
+        vectors = torch.cat(list(segmented.vectors(part, fitted)))
+        table, labels = self._kmeans(vectors, self.settings.K, f"codes{part}", greedy=True)
         if len(fitted) < len(images):
             table, labels = assign(segmented.vectors(part, images), table)
         return by_size(table, labels)

@@ -28,6 +28,7 @@ def cosine_kmeans(
     seed: int = 0,
     max_points: int = 200_000,
     groups: Tensor | None = None,
+    greedy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Clusters directions: unit centroids, assignment by largest cosine, best of ``nredo`` runs.
 
@@ -44,6 +45,8 @@ def cosine_kmeans(
             an object are. Then as many runs again start from rows of one group each, and the run is kept whose mean
             cosine less ``GROUP_COST`` times the mutual information of cluster and group is largest. Without it, two
             kinds of group may be told apart at the price of two clusters that every group shows.
+        greedy: whether every start is the best of several candidates. With as many clusters as a part has codes, single
+            draws leave some cluster without a start, and two that look alike are taken for one.
 
     Returns:
         centroids (k', D) of length 1 with k' <= k, every one with at least one member, and labels (N,) int64, which are
@@ -67,7 +70,7 @@ def cosine_kmeans(
     F.normalize(points, dim=1, out=points)
     best: Tensor | None = None
     best_value = -math.inf
-    for start in _starts(points, k, nredo, seed, None if groups is None else groups[kept]):
+    for start in _starts(points, k, nredo, seed, None if groups is None else groups[kept], greedy):
         centroids = F.normalize(_lloyd(points, start, niter), dim=1)
         value = float(_similarity(points, centroids).double().mean())
         if groups is not None:
@@ -131,9 +134,10 @@ def _subsample(points: Tensor, most: int, seed: int) -> Tensor:
     return points[kept.sort().values]
 
 
-def _starts(points: Tensor, k: int, nredo: int, seed: int, groups: Tensor | None) -> Iterator[Tensor]:
+def _starts(points: Tensor, k: int, nredo: int, seed: int, groups: Tensor | None, greedy: bool) -> Iterator[Tensor]:
+    candidates = 2 + int(math.log(k)) if greedy else 1
     for redo in range(nredo):
-        yield _plus_plus(points, k, seed, redo)
+        yield _plus_plus(points, k, seed, redo, candidates)
     if groups is None:
         return
     names, sizes = groups.unique(return_counts=True)
@@ -142,14 +146,15 @@ def _starts(points: Tensor, k: int, nredo: int, seed: int, groups: Tensor | None
         return
     for redo in range(nredo):
         chosen = large[int(numpy_generator(seed, "kmeans", "group", redo).integers(len(large)))]
-        yield _plus_plus(points[groups == chosen], k, seed, nredo + redo)
+        yield _plus_plus(points[groups == chosen], k, seed, nredo + redo, candidates)
 
 
-def _plus_plus(points: Tensor, k: int, seed: int, redo: int) -> Tensor:
-    """Draws k distinct starts, each with probability proportional to its distance from those before; fewer if there
-    are not k distinct directions.
+def _plus_plus(points: Tensor, k: int, seed: int, redo: int, candidates: int) -> Tensor:
+    """Draws k distinct starts, fewer if there are not k distinct directions. Each is the best of some candidates, which
+    are drawn with probability proportional to their distance from the starts before.
 
-    Source: Arthur and Vassilvitskii, "k-means++", 2007, with 1 - cosine, which is half the squared distance.
+    Source: Arthur and Vassilvitskii, "k-means++", 2007, whose section 5 has the candidates, with 1 - cosine, which is
+    half the squared distance.
     """
     rng = numpy_generator(seed, "kmeans", "start", redo)
     chosen = [int(rng.integers(len(points)))]
@@ -159,10 +164,12 @@ def _plus_plus(points: Tensor, k: int, seed: int, redo: int) -> Tensor:
         total = weights.cumsum(0)
         if total[-1] <= 0:
             break
-        draw = torch.tensor(rng.random(), dtype=torch.float64) * total[-1]
-        index = min(int(torch.searchsorted(total, draw, right=True)), len(points) - 1)
-        chosen.append(index)
-        distance = torch.minimum(distance, 1 - points @ points[index])
+        draws = torch.from_numpy(rng.random(candidates)) * total[-1]
+        drawn = torch.searchsorted(total, draws, right=True).clamp_max(len(points) - 1)
+        distances = torch.minimum(distance[:, None], 1 - points @ points[drawn].T)  # (N, candidates)
+        best = int(distances.sum(dim=0).argmin())
+        chosen.append(int(drawn[best]))
+        distance = distances[:, best]
     return points[chosen]
 
 

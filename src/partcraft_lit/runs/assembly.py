@@ -16,11 +16,12 @@ from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.runs.memory import apply_memory_options
 from partcraft_lit.runs.settings import TrainSettings
 from partcraft_lit.runs.vocabulary import vocabulary_of
+from partcraft_lit.tokens.feature_codes import CodeFeatures
 from partcraft_lit.tokens.grammar import PartVocabulary
 
 #: What a code is that came with a correction of the parts, and what to do.
 UNTRAINED = (
-    "it came with a correction of the parts, and its token is random until the run is trained further (ckpt_path=RUN)"
+    "it came with a correction of the parts, and its token means nothing until the run is trained on (ckpt_path=RUN)"
 )
 
 
@@ -35,17 +36,21 @@ def build_module(
         backbone: changed here: an adapter is added, weights are told to train.
         class_noun: the data set's own noun, used where the settings ask for "auto".
     """
-    module = assemble(settings, vocabulary_of(dictionary), backbone, class_noun)
+    module = assemble(settings, vocabulary_of(dictionary), backbone, class_noun, code_features(dictionary))
     if (base_codes := dictionary.metadata.get("base_codes")) is not None:
         module.use_corrected(base_codes)
     return module
 
 
 def assemble(
-    settings: TrainSettings, vocabulary: PartVocabulary, backbone: Backbone, class_noun: str
+    settings: TrainSettings,
+    vocabulary: PartVocabulary,
+    backbone: Backbone,
+    class_noun: str,
+    features: CodeFeatures | None = None,
 ) -> PersonalizationModule:
-    """``build_module`` where only the names and numbers of codes are known."""
-    method = build_method(settings, vocabulary, backbone, class_noun)
+    """``build_module`` where only the names and numbers of codes may be known."""
+    method = build_method(settings, vocabulary, backbone, class_noun, features)
     method.prepare(backbone)
     apply_memory_options(settings.hardware, backbone, settings.paths.store.expanduser())
     return PersonalizationModule(
@@ -63,10 +68,25 @@ def assemble(
     )
 
 
-def build_method(settings: TrainSettings, vocabulary: PartVocabulary, backbone: Backbone, class_noun: str) -> Method:
+def build_method(
+    settings: TrainSettings,
+    vocabulary: PartVocabulary,
+    backbone: Backbone,
+    class_noun: str,
+    features: CodeFeatures | None = None,
+) -> Method:
     """What the recipe of the settings makes of the dictionary; the backbone is only looked at."""
     recipe: Recipe = settings.method
-    return recipe.build(MethodContext(vocabulary, backbone, class_noun, settings.mapper, settings.lora, settings.seed))
+    return recipe.build(
+        MethodContext(vocabulary, backbone, class_noun, settings.mapper, settings.lora, settings.seed, features)
+    )
+
+
+def code_features(dictionary: PartDictionary) -> CodeFeatures:
+    """What the codes of a dictionary look like; those that corrections added do not move the others."""
+    known = dictionary.metadata.get("base_codes", dictionary.codes_per_part)
+    # A part that corrections split off has codes of its own and none before.
+    return CodeFeatures(dictionary.code_centroids, (*known, *[0] * (len(dictionary.code_centroids) - len(known))))
 
 
 def load_trained(

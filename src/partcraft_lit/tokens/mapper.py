@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.randomness import torch_generator
+from partcraft_lit.tokens.feature_codes import CodeFeatures, starting_codes
 
 
 class TokenMapper(nn.Module):
@@ -20,7 +21,7 @@ class TokenMapper(nn.Module):
     embeddings. Absent parts have no row.
 
     Source: PartCraft (arXiv 2407.04604), "bottleneck encoder". Differs: the part embedding is optional (the
-    paper has none, the release has one), no row for absent parts, norm matching.
+    paper has none, the release has one), no row for absent parts, norm matching, embeddings that start from features.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class TokenMapper(nn.Module):
         norm_match: float | Sequence[float] | None = None,
         hidden: int | None = None,
         init_std: float = 1.0,
+        features: CodeFeatures | None = None,
         seed: int = 0,
     ) -> None:
         """Initialises the weights.
@@ -48,6 +50,7 @@ class TokenMapper(nn.Module):
             hidden: hidden width; D if None.
             init_std: initial standard deviation of the embeddings. The default is the release's; CLIP's own embeddings
                 have about 0.015.
+            features: of the codes, from which their embeddings start; None for random ones.
             seed: of the weights.
 
         Raises:
@@ -60,6 +63,8 @@ class TokenMapper(nn.Module):
         width = sum(self.widths)
         self.codes = nn.Parameter(_normal((num_parts + 1, num_codes, width), init_std, seed, "codes"))
         self.position = nn.Parameter(_normal((num_parts + 1, width), init_std, seed, "position")) if position else None
+        if features is not None:
+            self._start_from(starting_codes(features, width, init_std, seed))
         sizes = [width, *[hidden or width] * (layers - 1), width] if layers else []
         self.network = nn.Sequential()
         for index in range(layers):
@@ -99,6 +104,13 @@ class TokenMapper(nn.Module):
     def extra_repr(self) -> str:
         names = ("num_parts", "num_codes", "widths", "norm_match")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+    @torch.no_grad()
+    def _start_from(self, tables: Sequence[Tensor]) -> None:
+        """Embeddings of codes with features; those without keep their random ones."""
+        for part, table in enumerate(tables):
+            shown = table.abs().sum(dim=1) > 0
+            self.codes[part, : len(table)][shown] = table[shown]
 
     def _matched(self, vectors: Tensor) -> Tensor:
         """Vectors rescaled to ``norm_match`` per text encoder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ class MapperSettings:
         norm_match: whether outputs are rescaled to the mean norm of the text encoder's embeddings.
         hidden: hidden width; None for that of the embedding.
         init_std: initial standard deviation of the embeddings.
+        init: what the embeddings start from: random numbers, or the features by which discovery told the codes apart.
     """
 
     layers: Annotated[int, Field(ge=0, le=3)]
@@ -27,6 +28,7 @@ class MapperSettings:
     norm_match: bool
     hidden: Positive | None
     init_std: Rate
+    init: Literal["random", "features"] = "random"
 
 
 @dataclass(frozen=True)
