@@ -9,7 +9,7 @@ from sklearn.metrics import mutual_info_score
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from partcraft_lit.parts.kmeans import cosine_kmeans, nearest
+from partcraft_lit.parts.kmeans import cluster_codes, cosine_kmeans, nearest
 
 
 def blobs(per_blob: int = 60, dim: int = 8, count: int = 4, spread: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,3 +161,36 @@ def test_the_best_of_several_candidates_finds_many_clusters_more_often():
         for greedy in (False, True)
     }
     assert found[True] >= 2 * max(found[False], 1), found
+
+
+def alike(per_look: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four looks, two of which differ in little, and much more that all of them share."""
+    generator = torch.Generator().manual_seed(0)
+    looks = torch.tensor([[0.3, 0, 0], [0, 0.3, 0], [-0.02, -0.02, 0.06], [-0.02, -0.02, -0.06]])
+    truth = torch.arange(4).repeat_interleave(per_look)
+    points = looks[truth] + 0.002 * torch.randn(len(truth), 3, generator=generator)
+    return torch.cat([points, torch.ones(len(truth), 1)], dim=1), truth
+
+
+def test_codes_are_mean_directions_and_labels_the_nearest_of_them():
+    points, truth = alike()
+    lengths = torch.linspace(0.5, 2, len(points))[:, None]
+    centroids, labels = cluster_codes(points * lengths, 4, seed=1)
+    assert same_partition(labels, truth)
+    for code in range(4):
+        mean = F.normalize(F.normalize(points[labels == code], dim=1).mean(dim=0), dim=0)
+        assert_close(centroids[code], mean, rtol=1e-5, atol=1e-5)
+    assert torch.equal(labels, nearest(points, centroids))
+
+
+def test_images_that_are_all_the_same_have_one_code():
+    noise = 1e-8 * torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    centroids, labels = cluster_codes(torch.ones(9, 5) + noise, 3)
+    assert centroids.shape == (1, 5) and not labels.any()
+
+
+def test_differences_along_one_line_are_clustered_as_features():
+    """Seen from the middle they have two directions, and there are three looks."""
+    points = torch.tensor([[1.0, 0.0], [1.0, 0.4], [1.0, 0.9]]).repeat(10, 1)
+    centroids, labels = cluster_codes(points, 3)
+    assert len(centroids) == 3 and same_partition(labels, torch.arange(3).repeat(10))

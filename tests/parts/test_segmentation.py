@@ -17,7 +17,7 @@ from partcraft_lit.core.store import Store
 from partcraft_lit.core.types import ABSENT
 from partcraft_lit.parts import on_disk
 from partcraft_lit.parts.discovery import read_parts
-from partcraft_lit.parts.kmeans import assign, cosine_kmeans, spread
+from partcraft_lit.parts.kmeans import assign, cluster_codes, cosine_kmeans, spread
 from partcraft_lit.parts.on_disk import FeatureCache, LabelMaps, MappedRows
 from partcraft_lit.parts.quality import score_parts
 
@@ -36,7 +36,7 @@ def test_small_sets_are_what_fitting_all_in_memory_gives(creatures, meaningful):
     for part in range(3):
         shown = (vectors[:, part] != 0).any(dim=1)
         seed = derive_seed(0, "discovery", f"codes{part}")
-        table, labels = cosine_kmeans(vectors[shown, part], 3, seed=seed)
+        table, labels = cluster_codes(vectors[shown, part], 3, seed=seed)
         order = torch.bincount(labels).argsort(descending=True, stable=True)
         assert torch.equal(found.dictionary.code_centroids[part], table[order])
         assert torch.equal(found.codes[shown, part], order.argsort()[labels])

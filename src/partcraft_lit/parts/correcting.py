@@ -29,7 +29,7 @@ from partcraft_lit.parts.discovery import (
     storage_dtype,
     with_classes,
 )
-from partcraft_lit.parts.kmeans import cosine_kmeans, nearest, spread
+from partcraft_lit.parts.kmeans import cluster_codes, cosine_kmeans, nearest, spread
 from partcraft_lit.parts.on_disk import FeatureCache
 from partcraft_lit.parts.segmentation import (
     CellDirections,
@@ -270,14 +270,13 @@ class _Correcting:
             if part <= one.num_parts and one.num_codes(part):
                 return _inherited(one.code_centroids[part], ((v, v) for v in after.vectors(part, images)))
         fitted = spread(images, self.settings.max_patches)
-        table, labels = cosine_kmeans(
+        table, labels = cluster_codes(
             torch.cat(list(after.vectors(part, fitted))),
             self.settings.K,
             nredo=self.settings.nredo,
             niter=self.settings.niter,
             seed=derive_seed(self.seed, "discovery", f"codes{part}"),
             max_points=self.settings.max_patches,
-            greedy=True,
         )
         return by_size(table, labels)[0]
 

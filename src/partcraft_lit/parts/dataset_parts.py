@@ -16,7 +16,7 @@ from partcraft_lit.core.randomness import derive_seed
 from partcraft_lit.core.types import ABSENT, GroundTruthSource, ImageSource, PatchFeatures
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.discovery import Discovery, DiscoveryReport
-from partcraft_lit.parts.kmeans import cosine_kmeans
+from partcraft_lit.parts.kmeans import cluster_codes
 from partcraft_lit.parts.segmentation import describe_parts
 from partcraft_lit.parts.segmenter import Segmenter
 from partcraft_lit.parts.settings import PartsSettings
@@ -143,7 +143,7 @@ def _codes(vectors: Tensor, settings: PartsSettings, seed: int) -> tuple[Tensor,
     """Centroids (K', D) and the code of each row; a part that no patch shows has one code, a row of zeros."""
     if settings.K == 1 or not bool((vectors.norm(dim=1) > 0.5).any()):
         return F.normalize(vectors.sum(dim=0, keepdim=True), dim=1), torch.zeros(len(vectors), dtype=torch.long)
-    return cosine_kmeans(vectors, settings.K, nredo=settings.nredo, niter=settings.niter, seed=seed, greedy=True)
+    return cluster_codes(vectors, settings.K, nredo=settings.nredo, niter=settings.niter, seed=seed)
 
 
 def _segmenter(part_features: Tensor, present: Tensor) -> Segmenter:

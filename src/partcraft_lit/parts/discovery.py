@@ -23,7 +23,7 @@ from partcraft_lit.core.types import ABSENT, ImageSource, PatchFeatures
 from partcraft_lit.parts.corrected import CorrectedSegmenter
 from partcraft_lit.parts.dictionary import PartDictionary
 from partcraft_lit.parts.foreground import POOR_CONFIDENCE, ForegroundChoice, PatchPlaces, choose_foreground
-from partcraft_lit.parts.kmeans import all_finite, assign, cosine_kmeans, nearest, spread
+from partcraft_lit.parts.kmeans import all_finite, assign, cluster_codes, cosine_kmeans, nearest, spread
 from partcraft_lit.parts.on_disk import FeatureCache
 from partcraft_lit.parts.sample import Sample, sample_patches
 from partcraft_lit.parts.segmentation import Progress, SegmentedImages, segment_images, silent
@@ -249,7 +249,7 @@ class _Run:
         settings = {name: value for name, value in asdict(self.settings).items() if name not in unrelated}
         images = [self.source.content_hash(index) for index in range(len(self.source))]
         labels = [self.source.label(index) for index in range(len(images))] if self.settings.codes == "class" else []
-        return stable_hash("dictionary", 6, settings, self.seed, self.features.hash, images, labels)
+        return stable_hash("dictionary", 4, settings, self.seed, self.features.hash, images, labels)
 
     def _load_stored(self) -> PartDictionary | None:
         entry = self.store.get("dictionary", self._key()) if self.store is not None else None
@@ -363,7 +363,6 @@ class _Run:
         nredo: int | None = None,
         max_points: int | None = None,
         groups: Tensor | None = None,
-        greedy: bool = False,
     ) -> tuple[Tensor, Tensor]:
         return cosine_kmeans(
             x,
@@ -373,7 +372,6 @@ class _Run:
             seed=derive_seed(self.seed, "discovery", purpose),
             max_points=max_points or self.settings.max_patches,
             groups=groups,
-            greedy=greedy,
         )
 
     # --- pass 2 -------------------------------------------------------------------------------------------------
@@ -437,7 +435,14 @@ class _Run:
         """Fitted on ``max_patches`` images at most, spread evenly; then all are read in pieces."""
         fitted = spread(images, self.settings.max_patches)
         vectors = torch.cat(list(segmented.vectors(part, fitted)))
-        table, labels = self._kmeans(vectors, self.settings.K, f"codes{part}", greedy=True)
+        table, labels = cluster_codes(
+            vectors,
+            self.settings.K,
+            nredo=self.settings.nredo,
+            niter=self.settings.niter,
+            seed=derive_seed(self.seed, "discovery", f"codes{part}"),
+            max_points=self.settings.max_patches,
+        )
         if len(fitted) < len(images):
             table, labels = assign(segmented.vectors(part, images), table)
         return by_size(table, labels)

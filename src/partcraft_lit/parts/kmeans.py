@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -79,6 +80,38 @@ def cosine_kmeans(
             best, best_value = centroids, value
     assert best is not None
     return assign(x.split(_ROWS), best)
+
+
+def cluster_codes(
+    x: Tensor, k: int, *, nredo: int = 5, niter: int = 30, seed: int = 0, max_points: int = 200_000
+) -> tuple[Tensor, Tensor]:
+    """Codes of one part: clusters of what sets its images apart.
+
+    All images of a part share most of its features, so cosines between them are near 1 and what they differ in hardly
+    counts. The mean direction is subtracted before clusters are looked for; codes are the mean directions of these.
+
+    Args:
+        x, k, nredo, niter, seed, max_points: as in ``cosine_kmeans``. Where the differences have fewer than ``k``
+            directions, the features themselves are clustered.
+
+    Returns:
+        As ``cosine_kmeans``: labels are the nearest centroids of the features themselves, as they are read later.
+
+    Source: PartCraft's third tier. Differs: it clusters the features themselves, from single draws
+    (``benchmarks/codes.py`` compares them).
+    """
+    fit = partial(cosine_kmeans, k=k, nredo=nredo, niter=niter, seed=seed, max_points=max_points, greedy=True)
+    directions = F.normalize(x.detach().float().cpu(), dim=1)
+    directed = directions.norm(dim=1) > 0.5
+    if bool(directed.any()):
+        differences = directions - directions[directed].mean(dim=0)
+        apart = directed & (differences.square().sum(dim=1) > 2 * SAME)
+        if bool(apart.any()):
+            found, labels = fit(differences * apart[:, None])
+            if len(found) == k:
+                sums = torch.zeros(k, x.shape[1]).index_add_(0, labels[apart], directions[apart])
+                return assign(directions.split(_ROWS), F.normalize(sums, dim=1))
+    return fit(x)
 
 
 def nearest(x: Tensor, centroids: Tensor) -> Tensor:
