@@ -38,7 +38,7 @@ from partcraft_lit.report.sections import (
 )
 
 NAMES = ["background", "head", "wing"]
-VOID = {"meta", "img", "br", "path", "source"}
+VOID = {"meta", "img", "br", "wbr", "path", "source"}
 
 
 def noise(height: int = 12, width: int = 12, seed: int = 0) -> Tensor:

@@ -35,8 +35,8 @@ class CodeFeatures:
 def starting_codes(features: CodeFeatures, width: int, std: float, seed: int) -> list[Tensor]:
     """Centroids in a random frame of the embedding: centred, half whitened, turned, scaled.
 
-    Half whitened, each principal direction is divided by the root of its standard deviation. Without it what all codes
-    of a part share outweighs what tells them apart; with full whitening noise weighs as much as colours.
+    Half whitened, each principal direction is divided by the root of its standard deviation, so that what all codes of
+    a part share weighs less beside what tells them apart. In trials none, half and full differed by less than seeds do.
 
     Args:
         features: of the codes.
