@@ -108,6 +108,12 @@ def test_new_networks_make_new_runs(settings, monkeypatch):
     assert verb.table_run(settings("rows=['0']"), "0", 0).digest != before.digest
 
 
+def test_another_discovery_makes_new_runs(settings, monkeypatch):
+    before = verb.table_run(settings("rows=['0']"), "0", 0)
+    monkeypatch.setattr(verb, "DISCOVERY_REVISION", verb.DISCOVERY_REVISION + 1)
+    assert verb.table_run(settings("rows=['0']"), "0", 0).digest != before.digest
+
+
 # Whole tables, with a stand-in for the training command.
 
 ROWS = "rows=['0','1e-4','1e-2']"

@@ -28,7 +28,7 @@ from partcraft_lit.parts.on_disk import FeatureCache
 from partcraft_lit.parts.sample import Sample, sample_patches
 from partcraft_lit.parts.segmentation import Progress, SegmentedImages, segment_images, silent
 from partcraft_lit.parts.segmenter import Segmenter
-from partcraft_lit.parts.settings import PartsSettings
+from partcraft_lit.parts.settings import DISCOVERY_REVISION, PartsSettings
 
 T = TypeVar("T")
 
@@ -249,7 +249,7 @@ class _Run:
         settings = {name: value for name, value in asdict(self.settings).items() if name not in unrelated}
         images = [self.source.content_hash(index) for index in range(len(self.source))]
         labels = [self.source.label(index) for index in range(len(images))] if self.settings.codes == "class" else []
-        return stable_hash("dictionary", 4, settings, self.seed, self.features.hash, images, labels)
+        return stable_hash("dictionary", DISCOVERY_REVISION, settings, self.seed, self.features.hash, images, labels)
 
     def _load_stored(self) -> PartDictionary | None:
         entry = self.store.get("dictionary", self._key()) if self.store is not None else None

@@ -13,6 +13,9 @@ from partcraft_lit.core.settings import Count, Positive
 
 #: Label maps are uint8, and the background takes one value; one more is left for "no label".
 MAX_PARTS = 254
+#: Raised where the same settings and images begin to give other parts: stored dictionaries and a table's runs of before
+#: are not taken again.
+DISCOVERY_REVISION = 4
 
 
 @dataclass(frozen=True)

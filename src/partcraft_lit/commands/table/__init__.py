@@ -19,6 +19,7 @@ from partcraft_lit.config.search import plan_of
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.loggers.identity import grouped
+from partcraft_lit.parts.settings import DISCOVERY_REVISION
 from partcraft_lit.runs import stored
 from partcraft_lit.runs.settings import TrainSettings as TrainSettings
 from partcraft_lit.scheduling.gpus import deal
@@ -367,10 +368,10 @@ def _verify(values: Mapping[str, Any], folder: Path, scored: Any) -> int:
 
 
 def _networks(values: Mapping[str, Any]) -> dict[str, str]:
-    """What of a run is in files: a new version of the embedded networks makes new runs."""
+    """What decides a run beside its settings: new embedded networks, or another discovery, make new runs."""
     package = Path(__file__).resolve().parents[2] / "weights"
     features = targets.choose(values["features"], values["parts"]["features"], "parts.features")
-    found = {}
+    found = {"discovery": str(DISCOVERY_REVISION)}
     backbone = values["backbone"]
     own_backbone = backbone.get("packaged", "mini_dit" if backbone["_target_"].endswith("load_mini_dit") else "mini")
     for name, node, own in (("backbone", backbone, own_backbone), ("features", features, "features")):
