@@ -1,8 +1,8 @@
-"""How many parts get a code of another species: ``python benchmarks/codes.py [--species 10 20] [--seeds 0 1 2]``.
+"""Purity of the codes that discovery finds: ``python benchmarks/codes.py [--species 10 20] [--seeds 0 1 2]``.
 
 A code stands for the species that it shows most often, so the token of a part that is not of that species draws another
-one, however long it is trained. Creatures whose truth is known, as many codes as species: clusters of the features from
-single draws, as in PartCraft; from the best of several; and of the differences between features, which is the default.
+one, however long it is trained. Creatures whose truth is known, as many codes as species: k-means++ of the features,
+greedy k-means++, and greedy k-means++ of mean-centred features, which is the default.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from partcraft_lit.parts.settings import PartsSettings
 from partcraft_lit.world.creatures import Creatures
 from partcraft_lit.world.mini_features import MiniFeatures
 
-WAYS = ("single draws", "best draws", "differences")
+WAYS = ("k-means++", "greedy", "centred")
 
 
 def labels_of(vectors: Tensor, number: int, way: str, settings: PartsSettings, seed: int) -> Tensor:
-    if way == "differences":
+    if way == "centred":
         return cluster_codes(vectors, number, nredo=settings.nredo, niter=settings.niter, seed=seed)[1]
-    greedy = way == "best draws"
-    return cosine_kmeans(vectors, number, nredo=settings.nredo, niter=settings.niter, seed=seed, greedy=greedy)[1]
+    return cosine_kmeans(
+        vectors, number, nredo=settings.nredo, niter=settings.niter, seed=seed, greedy=way == "greedy"
+    )[1]
 
 
-def misfits(codes: Tensor, species: Tensor) -> float:
-    """Share of images whose code shows another species more often."""
+def purity(codes: Tensor, species: Tensor) -> float:
+    """Share of images of the species that their code shows most often."""
     counts = torch.zeros(int(codes.max()) + 1, int(species.max()) + 1)
     counts.index_put_((codes, species), torch.ones(len(codes)), accumulate=True)
-    return 1.0 - float(counts.amax(dim=1).sum()) / len(codes)
+    return float(counts.amax(dim=1).sum()) / len(codes)
 
 
 def measure(number: int, images: int, seed: int) -> dict[str, float]:
@@ -54,7 +55,7 @@ def measure(number: int, images: int, seed: int) -> dict[str, float]:
         shown = (codes[:, part] != ABSENT).nonzero()[:, 0]
         for way in WAYS:
             labels = labels_of(vectors[shown, part].float(), number, way, settings, seed)
-            sums[way] += 100 * misfits(labels, species[shown]) / dictionary.num_parts
+            sums[way] += 100 * purity(labels, species[shown]) / dictionary.num_parts
     return sums
 
 
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     logging.disable(logging.WARNING)
-    print(f"parts with a code of another species, in per cent\nspecies  seed  {'  '.join(WAYS)}")
+    print(f"purity in per cent, mean over parts\nspecies  seed  {'  '.join(WAYS)}")
     rows = []
     for number in given.species:
         for seed in given.seeds:

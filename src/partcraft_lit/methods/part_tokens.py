@@ -121,8 +121,8 @@ class PartTokensRecipe:
         words = self.words(class_noun)
         if settings.mapper.init == "features" and not settings.mapper.layers:
             raise UserError(
-                "mapper.init=features starts codes from features, which only a mapper can turn into words: set "
-                "mapper.layers to 1 or more, or mapper.init=random."
+                "mapper.init=features initialises codes from image features, which only a mapper can turn into token "
+                "embeddings: set mapper.layers to 1 or more, or mapper.init=random."
             )
         if words and (settings.mapper.layers or settings.mapper.position):
             raise UserError(

@@ -46,8 +46,8 @@ def cosine_kmeans(
             an object are. Then as many runs again start from rows of one group each, and the run is kept whose mean
             cosine less ``GROUP_COST`` times the mutual information of cluster and group is largest. Without it, two
             kinds of group may be told apart at the price of two clusters that every group shows.
-        greedy: whether every start is the best of several candidates. With as many clusters as a part has codes, single
-            draws leave some cluster without a start, and two that look alike are taken for one.
+        greedy: greedy k-means++, for many clusters: plain k-means++ leaves some of them without a start, and merges two
+            that look alike.
 
     Returns:
         centroids (k', D) of length 1 with k' <= k, every one with at least one member, and labels (N,) int64, which are
@@ -85,29 +85,28 @@ def cosine_kmeans(
 def cluster_codes(
     x: Tensor, k: int, *, nredo: int = 5, niter: int = 30, seed: int = 0, max_points: int = 200_000
 ) -> tuple[Tensor, Tensor]:
-    """Codes of one part: clusters of what sets its images apart.
+    """Codes of one part: greedy k-means++ of its mean-centred features.
 
     All images of a part share most of its features, so cosines between them are near 1 and what they differ in hardly
-    counts. The mean direction is subtracted before clusters are looked for; codes are the mean directions of these.
+    counts. Clusters are found after the mean direction is subtracted; codes are the mean directions of their members.
 
     Args:
-        x, k, nredo, niter, seed, max_points: as in ``cosine_kmeans``. Where the differences have fewer than ``k``
-            directions, the features themselves are clustered.
+        x, k, nredo, niter, seed, max_points: as in ``cosine_kmeans``. Where centred features have fewer than ``k``
+            directions, they are clustered without centring.
 
     Returns:
-        As ``cosine_kmeans``: labels are the nearest centroids of the features themselves, as they are read later.
+        As ``cosine_kmeans``: labels are the nearest centroids of the features without centring, as they are read later.
 
-    Source: PartCraft's third tier. Differs: it clusters the features themselves, from single draws
-    (``benchmarks/codes.py`` compares them).
+    Source: PartCraft's third tier. Differs: centring, greedy starts (``benchmarks/codes.py`` compares their purity).
     """
     fit = partial(cosine_kmeans, k=k, nredo=nredo, niter=niter, seed=seed, max_points=max_points, greedy=True)
     directions = F.normalize(x.detach().float().cpu(), dim=1)
     directed = directions.norm(dim=1) > 0.5
     if bool(directed.any()):
-        differences = directions - directions[directed].mean(dim=0)
-        apart = directed & (differences.square().sum(dim=1) > 2 * SAME)
+        centred = directions - directions[directed].mean(dim=0)
+        apart = directed & (centred.square().sum(dim=1) > 2 * SAME)
         if bool(apart.any()):
-            found, labels = fit(differences * apart[:, None])
+            found, labels = fit(centred * apart[:, None])
             if len(found) == k:
                 sums = torch.zeros(k, x.shape[1]).index_add_(0, labels[apart], directions[apart])
                 return assign(directions.split(_ROWS), F.normalize(sums, dim=1))
@@ -183,11 +182,11 @@ def _starts(points: Tensor, k: int, nredo: int, seed: int, groups: Tensor | None
 
 
 def _plus_plus(points: Tensor, k: int, seed: int, redo: int, candidates: int) -> Tensor:
-    """Draws k distinct starts, fewer if there are not k distinct directions. Each is the best of some candidates, which
-    are drawn with probability proportional to their distance from the starts before.
+    """Draws k distinct starts, fewer if there are not k distinct directions. Of some candidates, drawn with probability
+    proportional to the distance from the starts before, the one that lowers the potential most is taken.
 
-    Source: Arthur and Vassilvitskii, "k-means++", 2007, whose section 5 has the candidates, with 1 - cosine, which is
-    half the squared distance.
+    Source: Arthur and Vassilvitskii, "k-means++", 2007, with 1 - cosine, which is half the squared distance. Several
+    candidates, 2 + ln k, are the greedy variant, as in scikit-learn's ``kmeans_plusplus``.
     """
     rng = numpy_generator(seed, "kmeans", "start", redo)
     chosen = [int(rng.integers(len(points)))]

@@ -21,7 +21,7 @@ from partcraft_lit.tokens.grammar import PartVocabulary
 
 #: What a code is that came with a correction of the parts, and what to do.
 UNTRAINED = (
-    "it came with a correction of the parts, and its token means nothing until the run is trained on (ckpt_path=RUN)"
+    "it came with a correction of the parts, after the last training step: train the run further (ckpt_path=RUN)"
 )
 
 

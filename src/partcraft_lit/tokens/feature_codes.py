@@ -1,8 +1,7 @@
-"""What codes start from: the features by which discovery told them apart.
+"""Initialisation of code embeddings from the cluster centroids of discovery.
 
-A random start says nothing of a code, so its token has to be found by training on the images that show it alone. If
-codes start from features, those that look alike lie side by side, and the mapper, which all of them share, learns from
-each of them how features are put into words.
+A random embedding says nothing of its code. Initialised from centroids, codes that look alike are neighbours, and the
+mapper, which all codes share, can learn a function of the features.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from partcraft_lit.core.randomness import torch_generator
 
-#: Directions along which codes vary less than this share of the largest are rounding, and left out.
+#: Principal components with less than this share of the largest singular value are left out as rounding.
 _LEAST = 0.02
 
 
@@ -24,8 +23,8 @@ class CodeFeatures:
 
     Attributes:
         centroids: (K_m, D) of each part 0...M; rows of zeros for codes that no image shows.
-        known: how many codes of each part, from the first on, decide the frame; codes that came later are seen in it,
-            so that they do not move the others.
+        known: how many codes of each part, from the first on, the projection is fitted on; codes that corrections added
+            are only projected, so that they do not move the others.
     """
 
     centroids: tuple[Tensor, ...]
@@ -33,16 +32,16 @@ class CodeFeatures:
 
 
 def starting_codes(features: CodeFeatures, width: int, std: float, seed: int) -> list[Tensor]:
-    """Centroids in a random frame of the embedding: centred, half whitened, turned, scaled.
+    """Centroids projected into the embedding space: centred, PCA-whitened by half, randomly rotated, scaled.
 
-    Half whitened, each principal direction is divided by the root of its standard deviation, so that what all codes of
-    a part share weighs less beside what tells them apart. In trials none, half and full differed by less than seeds do.
+    Whitened by half, a principal component is divided by the square root of its standard deviation. In trials without
+    whitening and with full whitening, the error differed by less than between seeds.
 
     Args:
         features: of the codes.
         width: of the embedding (D).
         std: standard deviation over all entries of the known codes.
-        seed: of the frame.
+        seed: of the rotation.
 
     Returns:
         (K_m, width) float32 of each part. Zeros for codes without features, and for all codes if they have the same.
@@ -57,10 +56,11 @@ def starting_codes(features: CodeFeatures, width: int, std: float, seed: int) ->
     directions, scales = _principal(rows - mean, width)
     if not len(scales):
         return [table.new_zeros(len(table), width, dtype=torch.float32) for table in tables]
-    frame = directions / scales.sqrt() @ _rotation(width, seed)[: len(scales)]
-    factor = std / ((rows - mean) @ frame).square().mean().sqrt()
+    projection = directions / scales.sqrt() @ _rotation(width, seed)[: len(scales)]
+    factor = std / ((rows - mean) @ projection).square().mean().sqrt()
     return [
-        torch.where(_has_features(table)[:, None], (table - mean) @ frame * factor, 0.0).float() for table in tables
+        torch.where(_has_features(table)[:, None], (table - mean) @ projection * factor, 0.0).float()
+        for table in tables
     ]
 
 
@@ -69,7 +69,7 @@ def _has_features(table: Tensor) -> Tensor:
 
 
 def _principal(rows: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """(D, n) principal directions with a sign of their own, and (n,) standard deviations along them."""
+    """(D, n) principal components, with a sign of their own whatever the library, and (n,) standard deviations."""
     _, singular, directions = torch.linalg.svd(rows, full_matrices=False)
     kept = (singular > max(_LEAST * float(singular[:1].sum()), 1e-9)).nonzero().flatten()[:most]
     directions, singular = directions[kept], singular[kept]

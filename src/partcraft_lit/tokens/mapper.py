@@ -21,7 +21,7 @@ class TokenMapper(nn.Module):
     embeddings. Absent parts have no row.
 
     Source: PartCraft (arXiv 2407.04604), "bottleneck encoder". Differs: the part embedding is optional (the
-    paper has none, the release has one), no row for absent parts, norm matching, embeddings that start from features.
+    paper has none, the release has one), no row for absent parts, norm matching, initialisation from features.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TokenMapper(nn.Module):
             hidden: hidden width; D if None.
             init_std: initial standard deviation of the embeddings. The default is the release's; CLIP's own embeddings
                 have about 0.015.
-            features: of the codes, from which their embeddings start; None for random ones.
+            features: of the codes, to initialise embeddings from; None for random ones.
             seed: of the weights.
 
         Raises:

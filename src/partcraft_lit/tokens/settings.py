@@ -20,7 +20,7 @@ class MapperSettings:
         norm_match: whether outputs are rescaled to the mean norm of the text encoder's embeddings.
         hidden: hidden width; None for that of the embedding.
         init_std: initial standard deviation of the embeddings.
-        init: what the embeddings start from: random numbers, or the features by which discovery told the codes apart.
+        init: initialisation of the embeddings: random, or from the features (cluster centroids) of discovery.
     """
 
     layers: Annotated[int, Field(ge=0, le=3)]

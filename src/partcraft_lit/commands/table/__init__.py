@@ -154,7 +154,7 @@ def asked_of_search(settings: TableSettings, row: str) -> dict[str, Any]:
     values = _composed(tuple(_trial_overrides(settings, row)), f"table.rows.{row}.search")
     search = {"space": settings.table.rows[row].search, **asdict(_terms(settings))}
     not_of_trials = tuple(key for key in NOT_HASHED if key not in ("eval", "sample"))
-    return {**rundir.deciding_values(values, not_of_trials), "networks": _networks(values), "search": search}
+    return {**rundir.deciding_values(values, not_of_trials), **_revisions(values), "search": search}
 
 
 def table_run(settings: TableSettings, row: str, seed: int) -> TableRun:
@@ -163,7 +163,7 @@ def table_run(settings: TableSettings, row: str, seed: int) -> TableRun:
     from partcraft_lit.scheduling.tasks import Step, Task, python_command
 
     values = run_values(settings, row, seed)
-    digest = rundir.settings_hash({**values, "networks": _networks(values)}, NOT_HASHED)
+    digest = rundir.settings_hash({**values, **_revisions(values)}, NOT_HASHED)
     folder = run_folder(settings, values, digest)
     chosen = {key: values[key] for key in ("eval", "sample")}
     trained = lambda: (folder / rundir.FINISHED).is_file()  # noqa: E731
@@ -367,11 +367,16 @@ def _verify(values: Mapping[str, Any], folder: Path, scored: Any) -> int:
     return evaluate.verify_run(trained, evaluate.evaluation_folder(folder, values), folder)
 
 
+def _revisions(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run beside its settings: the content of its networks, and the revision of discovery."""
+    return {"networks": _networks(values), "discovery": DISCOVERY_REVISION}
+
+
 def _networks(values: Mapping[str, Any]) -> dict[str, str]:
-    """What decides a run beside its settings: new embedded networks, or another discovery, make new runs."""
+    """What of a run is in files: a new version of the embedded networks makes new runs."""
     package = Path(__file__).resolve().parents[2] / "weights"
     features = targets.choose(values["features"], values["parts"]["features"], "parts.features")
-    found = {"discovery": str(DISCOVERY_REVISION)}
+    found = {}
     backbone = values["backbone"]
     own_backbone = backbone.get("packaged", "mini_dit" if backbone["_target_"].endswith("load_mini_dit") else "mini")
     for name, node, own in (("backbone", backbone, own_backbone), ("features", features, "features")):
