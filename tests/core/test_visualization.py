@@ -245,3 +245,15 @@ def test_a_large_noisy_jpeg_can_be_written() -> None:
 def test_other_tensors_are_refused(bad: Tensor) -> None:
     with pytest.raises(ValueError, match=r"\(3, height, width\) uint8, got"):
         visualization.grid([bad])
+
+
+def test_captions_are_broken_between_words_into_equally_many_lines() -> None:
+    prompt = "a photo of a <background:0> <head:2> <wing:19> <body:7> <tail:9> <legs:14>"
+    long, short = visualization.wrapped([prompt, "a bird"], width=160, size=11)
+    assert long.split() == prompt.split()
+    assert 1 < len(long.split("\n")) == len(short.split("\n"))
+    assert (
+        visualization.label(flat(4, 160), long, size=11).shape
+        == visualization.label(flat(4, 160), short, size=11).shape
+    )
+    assert visualization.wrapped(["unbreakable" * 9, ""], width=20)[0].strip() == "unbreakable" * 9

@@ -12,7 +12,7 @@ from partcraft_lit.callbacks.binding import TrainingRun
 from partcraft_lit.callbacks.hooks import part_module
 from partcraft_lit.callbacks.panels import Panel
 from partcraft_lit.core.settings import NonNegative, Positive
-from partcraft_lit.core.visualization import grid, label, upscale
+from partcraft_lit.core.visualization import grid, label, upscale, wrapped
 
 
 class Samples(Panel):
@@ -68,7 +68,8 @@ class Samples(Panel):
             guidance_scale=self.guidance_scale,
         )
         shown = [upscale(image, max(self.min_side, *image.shape[1:])) for image in images.cpu()]
-        captioned = [label(image, prompt, size=11) for image, prompt in zip(shown, self.prompts, strict=True)]
+        captions = wrapped(self.prompts, shown[0].shape[2], size=11)
+        captioned = [label(image, caption, size=11) for image, caption in zip(shown, captions, strict=True)]
         return grid(captioned, columns=self.columns, pad=6, border=6)
 
     def metadata(self) -> Mapping[str, object]:

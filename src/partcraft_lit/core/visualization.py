@@ -187,6 +187,23 @@ def label(
     return torch.cat([strip, image] if position == "above" else [image, strip], dim=1)
 
 
+def wrapped(texts: Sequence[str], width: int, size: int = 13) -> list[str]:
+    """Texts broken between words, for ``label`` under images of this width; all with the same number of lines."""
+    font = _font(size)
+    broken: list[list[str]] = []
+    for text in texts:
+        lines = [""]
+        for word in text.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if font.getlength(longer) <= width - 4:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        broken.append([line for line in lines if line] or [""])
+    most = max(map(len, broken))
+    return ["\n".join(lines + [""] * (most - len(lines))) for lines in broken]
+
+
 def legend(names: Sequence[str], colors: Tensor, width: int, size: int = 13, background: Color = WHITE) -> Tensor:
     """A strip of colour swatches with names, broken into as many lines as ``width`` needs."""
     font, step, swatch = _font(size), round(1.7 * size), size
