@@ -465,3 +465,26 @@ def test_processes_started_outside_need_a_folder_that_they_share(start, fake_run
     assert result.code == 0, result.err
     assert [call.folder for call in fake_run.calls] == [folder]
     assert not (folder / rundir.FINISHED).exists() and not (folder / "environment.json").exists()  # the first writes
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_further_process_of_a_run_ends_without_the_end_of_the_interpreter(rank):
+    """There, a thread of gloo that still holds Python objects would abort the process."""
+    script = """if True:
+        import atexit, torch
+        from partcraft_lit.cli import main
+
+        class Held:
+            def __del__(self):
+                print("the interpreter ended")
+
+        held = Held()
+        atexit.register(print, "exit functions ran")
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        main(["--version"])
+    """
+    environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "exit functions ran" in done.stdout
+    assert ("the interpreter ended" in done.stdout) == (rank == 0)

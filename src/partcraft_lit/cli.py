@@ -7,6 +7,7 @@ and 138 stopped by SIGINT, SIGTERM or SIGUSR1 (see ``core.stopping``); 1 a bug, 
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
 import importlib
 import logging
@@ -82,6 +83,26 @@ def main(arguments: Sequence[str] | None = None, verb: str | None = None) -> NoR
         sys.stdout.flush()
     if code in (0, _READER_GONE) and _reader_gone():  # else Python would say so at exit
         code = _READER_GONE
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """Ends the process.
+
+    A further process of a run does without the end of the interpreter: threads of gloo may still hold Python objects of
+    the last collective, and one that asks for the interpreter's lock by then aborts the process. torchrun would call
+    the whole run failed, on every host.
+    """
+    from partcraft_lit.core import environment
+
+    torch = sys.modules.get("torch")
+    connected = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+    if connected and not environment.is_first_process():
+        atexit._run_exitfuncs()
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -60,8 +61,9 @@ def hosts() -> Iterator[list[str]]:
 def torchrun(hosts: Sequence[str], processes: int, folder: Path, *overrides: str) -> None:
     """One command per host, as a person would give them; all have to end well."""
     settings = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable", "PYTHONPATH": f"{ROOT / 'src'}:{HERE}"}
-    started = []
-    for number, host in enumerate(hosts, start=1):
+    folder.mkdir()
+    started, said = [], [folder / f"host_{number}.txt" for number in range(1, len(hosts) + 1)]
+    for number, (host, output) in enumerate(zip(hosts, said, strict=True), start=1):
         launcher = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(hosts)}"]
         meeting = [
             f"--nproc-per-node={processes}",
@@ -73,22 +75,34 @@ def torchrun(hosts: Sequence[str], processes: int, folder: Path, *overrides: str
         shape = [f"trainer.devices={processes}", f"trainer.num_nodes={len(hosts)}", "trainer.strategy=ddp"]
         own = [f"paths.store={folder / 'store'}", f"hydra.run.dir={folder / 'run'}"]
         command = [*launcher, *meeting, "-m", "partcraft_lit", "train", *overrides, *shape, *own]
-        started.append(
-            subprocess.Popen(
-                ["ip", "netns", "exec", host, *command],
-                env={**os.environ, **settings},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+        with output.open("w") as file:
+            started.append(
+                subprocess.Popen(
+                    ["ip", "netns", "exec", host, *command],
+                    env={**os.environ, **settings},
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
             )
-        )
+    codes = wait(started)
+    texts = [output.read_text() for output in said]
+    assert codes == [0] * len(hosts), "\n\n".join(map(str, [codes, *texts]))
+    assert "".join(texts).count("Report: ") == 1
+
+
+def wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float = 300) -> list[int | None]:
+    """Exit codes at the end of all, or of the first that fails: torchrun on the other host would wait for minutes."""
+    until = time.monotonic() + seconds
     try:
-        said = [process.communicate(timeout=300)[0] for process in started]
+        while time.monotonic() < until:
+            codes = [process.poll() for process in processes]
+            if None not in codes or any(codes):
+                break
+            time.sleep(0.1)
+        return [process.poll() for process in processes]
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-    assert [process.returncode for process in started] == [0] * len(hosts), "\n".join(said)
-    assert "".join(said).count("Report: ") == 1
 
 
 def test_two_hosts_train_and_score_what_one_host_does(hosts: list[str], tiny_sd_folder: Path, tmp_path: Path) -> None:
