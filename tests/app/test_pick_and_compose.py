@@ -83,6 +83,22 @@ def test_a_preview_that_was_left_is_drawn_on_the_next_screen(picked):
     page.wait_for_selector("#preview-image:not(.stale)", timeout=20_000)
 
 
+def test_the_preview_becomes_the_image_that_was_made_of_it(picked):
+    page, _ = picked
+    preview = "document.querySelector('#preview-image:not(.stale)')?.getAttribute('src')"
+    of_few_steps = f"{preview}?.startsWith('data:')"
+    is_made = f"{preview} === document.querySelector('.result img').getAttribute('src')"
+    page.click("#make")
+    page.wait_for_selector(".result .read")
+    eventually(page, is_made)
+    for seed, expected in (("7", of_few_steps), ("0", is_made)):
+        page.fill("#set-seed", seed)
+        page.press("#set-seed", "Enter")
+        eventually(page, expected)
+    page.dispatch_event("#preview-image", "error")  # a server that was started anew has it no more
+    eventually(page, of_few_steps)
+
+
 def test_two_clicks_compose_and_the_png_brings_it_back(picked, open_page, address, run, tmp_path):
     page, choices = picked
     assert [slot_codes(page, 1), slot_codes(page, 2)] == [str(choice.code) for choice in choices]

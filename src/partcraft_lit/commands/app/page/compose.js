@@ -1,6 +1,6 @@
 // Compose: words, strength and seeds; full-quality images with what can be read in them; history and comparison.
 import { get, post, queued } from "./api.js";
-import { orders } from "./creature.js";
+import { keyOf, orders } from "./creature.js";
 import { restore, thumbOf } from "./files.js";
 import { composition, onChange, pieces, state, update } from "./state.js";
 import { attempt, button, capitalised, copy, dialog, duration, h, iconButton, plural, toast } from "./ui.js";
@@ -120,7 +120,7 @@ async function draw(page) {
       },
     });
     model.seconds_per_image = (performance.now() - working.begun) / 1000 / asked.seeds.length;
-    const entry = { id: drawn.results[0].id, time: Date.now(), results: drawn.results, restore: drawn.restore, thumb: drawn.results[0].url, prompt: drawn.prompt };
+    const entry = { id: drawn.results[0].id, time: Date.now(), results: drawn.results, restore: drawn.restore, thumb: drawn.results[0].url, prompt: drawn.prompt, key: keyOf(model, asked.composition, asked.seeds[0]) };
     update({ history: [entry, ...state.history].slice(0, 30) }, "history");
     const { page: shown } = working;
     working = null;

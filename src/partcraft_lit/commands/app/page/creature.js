@@ -39,8 +39,7 @@ export function showRail(rail, model, screen, signal) {
   drawSlots();
   drawPreview();
   onChange((why) => {
-    if (why === "history") return;
-    drawSlots(why);
+    if (why !== "history") drawSlots(why);
     drawPreview();
   }, signal);
 }
@@ -93,21 +92,40 @@ function shuffle(model) {
   update({ slots });
 }
 
-/** Draws the preview again whenever the composition has changed: one drawing at a time, the newest wins. */
+/** What tells one creature from another: the images that were made of it have it, too. */
+export const keyOf = (model, asked, seed) => JSON.stringify([model.name, asked, seed]);
+
+/**
+ * Draws the preview again whenever the composition has changed: one drawing at a time, the newest wins. An image that
+ * was made of the same composition with the same seed is shown instead: it has more steps.
+ */
 function previewer(place, model, signal) {
   let running = false, again = false, failed = false;
+  const gone = new Set(); // images of a server that was started anew since
+  const made = (key) => state.history.find((entry) => entry.key === key && !gone.has(entry.thumb))?.thumb;
+  const lost = (url) => {
+    if (url.startsWith("data:")) return;
+    gone.add(url);
+    preview = { url: null, key: null };
+    soon();
+  };
+  const imageOf = (url, busy) => h("img", { src: url, alt: `Preview of your ${model.noun}`, class: busy ? "stale" : "", id: "preview-image", onerror: () => lost(url) });
   const show = (busy) => {
     const some = pieces().length > 0;
     place.replaceChildren(
-      !some ? hint(model) : preview.url ? h("img", { src: preview.url, alt: `Preview of your ${model.noun}`, class: busy ? "stale" : "", id: "preview-image" }) : h("span", { class: "quiet" }, failed ? "No preview" : "Drawing…"),
+      !some ? hint(model) : preview.url ? imageOf(preview.url, busy) : h("span", { class: "quiet" }, failed ? "No preview" : "Drawing…"),
       ...(busy && some ? [h("span", { class: "busy" }, h("i", { class: "spin" }), "Preview")] : []),
     );
   };
   const draw = async () => {
     if (signal.aborted) return;
-    const key = JSON.stringify([model.name, composition(), state.seed]);
-    if (!pieces().length || key === preview.key) return show(false);
+    const key = keyOf(model, composition(), state.seed), better = made(key);
+    if (!pieces().length || (key === preview.key && (!better || better === preview.url))) return show(false);
     if (running) return (again = true);
+    if (better) {
+      preview = { url: better, key };
+      return show(false);
+    }
     running = true;
     show(true);
     try {
