@@ -182,6 +182,7 @@ def test_mistakes_end_before_anything_is_made(start, fake_run):
     "arguments, message",
     [
         (("dataset=cub", "dataset.dri=x"), "Did you mean 'dataset.dir'"),
+        (("dataset=folder", "dataset.path=x"), "Keys of dataset: dir, class_noun, labels,"),
         (("backbone.source=x",), "It is a key of backbone=sd15 and backbone=sd21 and backbone=sdxl."),
         (("callbacks.sampels.every_n_steps=3",), "Did you mean 'callbacks.samples.every_n_steps'"),
         (("dataset=folder",), "dataset.dir has to be given: dataset.dir=PATH"),

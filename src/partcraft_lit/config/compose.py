@@ -501,10 +501,12 @@ def _nearest_key(given: str, verb: str, overrides: Sequence[str]) -> str:
         return f"It is a key of {options}. All keys: partcraft {verb} --help."
     known = _known_keys(verb, _choices(overrides))
     elsewhere = [key for key in known if key.rpartition(".")[2].lower() == given.rpartition(".")[2].lower()]
+    inner = [key for key in known if key.startswith(f"{group}.")]
     if elsewhere:
         nearest = sorted(elsewhere, key=lambda key: -SequenceMatcher(None, given, key).ratio())
-        return f"Did you mean {' or '.join(repr(key) for key in nearest[:3])}?"
-    inner = [key for key in known if key.startswith(f"{group}.")]
+        own = dict.fromkeys(key.split(".")[1] for key in inner if not key.split(".")[1].startswith("_"))
+        listed = f" Keys of {group}: {', '.join(own)}." if own else ""
+        return f"Did you mean {' or '.join(repr(key) for key in nearest[:3])}?{listed}"
     # In the group itself first. The list of all known keys would be long.
     near = nearest_names(given, inner).rstrip() or nearest_names(given, known).rstrip()
     near = near or did_you_mean(given, inner or [key for key in known if "." not in key])
