@@ -15,6 +15,7 @@ import torch
 
 import partcraft_lit
 from partcraft_lit import cli
+from partcraft_lit.cli import ending
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError
 
@@ -339,7 +340,7 @@ def test_errors_of_a_run(start, fake_run):
 def test_what_the_disk_refuses_is_no_bug(error, message, capsys):
     wrapped = RuntimeError("a library's own words")
     wrapped.__cause__ = error
-    assert cli._report(wrapped, full=False) == 2
+    assert ending.report_error(wrapped, full=False) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
 
@@ -410,7 +411,7 @@ def test_help_and_mistakes_load_nothing_heavy(arguments, tmp_path):
 
 
 def test_train_py_is_the_verb_train(tmp_path):
-    script = Path(cli.__file__).resolve().parents[2] / "train.py"
+    script = Path(cli.__file__).resolve().parents[3] / "train.py"
     if not script.is_file():
         pytest.skip("not a checkout")
     done = subprocess.run([sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True)

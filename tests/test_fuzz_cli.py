@@ -22,7 +22,7 @@ def tool(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "fuzz_cli", module)
     spec.loader.exec_module(module)
     # These also undo what the tool sets.
-    monkeypatch.setattr(module.cli, "_job", lambda cfg, module, progress: None)
+    monkeypatch.setattr(module.cli, "run_job", lambda cfg, module, progress: None)
     monkeypatch.setattr(module.launchers, "run_tasks", lambda *arguments: module.Outcome())
     return module
 
