@@ -85,6 +85,23 @@ def difference(table: str, row: str, other: str, metric: str, protocols: list[st
     return f"{found.mean:+.3f}{bounds}, p = {found.p_value:.2g}, {found.seeds} seeds"
 
 
+def agreement(file: str, score: str, measure: str = "AUC", part: str = "all", percent: bool = False) -> str:
+    """A mean over runs with its interval, from what ``benchmarks/agreement.py`` wrote."""
+    line = _agreement_line(file, score, part, measure)
+    mean, low, high = (float(line[key]) for key in ("mean", "low", "high"))
+    write = (lambda number: f"{100 * number:.0f}") if percent else (lambda number: f"{number:.2f}")
+    bounds = f" [{write(low)}, {write(high)}]" if math.isfinite(low) else ""
+    return f"{write(mean)}{' %' if percent else ''}{bounds}"
+
+
+def _agreement_line(file: str, score: str, part: str, measure: str) -> dict[str, str]:
+    with (EXPERIMENTS / "agreement" / f"{file}.csv").open(encoding="utf-8", newline="") as lines:
+        for line in csv.DictReader(lines):
+            if (line["score"], line["part"], line["measure"]) == (score, part, measure):
+                return line
+    raise SystemExit(f"{TEMPLATE.name}: experiments/agreement/{file}.csv has no line ({score}, {part}, {measure}).")
+
+
 def seeds(table: str) -> int:
     return len(protocol(table)["seeds"])
 
@@ -138,7 +155,7 @@ def render() -> str:
     environment = Environment(
         undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    functions = (has, cell, value, reported, grid, difference, seeds, commit, caveat, figure, protocol)
+    functions = (has, cell, value, reported, grid, difference, seeds, commit, caveat, figure, protocol, agreement)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render({function.__name__: function for function in functions})
 
