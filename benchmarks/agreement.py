@@ -32,6 +32,8 @@ TRUTH = "part_accuracy/"
 RUN_COLUMNS = ("emr/without_background", "part_accuracy/all")
 Row = dict[str, str]
 Pairs = list[tuple[float, bool]]
+#: Score, part, measure; mean over runs, its interval, and how many runs have it.
+Line = tuple[str, str, str, float, float, float, int]
 
 
 def rows_of(run: Path, protocol: str) -> list[Row]:
@@ -82,10 +84,39 @@ def scores_in(row: Row) -> list[str]:
     ]
 
 
+def measured(runs: Sequence[Sequence[Row]]) -> list[Line]:
+    """Every score by part and measure, then the rank correlation over runs."""
+    scores = sorted(set.intersection(*(set(scores_in(rows[0])) for rows in runs)), key=scores_in(runs[0][0]).index)
+    lines: list[Line] = []
+    for score in scores:
+        for name, parts in [("all", PART_NAMES), *((part, (part,)) for part in PART_NAMES)]:
+            of_runs = [pairs_of(rows, score, parts) for rows in runs]
+            measures = {"AUC": auc} | ({"right": share(True), "wrong": share(False)} if score == "emr/" else {})
+            for measure, function in measures.items():
+                lines.append((score.strip("/"), name, measure, *mean_interval([function(pairs) for pairs in of_runs])))
+    if len(runs) > 2:
+        means = [[np.nanmean([float(row[key] or "nan") for row in rows]) for rows in runs] for key in RUN_COLUMNS]
+        rank = float(stats.spearmanr(*means).statistic)
+        lines.append(("emr", "runs", "Spearman", rank, math.nan, math.nan, len(runs)))
+    return lines
+
+
+def show(lines: Sequence[Line]) -> None:
+    table = {line[:3]: line[3:6] for line in lines}
+    print("| score | " + " | ".join(["all parts", *PART_NAMES]) + " |\n|---|" + "---:|" * (len(PART_NAMES) + 1))
+    for score, measure in dict.fromkeys((line[0], line[2]) for line in lines if line[1] == "all"):
+        cells = [f"{table[score, part, measure][0]:.2f}" for part in PART_NAMES]
+        mean, low, high = table[score, "all", measure]
+        what = score if measure == "AUC" else f"{score}, {measure} parts called {measure}"
+        print(f"| {what} | {mean:.2f} [{low:.2f}, {high:.2f}] | {' | '.join(cells)} |")
+    if (over_runs := table.get(("emr", "runs", "Spearman"))) is not None:
+        print(f"\nEMR and part accuracy of the runs: Spearman's rho {over_runs[0]:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "runs", nargs="*", type=Path, help="folders; by default all of logs/train/runs and logs/table/runs"
+        "runs", nargs="*", type=Path, help="folders; by default all of logs/train/runs, logs/table/runs"
     )
     parser.add_argument("--protocol", default="4 species")
     parser.add_argument("--out", type=Path, help="a CSV with every number")
@@ -93,32 +124,12 @@ def main() -> None:
     folders = args.runs or sorted(path.parent.parent for path in Path("logs").glob("*/runs/*/evaluation/scores.csv"))
     runs = [rows for run in folders if (rows := rows_of(run, args.protocol)) and TRUTH + PART_NAMES[0] in rows[0]]
     if not runs:
-        return print(f"None of {len(folders)} runs has scores of {args.protocol!r} with the oracle's verdicts.")
-    scores = sorted(set.intersection(*(set(scores_in(rows[0])) for rows in runs)), key=scores_in(runs[0][0]).index)
-    pooled = pairs_of((row for rows in runs for row in rows), TRUTH, PART_NAMES)
-    print(
-        f"{len(runs)} runs, {args.protocol}: {len(pooled):,} parts, {sum(not r for _, r in pooled):,} of them wrong\n"
-    )
-    lines = []
-    for score in scores:
-        for name, parts in [("all", PART_NAMES), *((part, (part,)) for part in PART_NAMES)]:
-            of_runs = [pairs_of(rows, score, parts) for rows in runs]
-            measures = {"AUC": auc} | ({"right": share(True), "wrong": share(False)} if score == "emr/" else {})
-            for measure, function in measures.items():
-                mean, low, high, count = mean_interval([function(pairs) for pairs in of_runs])
-                lines.append((score.strip("/"), name, measure, mean, low, high, count))
-    table = {(score, part, measure): (mean, low, high) for score, part, measure, mean, low, high, _ in lines}
-    print("| score | " + " | ".join(["all parts", *PART_NAMES]) + " |\n|---|" + "---:|" * (len(PART_NAMES) + 1))
-    for score, measure in dict.fromkeys((line[0], line[2]) for line in lines):
-        cells = [f"{table[score, part, measure][0]:.2f}" for part in PART_NAMES]
-        mean, low, high = table[score, "all", measure]
-        what = score if measure == "AUC" else f"{score}, {measure} parts called {measure}"
-        print(f"| {what} | {mean:.2f} [{low:.2f}, {high:.2f}] | {' | '.join(cells)} |")
-    means = [[np.nanmean([float(row[key] or "nan") for row in rows]) for rows in runs] for key in RUN_COLUMNS]
-    if len(runs) > 2:
-        rank = stats.spearmanr(*means)
-        print(f"\nEMR and part accuracy of the runs: Spearman's rho {rank.statistic:.2f}, p {rank.pvalue:.2g}")
-        lines.append(("emr", "runs", "Spearman", float(rank.statistic), math.nan, math.nan, len(runs)))
+        print(f"None of {len(folders)} runs has scores of {args.protocol!r} with the oracle's verdicts.")
+        return
+    verdicts = [right for rows in runs for _, right in pairs_of(rows, TRUTH, PART_NAMES)]
+    print(f"{len(runs)} runs, {args.protocol}: {len(verdicts):,} parts, {verdicts.count(False):,} of them wrong\n")
+    lines = measured(runs)
+    show(lines)
     if args.out:
         with args.out.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
