@@ -20,6 +20,8 @@ from PIL import Image, ImageOps
 import partcraft_lit as pc
 from partcraft_lit.backbones.infotext import infotext
 from partcraft_lit.backbones.pipelines import pipeline_seed
+from partcraft_lit.composer.isolated import IsolatedCodes
+from partcraft_lit.composer.stored_parts import StoredParts
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import read_image
 
@@ -263,14 +265,26 @@ def test_what_came_out_is_read_back(run):
     assert list(readings) == ["part1", "part2"] and readings["part1"].asked == (0, 1)
     predicted = run.read(result.image)
     for part, reading in readings.items():
-        assert reading.found == predicted.codes.get(part)
         assert reading.matches == (reading.found in reading.asked)
+        assert (reading.found is None) == (part not in predicted.codes)
         if reading.found is not None:
-            index = run.part(part).index
+            cosines = IsolatedCodes(run.stored).cosines(predicted, run.part(part).index, reading.asked)
+            assert reading.found == max(cosines, key=cosines.get)
+            assert reading.cosine == max(cosines[code] for code in reading.asked)
+        assert str(reading).startswith("✓" if reading.matches else "✗")
+
+
+def test_without_the_images_what_came_out_is_what_the_predictor_reads(run, monkeypatch):
+    (result,) = run.draw(run.compose({"part1": [0, 1], "part2": 2}), [3], steps=2)
+    monkeypatch.setattr(StoredParts, "has_images", False)
+    predicted = run.read(result.image)
+    for reading in result.read():
+        assert reading.found == predicted.codes.get(reading.part)
+        if reading.found is not None:
+            index = run.part(reading.part).index
             tables = run.dictionary.code_centroids[index]
             cosines = torch.cosine_similarity(predicted.part_features[index][None], tables[list(reading.asked)])
             assert reading.cosine == pytest.approx(float(cosines.max()), abs=1e-6)
-        assert str(reading).startswith("✓" if reading.matches else "✗")
 
 
 def test_attention_is_shared_among_the_words(run):

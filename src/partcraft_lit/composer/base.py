@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from partcraft_lit.backbones.settings import SampleSettings
 from partcraft_lit.composer.catalog import Part
@@ -80,6 +81,14 @@ class Composer(ABC):
     @abstractmethod
     def _centroid(self, part: str, code: int) -> Tensor:
         """(D,) centroid of a code."""
+
+    def _compare(self, view: ImageView, part: str, asked: tuple[int, ...]) -> tuple[int | None, float | None]:
+        """The code that a part of an image looks most like, and the cosine to the nearest that was asked for."""
+        found = view.codes.get(part)
+        if found is None:
+            return None, None
+        feature = view.part_feature(part)
+        return found, max(float(F.cosine_similarity(feature, self._centroid(part, code), dim=0)) for code in asked)
 
     @property
     @abstractmethod
@@ -230,7 +239,7 @@ class Composer(ABC):
                 preview,
                 self._infotext(composition, chosen, seed, image),
                 self._view_of,
-                self._centroid,
+                self._compare,
                 self._attention,
             )
             for image, (composition, seed) in zip(images, wanted, strict=True)

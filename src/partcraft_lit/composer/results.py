@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from partcraft_lit.backbones.infotext import INFOTEXT_KEY
 from partcraft_lit.backbones.pipelines import pipeline_seed
@@ -31,9 +30,10 @@ class PartReading:
     Attributes:
         part: its name.
         asked: its codes in the composition.
-        found: the code that the predictor reads, or None if the part is absent.
-        matches: whether ``found`` is among ``asked``; what EMR counts.
-        cosine: of the part in the image to the nearest centroid that was asked for, -1...1; None if it is absent.
+        found: the code that the part looks most like, or None if it is absent. Of a trained run whose images are there
+            the part is looked at alone; EMR, like everything else, looks at it among its neighbours.
+        matches: whether ``found`` is among ``asked``.
+        cosine: of the part in the image to the nearest code that was asked for, -1...1; None if it is absent.
     """
 
     part: str
@@ -68,7 +68,7 @@ class Result:
     preview: bool
     infotext: str | None
     _view: Callable[[Tensor], ImageView]
-    _centroid: Callable[[str, int], Tensor]
+    _compare: Callable[[ImageView, str, tuple[int, ...]], tuple[int | None, float | None]]
     _attention: Callable[[Tensor, str, int], dict[str, Tensor]]
 
     @cached_property
@@ -113,7 +113,7 @@ class Result:
         return self._view(self.tensor)
 
     def read(self) -> tuple[PartReading, ...]:
-        """What the predictor reads of each part that was asked for, in the order of the prompt.
+        """Whether each part came out that was asked for, in the order of the prompt.
 
         Raises:
             UserError: if there is no predictor.
@@ -121,12 +121,8 @@ class Result:
         return tuple(self._reading(part, codes) for part, codes in self.composition.codes.items())
 
     def _reading(self, part: str, asked: tuple[int, ...]) -> PartReading:
-        found = self.view.codes.get(part)
-        if found is None:
-            return PartReading(part, asked, None, False, None)
-        feature = self.view.part_feature(part)
-        cosines = [float(F.cosine_similarity(feature, self._centroid(part, code), dim=0)) for code in asked]
-        return PartReading(part, asked, found, found in asked, max(cosines))
+        found, cosine = self._compare(self.view, part, asked)
+        return PartReading(part, asked, found, found in asked, cosine)
 
     def attention(self) -> dict[str, NDArray[np.float32]]:
         """Where the tokens of each part look, in one denoising step on this image with noise added.

@@ -20,6 +20,7 @@ from partcraft_lit.composer.composition import PartChoice
 from partcraft_lit.composer.drawer import Drawer
 from partcraft_lit.composer.exported import ExportedParts, is_export
 from partcraft_lit.composer.exported_words import ExportedWords
+from partcraft_lit.composer.isolated import IsolatedCodes
 from partcraft_lit.composer.reader import PartReader, decoding
 from partcraft_lit.composer.stored_parts import Images, StoredParts, select_images
 from partcraft_lit.composer.views import ImageView
@@ -29,7 +30,7 @@ from partcraft_lit.core.errors import UserError, did_you_mean
 from partcraft_lit.core.images import pixels_of, read_image
 from partcraft_lit.core.progress import Stages
 from partcraft_lit.core.store import Store
-from partcraft_lit.core.types import ImageSource
+from partcraft_lit.core.types import BACKGROUND, ImageSource
 from partcraft_lit.methods.method import EACH
 from partcraft_lit.parts.correcting import Effect
 from partcraft_lit.parts.corrections import Corrections
@@ -118,6 +119,7 @@ class Run(Composer):
         self._reader = PartReader(self.dictionary, lambda: factories.features_loader(values)())
         store = Store(self.settings.paths.store)
         self.stored = StoredParts(folder / "parts", self._reader, self._open_source, store, self.settings.parts.source)
+        self._isolated = IsolatedCodes(self.stored)
         sample = self.settings.hardware.capped(self.settings.sample)
         super().__init__(folder.name, vocabulary_of(self.dictionary), sample, Drawer(self._load_module))
 
@@ -317,6 +319,17 @@ class Run(Composer):
         gaps = tuple(f"{noun} {captions.separator.strip()}".strip() for noun in each[:-1])
         noun = self.class_noun if captions.class_noun == "auto" else captions.class_noun
         return gaps, (each[-1] if each else "") if nouns else noun
+
+    def _compare(self, view: ImageView, part: str, asked: tuple[int, ...]) -> tuple[int | None, float | None]:
+        """As of any composer, but a part is looked at alone where images that show the codes are there."""
+        index = self.part(part).index
+        if index == BACKGROUND or part not in view.codes:
+            return super()._compare(view, part, asked)
+        cosines = self._isolated.cosines(view, index, asked) if self.stored.has_images else {}
+        near = [cosines[code] for code in asked if code in cosines]
+        return (
+            (max(cosines, key=lambda code: cosines[code]), max(near)) if near else super()._compare(view, part, asked)
+        )
 
     def _centroid(self, part: str, code: int) -> Tensor:
         return self.dictionary.code_centroids[self.part(part).index][code]
