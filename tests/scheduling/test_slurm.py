@@ -92,8 +92,9 @@ def test_an_array_of_jobs_and_one_that_fails(cluster):
     environment = json.loads((cluster / "a.environment").read_text(encoding="utf-8"))
     assert environment["OMP_NUM_THREADS"] == "2" and environment["SET_UP"] == "1"
     assert not [name for name in environment if name.startswith(("SLURM_", "SUBMITIT_"))]
+    wait_for(lambda: Ledger(cluster).latest()["a"].status == "done")  # which the job writes after its last file
     latest = Ledger(cluster).latest()
-    assert latest["a"].status == "done" and latest["a"].cluster_id == "100_0" and latest["b"].code == 2
+    assert latest["a"].cluster_id == "100_0" and latest["b"].code == 2
     (cluster / "fail").unlink()
     assert run(cluster, "abc", said.append).failed == {}
     assert {name: (cluster / f"{name}.starts").read_text(encoding="utf-8") for name in "abc"} == {
@@ -126,6 +127,7 @@ def test_a_preempted_job_is_queued_again_with_its_folder(cluster):
     assert run(cluster, "a").failed == {}
     assert (cluster / "a" / "checkpoint").exists() and (cluster / "a" / "done").exists()
     assert (cluster / "a.starts").read_text(encoding="utf-8") == "xx" and len(submitted(cluster)) == 1
+    wait_for(lambda: Ledger(cluster).latest()["a"].status == "done")  # which the job writes after its last file
     statuses = [entry.status for entry in Ledger(cluster).entries()]
     assert statuses == ["submitted", "running", "stopped", "running", "done"]
 
