@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -396,6 +397,16 @@ def searcher(monkeypatch):
     made = Searcher()
     monkeypatch.setattr(tuning, "run_tasks", made)
     return made
+
+
+def test_a_kept_study_names_no_folder_of_this_machine(tmp_path):
+    folder = tmp_path / "arena-only_λ"  # which JSON writes as \\u03bb
+    Searcher()([SimpleNamespace(name="only λ", folder=folder, is_done=lambda: False)])
+    terms = SimpleNamespace(objective="error", direction="minimize", trials=3, seed=0)
+    studies.keep(folder, tmp_path / "table", "only λ", terms, {})
+    kept = studies.study_folder(tmp_path / "table", "only λ") / "search.journal"
+    assert str(tmp_path) in (folder / "search.journal").read_text(encoding="utf-8")
+    assert str(tmp_path) not in kept.read_text(encoding="utf-8")
 
 
 def test_rows_take_what_their_searches_chose(settings, searcher, tmp_path, monkeypatch):

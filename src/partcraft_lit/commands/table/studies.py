@@ -138,7 +138,7 @@ def keep(search: Path, table: Path, row: str, terms: SearchTerms, asked: Mapping
         if (search / name).is_file():
             shutil.copyfile(search / name, folder / name)
     journal = (search / JOURNAL).read_text(encoding="utf-8")
-    atomic_write(folder / JOURNAL, journal.replace(str(search), "."))  # it names its workers by their paths
+    atomic_write(folder / JOURNAL, journal.replace(json.dumps(str(search))[1:-1], "."))  # it names its workers by paths
     settings = _plain(asked)
     atomic_write(folder / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
     chosen = choice_of(folder, row, terms, stable_hash(settings)[:12])
