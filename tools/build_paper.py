@@ -13,6 +13,7 @@ import math
 import sys
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -85,6 +86,24 @@ def difference(table: str, row: str, other: str, metric: str, protocols: list[st
     return f"{found.mean:+.3f}{bounds}, p = {found.p_value:.2g}, {found.seeds} seeds"
 
 
+def trials(table: str, row: str, other: str) -> str:
+    """In how many settings that both searches tried a row is below another, and the medians of the other and of it."""
+    ours, theirs = _trials(table, row), _trials(table, other)
+    common = [settings for settings in ours if settings in theirs]
+    below = sum(ours[settings] < theirs[settings] for settings in common)
+    medians = [f"{100 * median(found[settings] for settings in common):.1f} %" for found in (theirs, ours)]
+    return f"{below} of {len(common)}, median {' → '.join(medians)}"
+
+
+def _trials(table: str, row: str) -> dict[tuple[str, ...], float]:
+    """Settings -> what a trial reached."""
+    path = EXPERIMENTS / table / "studies" / row / "search.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        objective, *keys = [name for name in reader.fieldnames or () if "." in name or "/" in name]
+        return {tuple(line[key] for key in keys): float(line[objective]) for line in reader if line[objective]}
+
+
 def agreement(file: str, score: str, measure: str = "AUC", part: str = "all", percent: bool = False) -> str:
     """A mean over runs with its interval, from what ``benchmarks/agreement.py`` wrote."""
     line = _agreement_line(file, score, part, measure)
@@ -155,7 +174,21 @@ def render() -> str:
     environment = Environment(
         undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    functions = (has, cell, value, reported, grid, difference, seeds, commit, caveat, figure, protocol, agreement)
+    functions = (
+        has,
+        cell,
+        value,
+        reported,
+        grid,
+        difference,
+        seeds,
+        commit,
+        caveat,
+        figure,
+        protocol,
+        trials,
+        agreement,
+    )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render({function.__name__: function for function in functions})
 
