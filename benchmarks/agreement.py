@@ -1,10 +1,10 @@
 """Whether metrics and judges see what the oracle sees: ``python benchmarks/agreement.py [RUN...] [--out FILE]``.
 
-Every part of every image has a verdict by the oracle, which training and discovery never see: it is of the species that
-was asked for, or not. A score that agrees gives right parts more than wrong ones; its AUC is the probability of that,
-0.5 for a coin. Per run, over all parts of a protocol; then the mean over runs with Student's interval, as images of one
-training are not independent. Of EMR, which says yes or no, also how much of each it gets right; and Spearman's rank
-correlation of the runs' EMR with their part accuracy.
+The oracle, which training and discovery never see, says of every part whether it is of the requested species. For each
+score: the AUROC of its values against these verdicts, 0.5 for chance; for EMR, which is 0 or 1, also sensitivity (right
+parts with EMR 1) and specificity (wrong parts with EMR 0). Each is computed per run, then averaged over runs with
+Student's t interval, as images of one run are not independent. Last, Spearman's rank correlation of EMR and part
+accuracy over runs.
 
 Reads ``evaluation/scores.csv`` of runs on drawn birds. The columns of judges come from
 ``partcraft evaluate run=RUN 'eval.judge=[crops,crops_lite0]'``.
@@ -23,10 +23,10 @@ import torch
 from scipy import stats
 
 from partcraft_lit.evaluation.calibration import area_under_curve
+from partcraft_lit.metrics.paired import paired_difference
 from partcraft_lit.world.zoo.looks import FAMILIES
 
 PART_NAMES = FAMILIES["bird"].part_names
-
 TRUTH = "part_accuracy/"
 #: What is compared over runs; the oracle has no verdict on backgrounds.
 RUN_COLUMNS = ("emr/without_background", "part_accuracy/all")
@@ -52,27 +52,28 @@ def pairs_of(rows: Iterable[Row], score: str, parts: Sequence[str]) -> Pairs:
     return found
 
 
-def auc(pairs: Pairs) -> float:
+def auroc(pairs: Pairs) -> float:
     scores, right = torch.tensor([s for s, _ in pairs]), torch.tensor([r for _, r in pairs], dtype=torch.bool)
     return area_under_curve(scores[right], scores[~right]) if pairs else math.nan
 
 
-def share(right: bool) -> Callable[[Pairs], float]:
-    """Of the right parts how many a yes-or-no score calls right; of the wrong ones how many it calls wrong."""
+def sensitivity(pairs: Pairs) -> float:
+    right = [score == 1.0 for score, truth in pairs if truth]
+    return float(np.mean(right)) if right else math.nan
 
-    def of(pairs: Pairs) -> float:
-        agrees = [float((score == 1.0) == right) for score, truth in pairs if truth == right]
-        return float(np.mean(agrees)) if agrees else math.nan
 
-    return of
+def specificity(pairs: Pairs) -> float:
+    wrong = [score != 1.0 for score, truth in pairs if not truth]
+    return float(np.mean(wrong)) if wrong else math.nan
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float, int]:
-    known = np.array([value for value in values if not math.isnan(value)])
-    if len(known) < 2:
-        return (float(known.mean()) if len(known) else math.nan, math.nan, math.nan, len(known))
-    reach = stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
-    return float(known.mean()), float(known.mean() - reach), float(known.mean() + reach), len(known)
+    """Mean, bounds, and number of the runs that have a value."""
+    known = [[value] for value in values if not math.isnan(value)]
+    if not known:
+        return math.nan, math.nan, math.nan, 0
+    found = paired_difference(known, [[0.0]] * len(known))
+    return found.mean, found.low, found.high, found.seeds
 
 
 def scores_in(row: Row) -> list[str]:
@@ -84,6 +85,9 @@ def scores_in(row: Row) -> list[str]:
     ]
 
 
+MEASURES: tuple[Callable[[Pairs], float], ...] = (auroc, sensitivity, specificity)
+
+
 def measured(runs: Sequence[Sequence[Row]]) -> list[Line]:
     """Every score by part and measure, then the rank correlation over runs."""
     scores = sorted(set.intersection(*(set(scores_in(rows[0])) for rows in runs)), key=scores_in(runs[0][0]).index)
@@ -91,9 +95,10 @@ def measured(runs: Sequence[Sequence[Row]]) -> list[Line]:
     for score in scores:
         for name, parts in [("all", PART_NAMES), *((part, (part,)) for part in PART_NAMES)]:
             of_runs = [pairs_of(rows, score, parts) for rows in runs]
-            measures = {"AUC": auc} | ({"right": share(True), "wrong": share(False)} if score == "emr/" else {})
-            for measure, function in measures.items():
-                lines.append((score.strip("/"), name, measure, *mean_interval([function(pairs) for pairs in of_runs])))
+            measures = MEASURES if score == "emr/" else MEASURES[:1]
+            for measure in measures:
+                values = [measure(pairs) for pairs in of_runs]
+                lines.append((score.strip("/"), name, measure.__name__, *mean_interval(values)))
     if len(runs) > 2:
         means = [[np.nanmean([float(row[key] or "nan") for row in rows]) for rows in runs] for key in RUN_COLUMNS]
         rank = float(stats.spearmanr(*means).statistic)
@@ -107,8 +112,7 @@ def show(lines: Sequence[Line]) -> None:
     for score, measure in dict.fromkeys((line[0], line[2]) for line in lines if line[1] == "all"):
         cells = [f"{table[score, part, measure][0]:.2f}" for part in PART_NAMES]
         mean, low, high = table[score, "all", measure]
-        what = score if measure == "AUC" else f"{score}, {measure} parts called {measure}"
-        print(f"| {what} | {mean:.2f} [{low:.2f}, {high:.2f}] | {' | '.join(cells)} |")
+        print(f"| {score} {measure} | {mean:.2f} [{low:.2f}, {high:.2f}] | {' | '.join(cells)} |")
     if (over_runs := table.get(("emr", "runs", "Spearman"))) is not None:
         print(f"\nEMR and part accuracy of the runs: Spearman's rho {over_runs[0]:.2f}")
 

@@ -16,10 +16,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import yaml
 from jinja2 import Environment, StrictUndefined
 
 from partcraft_lit.metrics.paired import paired_difference
 from partcraft_lit.report.tables import short
+
+#: Keys and values of a trial, as its search wrote them.
+Settings = tuple[tuple[str, str], ...]
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -86,25 +90,46 @@ def difference(table: str, row: str, other: str, metric: str, protocols: list[st
     return f"{found.mean:+.3f}{bounds}, p = {found.p_value:.2g}, {found.seeds} seeds"
 
 
-def trials(table: str, row: str, other: str) -> str:
-    """In how many settings that both searches tried a row is below another, and the medians of the other and of it."""
+def wins(table: str, row: str, other: str) -> str:
+    """In how many of the settings that two searches have in common a row has the smaller objective."""
+    pairs = _common_trials(table, row, other)
+    return f"{sum(ours < theirs for ours, theirs in pairs.values())} of {len(pairs)}"
+
+
+def medians(table: str, row: str, other: str) -> str:
+    """Medians over the same settings, of the other row and of this."""
+    ours, theirs = zip(*_common_trials(table, row, other).values(), strict=True)
+    return f"{100 * median(theirs):.1f} % → {100 * median(ours):.1f} %"
+
+
+def with_smallest(table: str, row: str, other: str, key: str) -> dict[str, str]:
+    """The smallest value of a key that both searches tried, and what the two rows had with it."""
+    pairs = _common_trials(table, row, other)
+    chosen = min(pairs, key=lambda settings: float(dict(settings)[key]))
+    ours, theirs = pairs[chosen]
+    value = f"{float(dict(chosen)[key]):.2g}"
+    return {"value": value, row: f"{100 * ours:.0f} %", other: f"{100 * theirs:.0f} %"}
+
+
+def _common_trials(table: str, row: str, other: str) -> dict[Settings, tuple[float, float]]:
     ours, theirs = _trials(table, row), _trials(table, other)
-    common = [settings for settings in ours if settings in theirs]
-    below = sum(ours[settings] < theirs[settings] for settings in common)
-    medians = [f"{100 * median(found[settings] for settings in common):.1f} %" for found in (theirs, ours)]
-    return f"{below} of {len(common)}, median {' → '.join(medians)}"
+    return {settings: (ours[settings], theirs[settings]) for settings in ours if settings in theirs}
 
 
-def _trials(table: str, row: str) -> dict[tuple[str, ...], float]:
-    """Settings -> what a trial reached."""
-    path = EXPERIMENTS / table / "studies" / row / "search.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        objective, *keys = [name for name in reader.fieldnames or () if "." in name or "/" in name]
-        return {tuple(line[key] for key in keys): float(line[objective]) for line in reader if line[objective]}
+def _trials(table: str, row: str) -> dict[Settings, float]:
+    """Settings of a row's search -> objective."""
+    path = EXPERIMENTS / table / "studies" / row
+    chosen = yaml.safe_load((path / "chosen.yaml").read_text(encoding="utf-8"))
+    keys, objective = sorted(chosen["overrides"]), chosen["objective"]
+    with (path / "search.csv").open(encoding="utf-8", newline="") as lines:
+        return {
+            tuple((key, line[key]) for key in keys): float(line[objective])
+            for line in csv.DictReader(lines)
+            if line[objective]
+        }
 
 
-def agreement(file: str, score: str, measure: str = "AUC", part: str = "all", percent: bool = False) -> str:
+def agreement(file: str, score: str, measure: str = "auroc", part: str = "all", percent: bool = False) -> str:
     """A mean over runs with its interval, from what ``benchmarks/agreement.py`` wrote."""
     line = _agreement_line(file, score, part, measure)
     mean, low, high = (float(line[key]) for key in ("mean", "low", "high"))
@@ -186,7 +211,9 @@ def render() -> str:
         caveat,
         figure,
         protocol,
-        trials,
+        wins,
+        medians,
+        with_smallest,
         agreement,
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

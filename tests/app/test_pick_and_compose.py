@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import eventually
 from PIL import Image
 
 import partcraft_lit as pc
-from partcraft_lit.composer.isolated import IsolatedCodes
 
 pytestmark = pytest.mark.app
 
@@ -120,8 +120,11 @@ def test_two_clicks_compose_and_the_png_brings_it_back(picked, open_page, addres
     assert [(choice.part, choice.code) for choice in stored.choices] == [(c.part, c.code) for c in choices]
     view = run.read(path)  # what the page says of the image is what the API reads in it
     for place, choice in enumerate(choices):
-        cosines = IsolatedCodes(run.stored).cosines(view, run.part(choice.part).index, [choice.code])
-        found = max(cosines, key=cosines.get) if choice.part in view.codes else None
+        found = None
+        if choice.part in view.codes:
+            index, labelled = run.part(choice.part).index, (view.tensor, torch.from_numpy(view.label_map))
+            cosines = run.stored.isolated.cosines(labelled, view.part_feature(choice.part), index, [choice.code])
+            found = max(cosines, key=cosines.get)
         assert reads.nth(place).get_attribute("data-found") == ("" if found is None else str(found))
         assert reads.nth(place).get_attribute("data-matches") == str(found == choice.code).lower()
 

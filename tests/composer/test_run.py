@@ -20,8 +20,6 @@ from PIL import Image, ImageOps
 import partcraft_lit as pc
 from partcraft_lit.backbones.infotext import infotext
 from partcraft_lit.backbones.pipelines import pipeline_seed
-from partcraft_lit.composer.isolated import IsolatedCodes
-from partcraft_lit.composer.stored_parts import StoredParts
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import read_image
 
@@ -268,7 +266,8 @@ def test_what_came_out_is_read_back(run):
         assert reading.matches == (reading.found in reading.asked)
         assert (reading.found is None) == (part not in predicted.codes)
         if reading.found is not None:
-            cosines = IsolatedCodes(run.stored).cosines(predicted, run.part(part).index, reading.asked)
+            index, labelled = run.part(part).index, (predicted.tensor, torch.from_numpy(predicted.label_map))
+            cosines = run.stored.isolated.cosines(labelled, predicted.part_feature(part), index, reading.asked)
             assert reading.found == max(cosines, key=cosines.get)
             assert reading.cosine == max(cosines[code] for code in reading.asked)
         assert str(reading).startswith("✓" if reading.matches else "✗")
@@ -276,7 +275,7 @@ def test_what_came_out_is_read_back(run):
 
 def test_without_the_images_what_came_out_is_what_the_predictor_reads(run, monkeypatch):
     (result,) = run.draw(run.compose({"part1": [0, 1], "part2": 2}), [3], steps=2)
-    monkeypatch.setattr(StoredParts, "has_images", False)
+    monkeypatch.setattr(run.stored, "isolated", None)
     predicted = run.read(result.image)
     for reading in result.read():
         assert reading.found == predicted.codes.get(reading.part)

@@ -5,6 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from partcraft_lit.parts.isolated import isolate, isolated_feature
+from partcraft_lit.parts.segmenter import Segmenter
+
+SEGMENTER = Segmenter(torch.zeros(3), torch.eye(3), torch.tensor([False, True, True]), torch.eye(3)[1:])
 
 
 class Blurred:
@@ -39,20 +42,20 @@ def test_a_part_alone_does_not_depend_on_its_neighbours(image, label_map):
     features = Blurred()
     own = [features([one])[0][label_map == 1].mean(dim=0) for one in (image, other)]
     assert not torch.allclose(*own)  # as the predictor reads it
-    assert torch.equal(*(isolated_feature(features, one, label_map, 1) for one in (image, other)))
+    assert torch.equal(*(isolated_feature(SEGMENTER, features, (one, label_map), 1) for one in (image, other)))
 
 
 def test_it_is_the_mean_of_unit_features(image, label_map):
     grid = Blurred()([isolate(image, label_map, 2)])[0]
     expected = torch.stack([vector / vector.norm() for vector in grid[4:6, 3:6].reshape(-1, 3)]).mean(dim=0)
-    torch.testing.assert_close(isolated_feature(Blurred(), image, label_map, 2), expected)
+    torch.testing.assert_close(isolated_feature(SEGMENTER, Blurred(), (image, label_map), 2), expected)
 
 
 def test_label_maps_of_another_grid(image, label_map):
     fine = label_map.repeat_interleave(2, 0).repeat_interleave(2, 1)
-    expected = isolated_feature(Blurred(), image, label_map, 1)
-    assert torch.equal(isolated_feature(Blurred(), image, fine, 1), expected)
+    expected = isolated_feature(SEGMENTER, Blurred(), (image, label_map), 1)
+    assert torch.equal(isolated_feature(SEGMENTER, Blurred(), (image, fine), 1), expected)
 
 
 def test_a_part_that_is_absent_has_none(image, label_map):
-    assert isolated_feature(Blurred(), image, label_map, 3) is None
+    assert isolated_feature(SEGMENTER, Blurred(), (image, label_map), 3) is None

@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -39,21 +40,22 @@ class Progress:
 def exit_process(code: int) -> NoReturn:
     """Ends the process.
 
-    A further process of a run does without the end of the interpreter: threads of gloo may still hold Python objects of
-    the last collective, and one that asks for the interpreter's lock by then aborts the process. torchrun would call
-    the whole run failed, on every host.
+    Processes of a rank above 0 skip finalisation of the interpreter: threads of gloo may still hold Python objects of
+    the last collective, and one that asks for the GIL by then aborts the process. torchrun would call the whole run
+    failed, on every host.
     """
-    from partcraft_lit.core import environment
-
     torch = sys.modules.get("torch")
     connected = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
-    if connected and not environment.is_first_process():
-        atexit._run_exitfuncs()
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+    if connected:
+        end_further_process(code, _finish)
     sys.exit(code)
+
+
+def _finish() -> None:
+    atexit._run_exitfuncs()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def reader_gone() -> bool:
@@ -88,12 +90,17 @@ def stopped(error: KeyboardInterrupt, progress: Progress) -> int:
     return stop.code
 
 
-def end_further_process(code: int) -> None:
-    """Ends a process of a run that is not its first, in silence and at once: the interpreter would wait for the
-    connections to the others."""
+def end_further_process(code: int, first: Callable[[], object] = lambda: None) -> None:
+    """Ends a process of a run whose rank is above 0, without finalisation of the interpreter.
+
+    Args:
+        code: its exit code.
+        first: what it does before. Nothing where a run was stopped: exit functions would wait for the other processes.
+    """
     from partcraft_lit.core import environment
 
     if not environment.is_first_process():
+        first()
         os._exit(code)
 
 

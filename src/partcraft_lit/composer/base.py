@@ -83,7 +83,7 @@ class Composer(ABC):
         """(D,) centroid of a code."""
 
     def _compare(self, view: ImageView, part: str, asked: tuple[int, ...]) -> tuple[int | None, float | None]:
-        """The code that a part of an image looks most like, and the cosine to the nearest that was asked for."""
+        """The code nearest to a part of an image, and the cosine to the nearest that was asked for."""
         found = view.codes.get(part)
         if found is None:
             return None, None

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from partcraft_lit.core.types import ABSENT, PartPrediction, PatchFeatures
 from partcraft_lit.parts.dictionary import PartDictionary
-from partcraft_lit.parts.isolated import isolated_feature
+from partcraft_lit.parts.isolated import LabelledImage, isolated_feature
 from partcraft_lit.parts.predictor import KMeansPartPredictor
 
 #: Held while an image is decoded: Pillow's warnings are silenced for the whole process meanwhile.
@@ -64,14 +64,14 @@ class PartReader:
         with self._lock, torch.no_grad():
             return self._predictor.features([image])[0]
 
-    def isolated_feature(self, image: Tensor, label_map: Tensor, part: int) -> Tensor | None:
-        """(D,) feature of a part that is shown alone, see ``parts.isolated``; None where it covers no patch.
+    def isolated_feature(self, labelled: LabelledImage, part: int) -> Tensor | None:
+        """(D,) feature of a part with its context masked out, see ``parts.isolated``; None where it covers no patch.
 
         Raises:
             UserError: as ``predict``.
         """
         with self._lock:
-            return isolated_feature(self._predictor.features, image, label_map, part)
+            return isolated_feature(self.dictionary.base_segmenter, self._predictor.features, labelled, part)
 
     def cosine(self, part_feature: Tensor, part: int, code: int) -> float | None:
         """Cosine of (D,) part features to a code's centroid, -1...1; None for a part that is absent."""

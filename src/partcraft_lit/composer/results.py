@@ -30,8 +30,8 @@ class PartReading:
     Attributes:
         part: its name.
         asked: its codes in the composition.
-        found: the code that the part looks most like, or None if it is absent. Of a trained run whose images are there
-            the part is looked at alone; EMR, like everything else, looks at it among its neighbours.
+        found: the nearest code, or None if the part is absent. With the context of the part masked out, where the run's
+            images are there; EMR reads it in context.
         matches: whether ``found`` is among ``asked``.
         cosine: of the part in the image to the nearest code that was asked for, -1...1; None if it is absent.
     """

@@ -20,7 +20,6 @@ from partcraft_lit.composer.composition import PartChoice
 from partcraft_lit.composer.drawer import Drawer
 from partcraft_lit.composer.exported import ExportedParts, is_export
 from partcraft_lit.composer.exported_words import ExportedWords
-from partcraft_lit.composer.isolated import IsolatedCodes
 from partcraft_lit.composer.reader import PartReader, decoding
 from partcraft_lit.composer.stored_parts import Images, StoredParts, select_images
 from partcraft_lit.composer.views import ImageView
@@ -119,7 +118,6 @@ class Run(Composer):
         self._reader = PartReader(self.dictionary, lambda: factories.features_loader(values)())
         store = Store(self.settings.paths.store)
         self.stored = StoredParts(folder / "parts", self._reader, self._open_source, store, self.settings.parts.source)
-        self._isolated = IsolatedCodes(self.stored)
         sample = self.settings.hardware.capped(self.settings.sample)
         super().__init__(folder.name, vocabulary_of(self.dictionary), sample, Drawer(self._load_module))
 
@@ -321,15 +319,14 @@ class Run(Composer):
         return gaps, (each[-1] if each else "") if nouns else noun
 
     def _compare(self, view: ImageView, part: str, asked: tuple[int, ...]) -> tuple[int | None, float | None]:
-        """As of any composer, but a part is looked at alone where images that show the codes are there."""
-        index = self.part(part).index
-        if index == BACKGROUND or part not in view.codes:
-            return super()._compare(view, part, asked)
-        cosines = self._isolated.cosines(view, index, asked) if self.stored.has_images else {}
+        """As of any composer, but with the context of the part masked out where the run's images are there."""
+        index, in_context = self.part(part).index, super()._compare(view, part, asked)
+        if index == BACKGROUND or in_context[0] is None or self.stored.isolated is None:
+            return in_context
+        labelled = view.tensor, torch.from_numpy(view.label_map)
+        cosines = self.stored.isolated.cosines(labelled, view.part_feature(part), index, asked)
         near = [cosines[code] for code in asked if code in cosines]
-        return (
-            (max(cosines, key=lambda code: cosines[code]), max(near)) if near else super()._compare(view, part, asked)
-        )
+        return (max(cosines, key=lambda code: cosines[code]), max(near)) if near else in_context
 
     def _centroid(self, part: str, code: int) -> Tensor:
         return self.dictionary.code_centroids[self.part(part).index][code]

@@ -27,6 +27,7 @@ from partcraft_lit.parts.atlas import read_code_tile
 from partcraft_lit.parts.corrected import CorrectedSegmenter, cells_of
 from partcraft_lit.parts.dataset_parts import label_map_of
 from partcraft_lit.parts.discovery import CODES_FILE
+from partcraft_lit.parts.isolated import IsolatedCodes, LabelledImage
 
 #: Thumbnails of whole images that are kept.
 _KEPT = 512
@@ -216,6 +217,22 @@ class StoredParts:
         ]
         about = (codes, cosines, features, self.part_names, index, self.names[index], self.class_name(index))
         return ImageView(image, label_map.numpy(), *about)
+
+    @cached_property
+    def isolated(self) -> IsolatedCodes | None:
+        """Reads parts of other images with their context masked out; None without the images or their codes."""
+        if self.counts is None or not self.has_images:
+            return None
+        codes = torch.from_numpy(self.codes)
+        return IsolatedCodes(self.dictionary, codes, self._labelled, self.reader.isolated_feature)
+
+    def _labelled(self, index: int) -> LabelledImage | None:
+        """An image with its parts; None where it is gone."""
+        try:
+            view = self.view(index)
+        except UserError:
+            return None
+        return view.tensor, torch.from_numpy(view.label_map)
 
     def _parts_of(self, index: int, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """Label map and (M + 1, D) features of its parts: from the store, else from the predictor."""
