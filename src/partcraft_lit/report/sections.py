@@ -44,7 +44,7 @@ class SourcePart:
         part: which part.
         image: the source image, the part standing out; see :func:`source_part`.
         caption: the source in words: a species, a file.
-        matched: whether the part predictor reads the code that was asked for off the hybrid; None if unknown.
+        matched: whether the requested code is the nearest to the part of the hybrid; None if unknown.
     """
 
     part: int

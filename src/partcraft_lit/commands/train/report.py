@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from partcraft_lit.commands.train.logs import FINAL_IMAGES, log_images
 from partcraft_lit.core import environment
 from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.images import read_image, to_uint8
-from partcraft_lit.core.types import ABSENT, ImageSource, TrainingBatch
+from partcraft_lit.core.types import ABSENT, BACKGROUND, ImageSource, PartPrediction, TrainingBatch
 from partcraft_lit.core.visualization import fit_square, grid, label, save_png
 from partcraft_lit.evaluation.judging import ALL_IMAGES, REAL_IMAGES
 from partcraft_lit.evaluation.scorer import labels_of
@@ -27,6 +28,7 @@ from partcraft_lit.evaluation.truth import true_hybrids
 from partcraft_lit.metrics.composition import PartScores, Targets, composition_targets
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.discovery import Discovery
+from partcraft_lit.parts.isolated import IsolatedCodes, isolated_feature
 from partcraft_lit.report.html import write_report
 from partcraft_lit.report.sections import (
     AttentionRow,
@@ -125,12 +127,12 @@ def compose(run: RunContext) -> list[Composition]:
         retired=discovery.dictionary.retired,
     )
     prompts = [run.module.method.plain_caption(row) for row in targets.codes]
-    images = run.module.generate(prompts, targets.seeds)
-    codes = run.predictor.predict(list(images)).codes
+    images = run.module.generate(prompts, targets.seeds).cpu()
+    predicted, isolated = run.predictor.predict(list(images)), _isolated_codes(run)
     truths = true_hybrids(source, targets, run.metadata)
     return [
         Composition(
-            sources=_sources(source, discovery, targets, row, codes[row]),
+            sources=_sources(source, discovery, targets, row, _matches(isolated, images[row], predicted, row, targets)),
             image=images[row],
             prompt=prompts[row],
             truth=None if truths is None else truths[row],
@@ -139,8 +141,33 @@ def compose(run: RunContext) -> list[Composition]:
     ]
 
 
-def _sources(source: ImageSource, discovery: Discovery, targets: Targets, row: int, predicted: Tensor) -> list[Any]:
-    """One image per foreground part that the hybrid shows: where it was taken from."""
+def _isolated_codes(run: RunContext) -> IsolatedCodes:
+    segmenter, discovery = run.discovery.dictionary.base_segmenter, run.discovery
+    return IsolatedCodes(
+        discovery.dictionary,
+        discovery.codes,
+        lambda index: (run.source.image(index), discovery.label_maps[index]),
+        functools.partial(isolated_feature, segmenter, run.features),
+    )
+
+
+def _matches(
+    isolated: IsolatedCodes, image: Tensor, predicted: PartPrediction, row: int, targets: Targets
+) -> list[bool]:
+    """Per part, whether the requested code is the nearest, with the context of the part masked out."""
+    labelled, features = (image, predicted.label_maps[row]), predicted.part_features[row]
+    found = []
+    for part, code in enumerate(targets.codes[row].tolist()):
+        present = part != BACKGROUND and code != ABSENT and int(predicted.codes[row, part]) != ABSENT
+        cosines = isolated.cosines(labelled, features[part], part, (code,)) if present else {}
+        found.append(bool(cosines) and max(cosines, key=lambda one: cosines[one]) == code)
+    return found
+
+
+def _sources(
+    source: ImageSource, discovery: Discovery, targets: Targets, row: int, matches: Sequence[bool]
+) -> list[Any]:
+    """One image per foreground part that the hybrid shows: where it was taken from, and whether it came out."""
     shown = []
     for part in range(1, targets.codes.shape[1]):
         code, image = int(targets.codes[row, part]), int(targets.sources[row, part])
@@ -153,7 +180,7 @@ def _sources(source: ImageSource, discovery: Discovery, targets: Targets, row: i
                 discovery.label_maps[image],
                 discovery.dictionary.num_parts,
                 source.name(image),
-                matched=int(predicted[part]) == code,
+                matched=matches[part],
             )
         )
     return shown
