@@ -37,7 +37,10 @@ Line = tuple[str, str, str, float, float, float, int]
 
 
 def rows_of(run: Path, protocol: str) -> list[Row]:
-    with (run / "evaluation" / "scores.csv").open(encoding="utf-8", newline="") as lines:
+    path = run / "evaluation" / "scores.csv"
+    if not path.is_file():
+        raise SystemExit(f"{run} is not a run with scores: it has no evaluation/scores.csv.")
+    with path.open(encoding="utf-8", newline="") as lines:
         return [row for row in csv.DictReader(lines) if row["protocol"] == protocol]
 
 
@@ -112,7 +115,8 @@ def show(lines: Sequence[Line]) -> None:
     for score, measure in dict.fromkeys((line[0], line[2]) for line in lines if line[1] == "all"):
         cells = [f"{table[score, part, measure][0]:.2f}" for part in PART_NAMES]
         mean, low, high = table[score, "all", measure]
-        print(f"| {score} {measure} | {mean:.2f} [{low:.2f}, {high:.2f}] | {' | '.join(cells)} |")
+        bounds = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+        print(f"| {score} {measure} | {mean:.2f}{bounds} | {' | '.join(cells)} |")
     if (over_runs := table.get(("emr", "runs", "Spearman"))) is not None:
         print(f"\nEMR and part accuracy of the runs: Spearman's rho {over_runs[0]:.2f}")
 
@@ -131,7 +135,9 @@ def main() -> None:
         print(f"None of {len(folders)} runs has scores of {args.protocol!r} with the oracle's verdicts.")
         return
     verdicts = [right for rows in runs for _, right in pairs_of(rows, TRUTH, PART_NAMES)]
-    print(f"{len(runs)} runs, {args.protocol}: {len(verdicts):,} parts, {verdicts.count(False):,} of them wrong\n")
+    print(
+        f"{len(runs)} run{'s' * (len(runs) > 1)}, {args.protocol}: {len(verdicts):,} parts, {verdicts.count(False):,} of them wrong\n"
+    )
     lines = measured(runs)
     show(lines)
     if args.out:

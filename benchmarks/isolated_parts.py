@@ -35,12 +35,12 @@ def margin(cosines: dict[int, float], asked: int) -> float:
 
 def read(folder: Path, protocol: str) -> tuple[list[Verdict], list[Verdict]]:
     """Verdicts in context, as the predictor reads parts, and isolated."""
-    run = pc.open_run(str(folder))
+    rows, run = rows_of(folder, protocol), pc.open_run(str(folder))
     codes = run.stored.isolated
     assert codes is not None, f"{folder}: the images of this run are gone"
     in_context: list[Verdict] = []
     isolated: list[Verdict] = []
-    for row in rows_of(folder, protocol):
+    for row in rows:
         view = run.read(folder / "evaluation" / row["image"])
         for part, name in enumerate(run.dictionary.names):
             verdict, asked = float(row.get(TRUTH + name) or "nan"), row["asked"].split()[part]
