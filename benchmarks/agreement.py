@@ -135,9 +135,8 @@ def main() -> None:
         print(f"None of {len(folders)} runs has scores of {args.protocol!r} with the oracle's verdicts.")
         return
     verdicts = [right for rows in runs for _, right in pairs_of(rows, TRUTH, PART_NAMES)]
-    print(
-        f"{len(runs)} run{'s' * (len(runs) > 1)}, {args.protocol}: {len(verdicts):,} parts, {verdicts.count(False):,} of them wrong\n"
-    )
+    wrong, number = verdicts.count(False), "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    print(f"{number}, {args.protocol}: {len(verdicts):,} parts, {wrong:,} of them wrong\n")
     lines = measured(runs)
     show(lines)
     if args.out:
