@@ -13,7 +13,7 @@ import logging
 import torch
 from torch import Tensor
 
-from partcraft_lit.config import compose, stored
+from partcraft_lit.config import sources, stored
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core.types import ABSENT
 from partcraft_lit.parts.discovery import discover, read_parts
@@ -44,7 +44,7 @@ def measure(number: int, images: int, seed: int) -> dict[str, float]:
     """Way -> per cent, mean over the five parts of one set of creatures."""
     source = Creatures(number, images, seed=seed, species_split="test")
     settings = validate(
-        stored.load(compose.conf_dir() / "parts" / "default.yaml") | {"K": number}, PartsSettings, "parts"
+        stored.load(sources.conf_dir() / "parts" / "default.yaml") | {"K": number}, PartsSettings, "parts"
     )
     features = MiniFeatures(None)
     dictionary = discover(source, features, settings, seed=seed).dictionary

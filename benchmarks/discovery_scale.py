@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from partcraft_lit.config import compose, stored
+from partcraft_lit.config import sources, stored
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core.randomness import numpy_generator, torch_generator
 from partcraft_lit.core.store import Store
@@ -155,7 +155,7 @@ class Meter:
 
 def _settings(**changes: Any) -> PartsSettings:
     """Those of ``conf/parts``, changed."""
-    return validate(stored.load(compose.conf_dir() / "parts" / "default.yaml") | changes, PartsSettings, "parts")
+    return validate(stored.load(sources.conf_dir() / "parts" / "default.yaml") | changes, PartsSettings, "parts")
 
 
 def measure(number: int, given: argparse.Namespace, store: str | None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from partcraft_lit.config import compose, stored
+from partcraft_lit.config import sources, stored
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core.types import PatchFeatures
 from partcraft_lit.parts.atlas import Atlas
@@ -70,7 +70,7 @@ def measure(source: Creatures, features: PatchFeatures, codes: int) -> tuple[Dis
     """Discovery, its scores, and the seconds it took."""
     start = time.perf_counter()
     settings = validate(
-        stored.load(compose.conf_dir() / "parts" / "default.yaml") | {"K": codes}, PartsSettings, "parts"
+        stored.load(sources.conf_dir() / "parts" / "default.yaml") | {"K": codes}, PartsSettings, "parts"
     )
     found = discover(source, features, settings, seed=0)
     seconds = time.perf_counter() - start

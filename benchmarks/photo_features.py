@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
-from partcraft_lit.config import compose, stored
+from partcraft_lit.config import sources, stored
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core.types import PatchFeatures
 from partcraft_lit.data.folder import ImageFolder
@@ -103,7 +103,7 @@ def main() -> None:
 def measure(source: ComposedImages, features: PatchFeatures, given: argparse.Namespace) -> str:
     """One row of the table."""
     changes = {"M": given.parts, "K": given.codes}
-    settings = validate(stored.load(compose.conf_dir() / "parts" / "default.yaml") | changes, PartsSettings, "parts")
+    settings = validate(stored.load(sources.conf_dir() / "parts" / "default.yaml") | changes, PartsSettings, "parts")
     scores, chances, confidences = [], [], []
     start = time.process_time()
     for seed in range(given.seeds):

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from partcraft_lit.config import compose, stored
+from partcraft_lit.config import sources, stored
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core.store import Store, stable_hash
 from partcraft_lit.parts.discovery import discover
@@ -36,7 +36,7 @@ def work(rank: int, world: int, images: int, store: Path, start: Any, results: A
     import faiss
 
     faiss.omp_set_num_threads(1)
-    settings = validate(stored.load(compose.conf_dir() / "parts" / "default.yaml"), PartsSettings, "parts")
+    settings = validate(stored.load(sources.conf_dir() / "parts" / "default.yaml"), PartsSettings, "parts")
     source, features = Creatures(20, -(-images // 20), image_size=128), EfficientNetFeatures()
     start.wait()
     began, worked = time.perf_counter(), time.process_time()

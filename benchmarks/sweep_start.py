@@ -13,7 +13,7 @@ from itertools import islice, product
 from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
 
-from partcraft_lit.config import compose as config
+from partcraft_lit.config import sources
 from partcraft_lit.config.loader import SharedLoader
 
 _OF_HYDRA = 10
@@ -33,8 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--jobs", type=int, default=1000)
     jobs = parser.parse_args().jobs
-    before = cpu_seconds(config.loader("train"), _OF_HYDRA) / _OF_HYDRA
-    after = cpu_seconds(SharedLoader(config.loader("train")), jobs) / jobs
+    before = cpu_seconds(sources.loader("train"), _OF_HYDRA) / _OF_HYDRA
+    after = cpu_seconds(SharedLoader(sources.loader("train")), jobs) / jobs
     print("| loader | ms of a job | s of the sweep, each job twice |\n|---|---|---|")
     print(f"| Hydra's | {1000 * before:.0f} | {2 * jobs * before:.0f} |")
     print(f"| groups composed once | {1000 * after:.1f} | {2 * jobs * after:.0f} |\n\n{jobs} jobs.")

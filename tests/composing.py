@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from partcraft_lit.config import compose as config
+from partcraft_lit.config import sources
 from partcraft_lit.config.loader import SharedLoader
 
 #: What a command adds to its overrides: another folder for each.
@@ -79,7 +79,7 @@ class ParsedOnce:
 @pytest.fixture(scope="session", autouse=True)
 def composed_once() -> Iterator[None]:
     """Gives Hydra such a loader wherever it reads our own folder alone: what a test writes elsewhere may change."""
-    own = {"pkg://hydra.conf", str(config.conf_dir()), f"file://{config.conf_dir()}", "structured://"}
+    own = {"pkg://hydra.conf", str(sources.conf_dir()), f"file://{sources.conf_dir()}", "structured://"}
     known: dict[tuple[str | None, ...], ConfigLoader] = {}
 
     def loader(config_search_path: ConfigSearchPath) -> ConfigLoader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from partcraft_lit.config import compose, stored
+from partcraft_lit.config import sources, stored
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core.types import ImageSource, PatchFeatures
 from partcraft_lit.parts import dataset_parts as annotated
@@ -16,7 +16,7 @@ _ARGUMENTS = ("seed", "batch_size", "cache_bytes", "store", "progress")
 
 def parts_settings(**changes: Any) -> PartsSettings:
     """``conf/parts/default.yaml`` with changes."""
-    return validate(stored.load(compose.conf_dir() / "parts" / "default.yaml") | changes, PartsSettings, "parts")
+    return validate(stored.load(sources.conf_dir() / "parts" / "default.yaml") | changes, PartsSettings, "parts")
 
 
 def discover(source: ImageSource, features: PatchFeatures, **changes: Any) -> discovery.Discovery:

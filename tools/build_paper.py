@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
+from scipy.stats import binomtest
 
 from partcraft_lit.metrics.paired import paired_difference
 from partcraft_lit.report.tables import short
@@ -91,9 +92,10 @@ def difference(table: str, row: str, other: str, metric: str, protocols: list[st
 
 
 def wins(table: str, row: str, other: str) -> str:
-    """In how many of the settings that two searches have in common a row has the smaller objective."""
+    """In how many of the settings that two searches have in common a row has the smaller objective; a sign test."""
     pairs = _common_trials(table, row, other)
-    return f"{sum(ours < theirs for ours, theirs in pairs.values())} of {len(pairs)}"
+    won = sum(ours < theirs for ours, theirs in pairs.values())
+    return f"{won} of {len(pairs)} (sign test, p = {binomtest(won, len(pairs)).pvalue:.1g})"
 
 
 def medians(table: str, row: str, other: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from partcraft_lit import cli
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import launchers
+from partcraft_lit.config import launchers, mistakes, sources
 from partcraft_lit.scheduling.tasks import Outcome
 
 #: Verb -> how often it is tried.
@@ -67,7 +67,7 @@ def commands(count: int, seed: int) -> Iterator[list[str]]:
 
 def _keys(verb: str) -> list[str]:
     values: Any = config.OmegaConf.to_container(config.compose(verb, GIVEN.get(verb, [])))
-    return [*config.keys_of(values), *config.groups_of(verb), "hydra.run.dir", "hydra.sweep.dir"]
+    return [*mistakes.keys_of(values), *sources.groups_of(verb), "hydra.run.dir", "hydra.sweep.dir"]
 
 
 def _override(generator: random.Random, keys: list[str]) -> str:

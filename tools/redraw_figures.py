@@ -15,7 +15,7 @@ from partcraft_lit.commands.table.columns import Column
 from partcraft_lit.commands.table.comparison import Cell
 from partcraft_lit.commands.table.panels import panels_of
 from partcraft_lit.commands.table.settings import TableSettings
-from partcraft_lit.config import compose, factories
+from partcraft_lit.config import compose, factories, sources
 from partcraft_lit.report.table_figure import draw_figure
 
 
@@ -45,7 +45,7 @@ def redraw(folder: Path, name: str) -> Path:
 
 
 def main(arguments: list[str]) -> None:
-    tables = {path.stem for path in (compose.conf_dir() / "table").glob("*.yaml")}
+    tables = {path.stem for path in (sources.conf_dir() / "table").glob("*.yaml")}
     given = [Path(argument) for argument in arguments]
     for folder in given or sorted(path.parent for path in Path("experiments").rglob("summary.csv")):
         print(redraw(folder, next(part for part in reversed(folder.resolve().parts) if part in tables)))

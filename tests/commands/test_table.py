@@ -19,6 +19,7 @@ from partcraft_lit.commands import table as verb
 from partcraft_lit.commands.table import studies, tuning
 from partcraft_lit.commands.table import table as run_table
 from partcraft_lit.config import compose as config
+from partcraft_lit.config import sources, typed
 from partcraft_lit.core import rundir
 from partcraft_lit.core.environment import Checkout
 from partcraft_lit.core.errors import UserError
@@ -27,12 +28,12 @@ from partcraft_lit.evaluation.image_scores import write_networks, write_rows
 from partcraft_lit.scheduling.tasks import Outcome
 from partcraft_lit.search.storage import open_storage
 
-TABLES = sorted(path.stem for path in (config.conf_dir() / "table").glob("*.yaml"))
-METHODS = {path.stem for path in (config.conf_dir() / "method").glob("*.yaml")}
+TABLES = sorted(path.stem for path in (sources.conf_dir() / "table").glob("*.yaml"))
+METHODS = {path.stem for path in (sources.conf_dir() / "method").glob("*.yaml")}
 
 
 def scales_of(table: str) -> list[str]:
-    text = (config.conf_dir() / "table" / f"{table}.yaml").read_text(encoding="utf-8")
+    text = (sources.conf_dir() / "table" / f"{table}.yaml").read_text(encoding="utf-8")
     return list(yaml.safe_load(text)["scales"])
 
 
@@ -40,8 +41,8 @@ def scales_of(table: str) -> list[str]:
 def settings(tmp_path):
     def made(*overrides, table="lambda_attn"):
         given = [f"table={table}", f"paths.logs={tmp_path}/logs", f"paths.store={tmp_path}/store", *overrides]
-        written = [config.as_written(text, multirun=False) for text in given]
-        renamed = [config.renamed(text, "table") for text in written]
+        written = [typed.as_written(text, multirun=False) for text in given]
+        renamed = [typed.renamed(text, "table") for text in written]
         return verb.check(config.plain(config.compose("table", renamed)))
 
     return made

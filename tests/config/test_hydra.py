@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from partcraft_lit import cli
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import search
+from partcraft_lit.config import search, sources, typed
 
 SMALL = ("dataset.images_per_species=1", "logger=csv", "trainer=cpu")
 
@@ -57,7 +57,7 @@ def partcraft(tmp_path, monkeypatch, capsys):
     def run(*arguments):
         with pytest.raises(SystemExit) as ended:
             cli.main([*arguments])
-        config.set_sources(config.Sources())
+        sources.set_sources(sources.Sources())
         out = capsys.readouterr()
         return SimpleNamespace(code=ended.value.code, out=out.out, err=out.err)
 
@@ -116,9 +116,9 @@ def test_a_run_with_yaml_of_ones_own_starts(partcraft, trained):
 )
 def test_the_check_before_a_sweep_sees_what_hydra_runs(overrides):
     """One point for each value of each key: together they have every override of every job."""
-    written = [config.as_written(text, multirun=True) for text in overrides]
+    written = [typed.as_written(text, multirun=True) for text in overrides]
     points = list(search.sweep_points("train", written))
-    parsed = OverridesParser.create(config_loader=config.loader("train")).parse_overrides(written)
+    parsed = OverridesParser.create(config_loader=sources.loader("train")).parse_overrides(written)
     jobs = list(itertools.chain(*BasicSweeper.split_arguments(parsed, None)))
     assert {text for job in jobs for text in job} == {
         text if text.startswith("~") is False else f"{text}=null" for point in points for text in map(normal, point)

@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from composing import ComposedOnce
-from partcraft_lit.config import compose as config
+from partcraft_lit.config import sources
 from partcraft_lit.config.loader import SharedLoader
 
 GIVEN = (
@@ -31,7 +31,7 @@ GIVEN = (
 
 
 def hydras_own():
-    return ConfigLoaderImpl(config.loader("train").get_search_path())
+    return ConfigLoaderImpl(sources.loader("train").get_search_path())
 
 
 @pytest.fixture

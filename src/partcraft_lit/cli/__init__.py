@@ -135,6 +135,7 @@ def _run_verb(verb: str, given: list[str], progress: Progress, full: bool) -> in
     import hydra
 
     from partcraft_lit.config import compose as config
+    from partcraft_lit.config import mistakes, sources, typed
     from partcraft_lit.config.launchers import finish_sweep, take_sweep
     from partcraft_lit.scheduling.tasks import JobFailed
 
@@ -142,13 +143,13 @@ def _run_verb(verb: str, given: list[str], progress: Progress, full: bool) -> in
     parser = hydra_parser()
     given = options_first(parser, given, verb)
     args = parsed(parser, given)
-    config.set_sources(_sources(args, verb))
+    sources.set_sources(_sources(args, verb))
     written = {}
     for text in args.overrides:
-        if config.is_null_group(text, verb):
+        if typed.is_null_group(text, verb):
             continue
-        given_as = config.as_written(config.renamed(text, verb), args.multirun)
-        written[text] = config.with_empty_groups(given_as, verb) if args.multirun else given_as
+        given_as = typed.as_written(typed.renamed(text, verb), args.multirun)
+        written[text] = typed.with_empty_groups(given_as, verb) if args.multirun else given_as
     print_notes(args.overrides)
     overrides = list(written.values())
     command = [written.get(text, text) for text in given if text in written or text not in args.overrides]
@@ -173,14 +174,14 @@ def _run_verb(verb: str, given: list[str], progress: Progress, full: bool) -> in
 
     try:
         with hydra_errors_shown(shown=True), command_line(hydra_argv):  # shown: raised here, not printed there
-            hydra.main(version_base="1.3", config_path=str(config.first_folder()), config_name=verb)(job)()
+            hydra.main(version_base="1.3", config_path=str(sources.first_folder()), config_name=verb)(job)()
     except hydra.errors.HydraException as error:
-        raise config.explain(error, verb) from error
+        raise mistakes.explain(error, verb) from error
     except Exception as error:
         if isinstance(error, JobFailed) or error in progress.errors:
             pass  # it is reported below
-        elif config.is_unresolvable(error):  # hydra.run.dir=${nothing}, which Hydra reads after our checks
-            raise config.explain(error, verb) from error
+        elif mistakes.is_unresolvable(error):  # hydra.run.dir=${nothing}, which Hydra reads after our checks
+            raise mistakes.explain(error, verb) from error
         else:
             raise
     if args.multirun and (sweep := take_sweep()) is not None:
@@ -192,7 +193,7 @@ def _run_verb(verb: str, given: list[str], progress: Progress, full: bool) -> in
 
 
 def _sources(args: argparse.Namespace, verb: str) -> Any:
-    from partcraft_lit.config.compose import Sources
+    from partcraft_lit.config.sources import Sources
 
     folder, extra = (None if text is None else Path(text).absolute() for text in (args.config_path, args.config_dir))
     return Sources(verb, args.config_name, folder, extra)

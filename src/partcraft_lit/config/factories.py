@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from partcraft_lit.backbones.settings import LoraSettings
-from partcraft_lit.config import compose as config
-from partcraft_lit.config import machine, targets
+from partcraft_lit.config import machine, mistakes, targets
 from partcraft_lit.config.validation import missing, unknown, validate
 from partcraft_lit.core import environment
 from partcraft_lit.core.errors import UserError
@@ -399,7 +398,7 @@ def trainer_maker(values: Mapping[str, Any], passes: int = 1) -> Callable[..., A
     try:
         make(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"trainer: {config.first_line(error)} All keys: partcraft train --help.") from error
+        raise UserError(f"trainer: {mistakes.first_line(error)} All keys: partcraft train --help.") from error
     return make
 
 

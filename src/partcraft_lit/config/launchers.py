@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import plugins
+from partcraft_lit.config import plugins, sources, typed
 from partcraft_lit.config.loader import SharedLoader
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
@@ -232,7 +232,7 @@ class _JobLauncher(Launcher):
         # A sweep that is new has new jobs; one that is continued goes on with them.
         own = [text for text in job.overrides if text != "ckpt_path=null"]
         command = python_command(
-            str(hydra.job.name), *_options(hydra), *own, *kept, config.quoted("hydra.run.dir", str(job.folder))
+            str(hydra.job.name), *_options(hydra), *own, *kept, typed.quoted("hydra.run.dir", str(job.folder))
         )
         step = Step(command, _Done(job.folder, job.key, job.objective))
         variables = {results.KEY_VARIABLE: job.key, results.SWEEP_VARIABLE: str(sweep.folder)}
@@ -338,7 +338,7 @@ def _options(hydra: DictConfig) -> list[str]:
     places = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     options = [f"--config-dir={place}" for place in places]
     main = next((source.path for source in hydra.runtime.config_sources if source.provider == "main"), None)
-    if main is not None and Path(main) != config.conf_dir():
+    if main is not None and Path(main) != sources.conf_dir():
         options.append(f"--config-path={main}")
     if hydra.job.config_name not in (None, hydra.job.name):
         options.append(f"--config-name={hydra.job.config_name}")

@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasToken, YAMLError, scan
 
-from partcraft_lit.config.compose import conf_dir, first_line, plain
+from partcraft_lit.config.compose import plain
+from partcraft_lit.config.mistakes import first_line
+from partcraft_lit.config.sources import conf_dir
 from partcraft_lit.config.validation import join
 from partcraft_lit.core.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
-from partcraft_lit.config.compose import first_line
+from partcraft_lit.config.mistakes import first_line
 from partcraft_lit.config.validation import bind
 from partcraft_lit.core.errors import UserError, nearest_names
 

@@ -11,7 +11,8 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
-from partcraft_lit.config.compose import composed, conf_dir, groups_of, loader, to_yaml
+from partcraft_lit.config.compose import composed, to_yaml
+from partcraft_lit.config.sources import conf_dir, groups_of, loader
 from partcraft_lit.config.validation import join
 
 #: Where comments begin, if the line is not longer.

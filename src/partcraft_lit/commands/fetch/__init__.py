@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from partcraft_lit.commands.fetch.settings import FetchSettings
-from partcraft_lit.config import compose as config
-from partcraft_lit.config import factories
+from partcraft_lit.config import factories, sources
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError
 
@@ -17,7 +16,7 @@ def check(values: Mapping[str, Any]) -> FetchSettings:
     if "download" not in values:
         known = sorted(
             path.stem
-            for path in (config.conf_dir() / "dataset").glob("*.yaml")
+            for path in (sources.conf_dir() / "dataset").glob("*.yaml")
             if "\ndownload:" in path.read_text(encoding="utf-8")
         )
         raise UserError(f"This data set is nothing that can be fetched. Those that can: {', '.join(known)}.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from partcraft_lit.commands import evaluate, train
 from partcraft_lit.commands.table.settings import SearchTerms, TableSettings
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import factories, targets
+from partcraft_lit.config import factories, sources, targets, typed
 from partcraft_lit.config.search import plan_of
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
@@ -38,7 +38,7 @@ _ALWAYS = ("eval.enabled=true", "ckpt_path=auto")
 
 def check(values: Mapping[str, Any]) -> TableSettings:
     if values.get("table") is None:
-        names = sorted(path.stem for path in (config.conf_dir() / "table").glob("*.yaml"))
+        names = sorted(path.stem for path in (sources.conf_dir() / "table").glob("*.yaml"))
         raise UserError(f"table=NAME has to be given. Tables: {', '.join(names)}.")
     settings = factories.settings_of(TableSettings, values)
     _check_names(settings)
@@ -139,7 +139,7 @@ def row_search(settings: TableSettings, row: str) -> RowSearch:
         *(f"hydra.sweeper.direction={terms.direction}", f"hydra.sweeper.sampler={terms.sampler}"),
         *_trial_overrides(settings, row),
         *(f"{key}={values}" for key, values in settings.table.rows[row].search.items()),
-        config.quoted("hydra.sweep.dir", str(folder)),
+        typed.quoted("hydra.sweep.dir", str(folder)),
     )
     try:
         chosen = study_of(settings, row)
@@ -168,7 +168,7 @@ def table_run(settings: TableSettings, row: str, seed: int) -> TableRun:
     chosen = {key: values[key] for key in ("eval", "sample")}
     trained = lambda: (folder / rundir.FINISHED).is_file()  # noqa: E731
     scored = functools.partial(_is_scored, folder, chosen)
-    where = config.quoted("hydra.run.dir", str(folder))
+    where = typed.quoted("hydra.run.dir", str(folder))
     steps = (
         Step(python_command("train", *_overrides(settings, row, seed), where), trained),
         Step(python_command("evaluate", *_scoring_overrides(settings, row, seed, folder)), scored),
@@ -237,7 +237,7 @@ def _fixed(settings: TableSettings, seed: int) -> Iterator[str]:
     yield from _ALWAYS
     yield f"seed={seed}"
     for key in ("logs", "store"):
-        yield config.quoted(f"paths.{key}", str(getattr(settings.paths, key).expanduser().absolute()))
+        yield typed.quoted(f"paths.{key}", str(getattr(settings.paths, key).expanduser().absolute()))
 
 
 def _terms(settings: TableSettings) -> SearchTerms:
@@ -296,8 +296,8 @@ def forward_passes(values: Mapping[str, Any]) -> int:
 def _scoring_overrides(settings: TableSettings, row: str, seed: int, folder: Path) -> Iterator[str]:
     """The same scores for a run that another table trained."""
     values = run_values(settings, row, seed)
-    yield config.quoted("run", str(folder))
-    yield config.quoted("paths.logs", str(settings.paths.logs.expanduser().absolute()))
+    yield typed.quoted("run", str(folder))
+    yield typed.quoted("paths.logs", str(settings.paths.logs.expanduser().absolute()))
     yield f"trainer.accelerator={values['trainer']['accelerator']}"
     for group in ("eval", "sample"):
         for key in evaluate.chosen_keys(group):
@@ -310,7 +310,7 @@ def _scoring_overrides(settings: TableSettings, row: str, seed: int, folder: Pat
 
 
 def _override(key: str, value: Any) -> str:
-    return config.quoted(key, value) if isinstance(value, str) else f"{key}={_written(value)}"
+    return typed.quoted(key, value) if isinstance(value, str) else f"{key}={_written(value)}"
 
 
 def _budget(values: Mapping[str, Any]) -> str:
