@@ -13,12 +13,12 @@ import math
 import sys
 from functools import cache
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
-from scipy.stats import binomtest
+from scipy.stats import binomtest, spearmanr
 
 from partcraft_lit.metrics.paired import paired_difference
 from partcraft_lit.report.tables import short
@@ -89,6 +89,25 @@ def difference(table: str, row: str, other: str, metric: str, protocols: list[st
     found = paired_difference([[ours[seed]] for seed in common], [[theirs[seed]] for seed in common])
     bounds = f" [{found.low:+.3f}, {found.high:+.3f}]" if math.isfinite(found.low) else ""
     return f"{found.mean:+.3f}{bounds}, p = {found.p_value:.2g}, {found.seeds} seeds"
+
+
+def corrected(table: str, row: str, column: str) -> str:
+    """p-value of a row's difference to the best of a column, corrected over the table."""
+    return f"{float(_line(table, row, column)['p_corrected']):.2g}"
+
+
+def effect(table: str, row: str, column: str) -> str:
+    """Effect size of a row's difference to the best of a column."""
+    return f"{float(_line(table, row, column)['effect']):.2f}"
+
+
+def rank_correlation(table: str, first: str, second: str, protocols: list[str]) -> str:
+    """Spearman's over the means of the rows."""
+    rows = list(dict.fromkeys(row for row, _ in summary(table)))
+    means = [
+        [fmean(_seeds(table, row, metric, tuple(protocols)).values()) for row in rows] for metric in (first, second)
+    ]
+    return f"{float(spearmanr(*means).statistic):.2f}"
 
 
 def wins(table: str, row: str, other: str) -> str:
@@ -213,6 +232,9 @@ def render() -> str:
         caveat,
         figure,
         protocol,
+        corrected,
+        effect,
+        rank_correlation,
         wins,
         medians,
         with_smallest,
