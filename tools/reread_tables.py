@@ -4,7 +4,7 @@ Means, intervals, differences, effect sizes and p-values of ``summary.csv`` are 
 per image), ``runs.csv`` (one line per run) and ``protocol.json``, by code that shares nothing with the package, and
 compared:
 
-- means and everything about differences to the best row to six digits;
+- means and differences to the best row to four digits, effect sizes and p-values to three;
 - bootstrap intervals within what two bootstraps with other random numbers may differ by;
 - Holm's correction over all comparisons of the table.
 
@@ -25,6 +25,7 @@ import pandas as pd
 from scipy import stats
 
 RELATIVE, ABSOLUTE = 1e-4, 2e-6  # summary.csv has six digits, results.csv too
+TESTS = 1e-3  # relative, of what is a ratio of small differences: effect sizes and p-values
 RESAMPLES = 20_000
 
 
@@ -119,10 +120,10 @@ class Comparison:
         self.same = 0
         self.wrong: list[str] = []
 
-    def number(self, where: str, stored: float, computed: float) -> None:
+    def number(self, where: str, stored: float, computed: float, relative: float = RELATIVE) -> None:
         if pd.isna(stored) and pd.isna(computed):
             return
-        if np.isclose(stored, computed, rtol=RELATIVE, atol=ABSOLUTE) or stored == computed:
+        if np.isclose(stored, computed, rtol=relative, atol=ABSOLUTE) or stored == computed:
             self.same += 1
         else:
             self.wrong.append(f"{where}: {stored:.6g} in summary.csv, {computed:.6g} computed again")
@@ -172,7 +173,7 @@ def reread(folder: Path) -> tuple[int, list[str], list[str]]:
                 continue
             computed = paired(ours, values.loc[best], protocol["level"])
             for key, value in computed.items():
-                found.number(f"{where}, {key}", cell[key], value)
+                found.number(f"{where}, {key}", cell[key], value, TESTS if key in ("effect", "p_value") else RELATIVE)
             p_values[index] = computed.get("p_value", np.nan)
         sign = 1 if column["higher"] else -1
         top = max(cells["row"], key=lambda row: sign * values.loc[row].mean(axis=1).mean())
@@ -181,7 +182,7 @@ def reread(folder: Path) -> tuple[int, list[str], list[str]]:
     if tested:
         for index, value in holm(p_values).items():
             where = f"{summary.loc[index, 'row']}, {summary.loc[index, 'column']}, p_corrected"
-            found.number(where, summary.loc[index, "p_corrected"], value)
+            found.number(where, summary.loc[index, "p_corrected"], value, TESTS)
     return found.same, found.wrong, skipped
 
 
