@@ -292,11 +292,11 @@ def test_notices_that_a_user_cannot_act_on_stay_out(monkeypatch, recwarn):
 
 
 def test_text_is_taken_as_it_was_typed():
+    from partcraft_lit.config import cmdline
     from partcraft_lit.config import compose as config
-    from partcraft_lit.config import typed
 
     def as_composed(verb, text, *others):
-        return config.compose(verb, [*others, typed.as_written(text, False)])
+        return config.compose(verb, [*others, cmdline.as_written(text, False)])
 
     assert as_composed("table", "rows=[1e-1, 0]", "table=lambda_attn").rows == ["1e-1", "0"]
     assert as_composed("table", "rows=['partcraft, adapted',x]", "table=lambda_attn").rows == [

@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 import partcraft_lit
 from partcraft_lit import cli
 from partcraft_lit.commands import train
+from partcraft_lit.config import cmdline, factories, sources, targets
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import factories, sources, targets, typed
 from partcraft_lit.config.validation import join
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.losses.attention import entropy_attention_loss
@@ -367,26 +367,26 @@ def test_the_attention_loss_has_the_configured_settings():
     "text", ["prompt=a photo of a <head:3> <wing:7> bird", "prompt=it's, (all) [of] {it}: a=b \\ end", 'prompt="']
 )
 def test_prompts_need_no_second_quotes(text):
-    cfg = config.compose("generate", [typed.as_written(text, False)])
+    cfg = config.compose("generate", [cmdline.as_written(text, False)])
     assert cfg.prompt == text.partition("=")[2]
 
 
 def test_quotes_brackets_and_paths(tmp_path, monkeypatch):
-    assert typed.as_written("prompt='x'", False) == "prompt='x'"
-    assert typed.as_written("parts.names=[a,b]", False) == "parts.names=['a','b']"
-    assert typed.as_written("ckpt_path=null", False) == "ckpt_path=null"
-    assert typed.as_written("dataset.dir=a,b", True) == "dataset.dir=a,b"
+    assert cmdline.as_written("prompt='x'", False) == "prompt='x'"
+    assert cmdline.as_written("parts.names=[a,b]", False) == "parts.names=['a','b']"
+    assert cmdline.as_written("ckpt_path=null", False) == "ckpt_path=null"
+    assert cmdline.as_written("dataset.dir=a,b", True) == "dataset.dir=a,b"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my (holiday), photos").mkdir()
-    text = typed.as_written("dataset.dir=my (holiday), photos", False)
+    text = cmdline.as_written("dataset.dir=my (holiday), photos", False)
     assert Path(config.compose("train", ["dataset=folder", text]).dataset.dir) == tmp_path / "my (holiday), photos"
-    hub = typed.as_written("backbone.source=owner/name", False)
+    hub = cmdline.as_written("backbone.source=owner/name", False)
     assert config.compose("train", ["backbone=sd15", hub]).backbone.source == "owner/name"
 
 
 def test_a_sweep_is_checked_value_by_value():
     points = list(
-        typed.sweep_points("train", ["seed=1", "lora.rank=2,4", "lora.scope=choice(cross,all)", "parts.K=range(1,3)"])
+        cmdline.sweep_points("train", ["seed=1", "lora.rank=2,4", "lora.scope=choice(cross,all)", "parts.K=range(1,3)"])
     )
     assert points[0] == ["seed=1", "lora.rank=2", "lora.scope=cross", "parts.K=1"]
     assert len(points) == 4 and ["seed=1", "lora.rank=4", "lora.scope=cross", "parts.K=1"] in points

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from partcraft_lit.cli import VERBS
+from partcraft_lit.config import cmdline, search
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import search, typed
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "partcraft_lit"
@@ -59,7 +59,7 @@ def commands() -> list[list[str]]:
 def test_commands_on_the_pages_compose(command):
     verb, *arguments = command
     sweep = "-m" in arguments
-    overrides = [typed.as_written(typed.renamed(text, verb), sweep) for text in arguments if "=" in text]
+    overrides = [cmdline.as_written(cmdline.renamed(text, verb), sweep) for text in arguments if "=" in text]
     for point in search.sweep_points(verb, overrides) if sweep else [overrides]:
         config.compose(verb, point)
 

@@ -18,8 +18,8 @@ from partcraft_lit.commands import evaluate
 from partcraft_lit.commands import table as verb
 from partcraft_lit.commands.table import studies, tuning
 from partcraft_lit.commands.table import table as run_table
+from partcraft_lit.config import cmdline, sources
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import sources, typed
 from partcraft_lit.core import rundir
 from partcraft_lit.core.environment import Checkout
 from partcraft_lit.core.errors import UserError
@@ -41,8 +41,8 @@ def scales_of(table: str) -> list[str]:
 def settings(tmp_path):
     def made(*overrides, table="lambda_attn"):
         given = [f"table={table}", f"paths.logs={tmp_path}/logs", f"paths.store={tmp_path}/store", *overrides]
-        written = [typed.as_written(text, multirun=False) for text in given]
-        renamed = [typed.renamed(text, "table") for text in written]
+        written = [cmdline.as_written(text, multirun=False) for text in given]
+        renamed = [cmdline.renamed(text, "table") for text in written]
         return verb.check(config.plain(config.compose("table", renamed)))
 
     return made

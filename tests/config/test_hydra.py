@@ -15,8 +15,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from partcraft_lit import cli
+from partcraft_lit.config import cmdline, search, sources
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import search, sources, typed
 
 SMALL = ("dataset.images_per_species=1", "logger=csv", "trainer=cpu")
 
@@ -116,7 +116,7 @@ def test_a_run_with_yaml_of_ones_own_starts(partcraft, trained):
 )
 def test_the_check_before_a_sweep_sees_what_hydra_runs(overrides):
     """One point for each value of each key: together they have every override of every job."""
-    written = [typed.as_written(text, multirun=True) for text in overrides]
+    written = [cmdline.as_written(text, multirun=True) for text in overrides]
     points = list(search.sweep_points("train", written))
     parsed = OverridesParser.create(config_loader=sources.loader("train")).parse_overrides(written)
     jobs = list(itertools.chain(*BasicSweeper.split_arguments(parsed, None)))

@@ -10,8 +10,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from partcraft_lit import cli
 from partcraft_lit.commands import train
+from partcraft_lit.config import cmdline, machine
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import machine, typed
 from partcraft_lit.core.errors import UserError
 
 PHOTOGRAPHS = ("cub", "dogs", "sims4_faces", "multi_concept", "folder", "imagefolder")
@@ -122,12 +122,12 @@ def test_training_sd15_without_a_gpu_has_to_be_asked_for(monkeypatch):
 def test_auto_takes_the_preset_for_the_free_memory(monkeypatch, free, preset):
     monkeypatch.setattr(machine, "_may_have_gpu", lambda: True)
     monkeypatch.setattr(machine, "free_gpu_gigabytes", lambda: free)
-    assert typed.as_written("hardware=auto", False) == f"hardware={preset}"
+    assert cmdline.as_written("hardware=auto", False) == f"hardware={preset}"
     monkeypatch.setattr(machine, "free_gpu_gigabytes", lambda: 1.0)  # the first process has filled it by now
-    assert typed.as_written("hardware=auto", False) == f"hardware={preset}"
+    assert cmdline.as_written("hardware=auto", False) == f"hardware={preset}"
     (note,) = machine.take_notes()
     assert f"so hardware={preset}" in note
-    assert typed.as_written("hardware=12gb", False) == "hardware=12gb"
+    assert cmdline.as_written("hardware=12gb", False) == "hardware=12gb"
 
 
 def test_free_memory_is_that_of_the_gpu_that_has_least(monkeypatch):
@@ -165,7 +165,7 @@ def test_precision_is_bfloat16_only_where_it_is_native(monkeypatch, native, prec
     monkeypatch.setattr(machine, "_has_bfloat16", lambda accelerator: asked.append(accelerator) or native)
     for overrides in ([], ["experiment=arena"], ["experiment=arena_pair"]):
         assert composed(*overrides)["trainer"]["precision"] == precision
-    given_as = typed.as_written("trainer.precision=auto", False)
+    given_as = cmdline.as_written("trainer.precision=auto", False)
     given = ("dataset=folder", "dataset.dir=/x", "trainer.accelerator=gpu")
     assert composed(*given, given_as)["trainer"]["precision"] == precision
     assert asked[-1] == "gpu" and set(asked[:-1]) == {"cpu"}

@@ -134,8 +134,8 @@ def _complete(given: list[str], progress: Progress) -> int:
 def _run_verb(verb: str, given: list[str], progress: Progress, full: bool) -> int:
     import hydra
 
+    from partcraft_lit.config import cmdline, mistakes, sources
     from partcraft_lit.config import compose as config
-    from partcraft_lit.config import mistakes, sources, typed
     from partcraft_lit.config.launchers import finish_sweep, take_sweep
     from partcraft_lit.scheduling.tasks import JobFailed
 
@@ -146,10 +146,10 @@ def _run_verb(verb: str, given: list[str], progress: Progress, full: bool) -> in
     sources.set_sources(_sources(args, verb))
     written = {}
     for text in args.overrides:
-        if typed.is_null_group(text, verb):
+        if cmdline.is_null_group(text, verb):
             continue
-        given_as = typed.as_written(typed.renamed(text, verb), args.multirun)
-        written[text] = typed.with_empty_groups(given_as, verb) if args.multirun else given_as
+        given_as = cmdline.as_written(cmdline.renamed(text, verb), args.multirun)
+        written[text] = cmdline.with_empty_groups(given_as, verb) if args.multirun else given_as
     print_notes(args.overrides)
     overrides = list(written.values())
     command = [written.get(text, text) for text in given if text in written or text not in args.overrides]

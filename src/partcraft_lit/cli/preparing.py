@@ -27,8 +27,8 @@ def prepare(
     verb: str, module: ModuleType, overrides: list[str], args: argparse.Namespace, progress: Progress
 ) -> list[str]:
     """Checks the configuration of every job before the first starts; says in which folder a single job works."""
+    from partcraft_lit.config import cmdline, machine
     from partcraft_lit.config import compose as config
-    from partcraft_lit.config import machine, typed
     from partcraft_lit.core import files
 
     for text in overrides:
@@ -55,13 +55,13 @@ def prepare(
     progress.made = None if any(folder.iterdir()) else folder.absolute()
     if message:
         print(message, flush=True)
-    return [typed.quoted("hydra.run.dir", str(folder))]
+    return [cmdline.quoted("hydra.run.dir", str(folder))]
 
 
 def _prepare_search(verb: str, plan: Any, values: Mapping[str, Any], overrides: list[str]) -> tuple[Path, list[str]]:
     """Checks a search; names the folder of one that was begun before, else a new one."""
+    from partcraft_lit.config import cmdline, plugins, search
     from partcraft_lit.config import compose as config
-    from partcraft_lit.config import plugins, search, typed
 
     if verb != "train":
         raise UserError(f"hydra/sweeper=optuna searches over training runs: partcraft train, not {verb}.")
@@ -69,7 +69,7 @@ def _prepare_search(verb: str, plan: Any, values: Mapping[str, Any], overrides: 
     plugins.register(search.OptunaSweeper)
     folder, begun = search.choose_folder(plan, verb, overrides)
     print(f"{'Continuing the search in' if begun else 'Search folder:'} {folder}", flush=True)
-    return folder, [typed.quoted("hydra.sweep.dir", str(folder))]
+    return folder, [cmdline.quoted("hydra.sweep.dir", str(folder))]
 
 
 def _check_shared(values: Mapping[str, Any]) -> None:
@@ -90,13 +90,13 @@ def _prepare_sweep(
     verb: str, module: ModuleType, overrides: list[str], args: argparse.Namespace, progress: Progress
 ) -> list[str]:
     """Checks jobs of a sweep; says in which folder it works: that of an earlier one which was asked for the same."""
+    from partcraft_lit.config import cmdline, launchers, machine, plugins, search, sources
     from partcraft_lit.config import compose as config
-    from partcraft_lit.config import launchers, machine, plugins, search, sources, typed
     from partcraft_lit.config.loader import SharedLoader
 
     plugins.register(launchers.PoolLauncher, launchers.SlurmLauncher)
     plan = search.plan_of(verb, overrides)
-    points = list(typed.sweep_points(verb, overrides)) if plan is None else plan.points
+    points = list(cmdline.sweep_points(verb, overrides)) if plan is None else plan.points
     own = launchers.is_own(config.hydra_values(verb, points[0], "launcher"))
     values: dict[str, Any] = {}
     loader = SharedLoader(sources.loader(verb))
@@ -119,7 +119,7 @@ def _prepare_sweep(
     folder, known = launchers.sweep_folder(verb, overrides, Path(values["paths"]["logs"]).expanduser(), anew)
     print(f"Continuing the sweep {folder}" if known else f"Sweep: {folder}", flush=True)
     progress.sweep = folder
-    return [typed.quoted("hydra.sweep.dir", str(folder))]
+    return [cmdline.quoted("hydra.sweep.dir", str(folder))]
 
 
 def _check_trainer_keys(verb: str, overrides: Sequence[str]) -> None:

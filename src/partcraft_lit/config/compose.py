@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from partcraft_lit.config import machine
+from partcraft_lit.config.cmdline import LIST_KEYS, PATH_KEYS, is_null_group
 from partcraft_lit.config.mistakes import explain, first_line, group_needed, keys_of
 from partcraft_lit.config.sources import conf_dir, groups_of, hydra_started, primary
-from partcraft_lit.config.typed import LIST_KEYS, PATH_KEYS, is_null_group
 from partcraft_lit.config.validation import join
 from partcraft_lit.core import environment
 from partcraft_lit.core.errors import UserError, did_you_mean

@@ -19,8 +19,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 
+from partcraft_lit.config import cmdline, plugins, sources
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import plugins, sources, typed
 from partcraft_lit.config.loader import SharedLoader
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import environment, rundir
@@ -232,7 +232,7 @@ class _JobLauncher(Launcher):
         # A sweep that is new has new jobs; one that is continued goes on with them.
         own = [text for text in job.overrides if text != "ckpt_path=null"]
         command = python_command(
-            str(hydra.job.name), *_options(hydra), *own, *kept, typed.quoted("hydra.run.dir", str(job.folder))
+            str(hydra.job.name), *_options(hydra), *own, *kept, cmdline.quoted("hydra.run.dir", str(job.folder))
         )
         step = Step(command, _Done(job.folder, job.key, job.objective))
         variables = {results.KEY_VARIABLE: job.key, results.SWEEP_VARIABLE: str(sweep.folder)}

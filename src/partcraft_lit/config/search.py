@@ -17,8 +17,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from partcraft_lit.config import cmdline, plugins, sources
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import plugins, sources, typed
 from partcraft_lit.config.validation import validate
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
@@ -64,14 +64,14 @@ def plan_of(verb: str, overrides: Sequence[str]) -> Plan | None:
         UserError: for an interval without a search, and for a search that cannot be.
     """
     parser = OverridesParser.create(config_loader=sources.loader(verb))
-    parsed = [typed.parse(text, parser) for text in overrides]
+    parsed = [cmdline.parse(text, parser) for text in overrides]
     node = _sweeper_node(verb, parsed)
     if not str(node.get("_target_", "")).endswith(OptunaSweeper.__name__):
         _check_finite(parsed)
         return None
     check_installed()
     params = node.pop("params", None) or {}
-    parsed = [*(typed.parse(f"{key}={value}", parser) for key, value in params.items()), *parsed]
+    parsed = [*(cmdline.parse(f"{key}={value}", parser) for key, value in params.items()), *parsed]
     settings = validate({k: v for k, v in node.items() if k != "_target_"}, SearchSettings, "hydra.sweeper")
     fixed, space = split(parsed)
     for text in fixed:
@@ -84,7 +84,7 @@ def plan_of(verb: str, overrides: Sequence[str]) -> Plan | None:
 def sweep_points(verb: str, overrides: Sequence[str]) -> Iterator[list[str]]:
     """Overrides of a few jobs in which everything that a sweep or a search varies occurs."""
     plan = plan_of(verb, overrides)
-    yield from typed.sweep_points(verb, overrides) if plan is None else plan.points
+    yield from cmdline.sweep_points(verb, overrides) if plan is None else plan.points
 
 
 def check_plan(plan: Plan, values: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
@@ -279,12 +279,12 @@ class OptunaSweeper(Sweeper):
 
     def _own(self, search: Search, proposal: Proposal) -> Iterator[str]:
         """What a job of a search has beside the choices of its user."""
-        yield typed.quoted("hydra.sweep.subdir", search.trial_folder(proposal.number).name)
+        yield cmdline.quoted("hydra.sweep.subdir", search.trial_folder(proposal.number).name)
         yield "objective_if_nan=null"
         if search.settings.pruner is not None:
             yield "+pruning=optuna"
-            yield typed.quoted("callbacks.pruning.storage", search.storage)
-            yield typed.quoted("callbacks.pruning.study_name", search.settings.study_name)
+            yield cmdline.quoted("callbacks.pruning.storage", search.storage)
+            yield cmdline.quoted("callbacks.pruning.study_name", search.settings.study_name)
             yield f"callbacks.pruning.trial={proposal.number}"
             yield f"callbacks.pruning.pruner={search.settings.pruner}"
             yield f"callbacks.pruning.startup_trials={search.settings.pruner_startup_trials}"

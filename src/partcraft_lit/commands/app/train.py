@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from partcraft_lit.commands.app.jobs import Job, Jobs
 from partcraft_lit.commands.app.shelf import COMPOSING
 from partcraft_lit.config import compose as config
-from partcraft_lit.config.typed import quoted
+from partcraft_lit.config.cmdline import quoted
 from partcraft_lit.core import rundir
 from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import readable_extensions

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from partcraft_lit.commands import evaluate, train
 from partcraft_lit.commands.table.settings import SearchTerms, TableSettings
+from partcraft_lit.config import cmdline, factories, sources, targets
 from partcraft_lit.config import compose as config
-from partcraft_lit.config import factories, sources, targets, typed
 from partcraft_lit.config.search import plan_of
 from partcraft_lit.core import environment, rundir
 from partcraft_lit.core.errors import UserError, did_you_mean
@@ -139,7 +139,7 @@ def row_search(settings: TableSettings, row: str) -> RowSearch:
         *(f"hydra.sweeper.direction={terms.direction}", f"hydra.sweeper.sampler={terms.sampler}"),
         *_trial_overrides(settings, row),
         *(f"{key}={values}" for key, values in settings.table.rows[row].search.items()),
-        typed.quoted("hydra.sweep.dir", str(folder)),
+        cmdline.quoted("hydra.sweep.dir", str(folder)),
     )
     try:
         chosen = study_of(settings, row)
@@ -168,7 +168,7 @@ def table_run(settings: TableSettings, row: str, seed: int) -> TableRun:
     chosen = {key: values[key] for key in ("eval", "sample")}
     trained = lambda: (folder / rundir.FINISHED).is_file()  # noqa: E731
     scored = functools.partial(_is_scored, folder, chosen)
-    where = typed.quoted("hydra.run.dir", str(folder))
+    where = cmdline.quoted("hydra.run.dir", str(folder))
     steps = (
         Step(python_command("train", *_overrides(settings, row, seed), where), trained),
         Step(python_command("evaluate", *_scoring_overrides(settings, row, seed, folder)), scored),
@@ -237,7 +237,7 @@ def _fixed(settings: TableSettings, seed: int) -> Iterator[str]:
     yield from _ALWAYS
     yield f"seed={seed}"
     for key in ("logs", "store"):
-        yield typed.quoted(f"paths.{key}", str(getattr(settings.paths, key).expanduser().absolute()))
+        yield cmdline.quoted(f"paths.{key}", str(getattr(settings.paths, key).expanduser().absolute()))
 
 
 def _terms(settings: TableSettings) -> SearchTerms:
@@ -296,8 +296,8 @@ def forward_passes(values: Mapping[str, Any]) -> int:
 def _scoring_overrides(settings: TableSettings, row: str, seed: int, folder: Path) -> Iterator[str]:
     """The same scores for a run that another table trained."""
     values = run_values(settings, row, seed)
-    yield typed.quoted("run", str(folder))
-    yield typed.quoted("paths.logs", str(settings.paths.logs.expanduser().absolute()))
+    yield cmdline.quoted("run", str(folder))
+    yield cmdline.quoted("paths.logs", str(settings.paths.logs.expanduser().absolute()))
     yield f"trainer.accelerator={values['trainer']['accelerator']}"
     for group in ("eval", "sample"):
         for key in evaluate.chosen_keys(group):
@@ -310,7 +310,7 @@ def _scoring_overrides(settings: TableSettings, row: str, seed: int, folder: Pat
 
 
 def _override(key: str, value: Any) -> str:
-    return typed.quoted(key, value) if isinstance(value, str) else f"{key}={_written(value)}"
+    return cmdline.quoted(key, value) if isinstance(value, str) else f"{key}={_written(value)}"
 
 
 def _budget(values: Mapping[str, Any]) -> str:
