@@ -82,7 +82,7 @@ def test_every_option_composes_and_binds(group, option):
 
 
 #: Tables of the embedded world alone.
-EMBEDDED = ("arena", "backbones", "beyond", "transfer")
+EMBEDDED = ("arena", "backbones", "beyond", "early", "transfer")
 #: Those of the paper; concepts have a scale of their own.
 QUESTIONS = sorted({path.stem for path in (CONF / "table").glob("*.yaml")} - {"multi_concept", *EMBEDDED})
 
