@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,11 @@ from torch import Tensor
 from partcraft_lit.callbacks.metrics_log import FILE_NAME, read_metrics
 from partcraft_lit.commands.train.context import RunContext
 from partcraft_lit.commands.train.logs import FINAL_IMAGES, log_images
+from partcraft_lit.commands.train.marks import marks_of
 from partcraft_lit.core import environment
 from partcraft_lit.core.environment import is_first_process
 from partcraft_lit.core.images import read_image, to_uint8
-from partcraft_lit.core.types import ABSENT, BACKGROUND, ImageSource, PartPrediction, TrainingBatch
+from partcraft_lit.core.types import ABSENT, ImageSource, TrainingBatch
 from partcraft_lit.core.visualization import fit_square, grid, label, save_png
 from partcraft_lit.evaluation.judging import ALL_IMAGES, REAL_IMAGES
 from partcraft_lit.evaluation.scorer import labels_of
@@ -28,7 +28,6 @@ from partcraft_lit.evaluation.truth import true_hybrids
 from partcraft_lit.metrics.composition import PartScores, Targets, composition_targets
 from partcraft_lit.module import PersonalizationModule
 from partcraft_lit.parts.discovery import Discovery
-from partcraft_lit.parts.isolated import IsolatedCodes, isolated_feature
 from partcraft_lit.report.html import write_report
 from partcraft_lit.report.sections import (
     AttentionRow,
@@ -57,9 +56,9 @@ def report(run: RunContext) -> None:
     if not is_first_process():
         return
     with run.stages.stage("write report"):
-        compositions = compose(run)
+        compositions, marks = compose(run)
         save_png(run.folder / "hybrids.png", above_sources(compositions))
-        path = write_report(run.folder / "report.html", _content(run, compositions))
+        path = write_report(run.folder / "report.html", _content(run, compositions, marks))
     for logger in run.training.loggers:
         log_images(logger, run.folder, FINAL_IMAGES)
         logger.finalize("success")
@@ -78,7 +77,7 @@ def above_sources(compositions: Sequence[Composition], side: int = 144) -> Tenso
     return grid([cell for row in zip(*columns, strict=True) for cell in row], columns=len(columns), pad=6, border=6)
 
 
-def _content(run: RunContext, compositions: Sequence[Composition]) -> Report:
+def _content(run: RunContext, compositions: Sequence[Composition], marks: str) -> Report:
     source, discovery, metadata, names = run.source, run.discovery, run.metadata, run.part_names
     return Report(
         title=f"{source.class_noun or 'object'}s, recomposed by parts".capitalize(),
@@ -86,6 +85,7 @@ def _content(run: RunContext, compositions: Sequence[Composition]) -> Report:
         part_names=names,
         stats=_stats(metadata, run.scores),
         compositions=compositions,
+        marks=marks,
         discovered=[
             discovered_image(source.image(i), discovery.label_maps[i], len(names) - 1, source.name(i))
             for i in _spread(len(source), _SHOWN_IMAGES)
@@ -111,8 +111,12 @@ def _content(run: RunContext, compositions: Sequence[Composition]) -> Report:
     )
 
 
-def compose(run: RunContext) -> list[Composition]:
-    """The headline: hybrids from as many sources as can be had, beside the true image where it can be drawn."""
+def compose(run: RunContext) -> tuple[list[Composition], str]:
+    """The headline: hybrids from as many sources as can be had, beside the true image where it can be drawn.
+
+    Returns:
+        The hybrids, and what their marks say.
+    """
     settings, source, discovery = run.settings.eval, run.source, run.discovery
     labels = labels_of(source)
     most = len(source) if labels is None else len(labels.unique())
@@ -128,44 +132,22 @@ def compose(run: RunContext) -> list[Composition]:
     )
     prompts = [run.module.method.plain_caption(row) for row in targets.codes]
     images = run.module.generate(prompts, targets.seeds).cpu()
-    predicted, isolated = run.predictor.predict(list(images)), _isolated_codes(run)
+    marks, explanation = marks_of(run, images, targets)
     truths = true_hybrids(source, targets, run.metadata)
-    return [
+    compositions = [
         Composition(
-            sources=_sources(source, discovery, targets, row, _matches(isolated, images[row], predicted, row, targets)),
+            sources=_sources(source, discovery, targets, row, marks[row]),
             image=images[row],
             prompt=prompts[row],
             truth=None if truths is None else truths[row],
         )
         for row in range(len(targets))
     ]
-
-
-def _isolated_codes(run: RunContext) -> IsolatedCodes:
-    segmenter, discovery = run.discovery.dictionary.base_segmenter, run.discovery
-    return IsolatedCodes(
-        discovery.dictionary,
-        discovery.codes,
-        lambda index: (run.source.image(index), discovery.label_maps[index]),
-        functools.partial(isolated_feature, segmenter, run.features),
-    )
-
-
-def _matches(
-    isolated: IsolatedCodes, image: Tensor, predicted: PartPrediction, row: int, targets: Targets
-) -> list[bool]:
-    """Per part, whether the requested code is the nearest, with the context of the part masked out."""
-    labelled, features = (image, predicted.label_maps[row]), predicted.part_features[row]
-    found = []
-    for part, code in enumerate(targets.codes[row].tolist()):
-        present = part != BACKGROUND and code != ABSENT and int(predicted.codes[row, part]) != ABSENT
-        cosines = isolated.cosines(labelled, features[part], part, (code,)) if present else {}
-        found.append(bool(cosines) and max(cosines, key=lambda one: cosines[one]) == code)
-    return found
+    return compositions, explanation
 
 
 def _sources(
-    source: ImageSource, discovery: Discovery, targets: Targets, row: int, matches: Sequence[bool]
+    source: ImageSource, discovery: Discovery, targets: Targets, row: int, marks: Sequence[bool | None]
 ) -> list[Any]:
     """One image per foreground part that the hybrid shows: where it was taken from, and whether it came out."""
     shown = []
@@ -180,7 +162,7 @@ def _sources(
                 discovery.label_maps[image],
                 discovery.dictionary.num_parts,
                 source.name(image),
-                matched=matches[part],
+                matched=marks[part],
             )
         )
     return shown
