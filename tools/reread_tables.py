@@ -30,7 +30,7 @@ RESAMPLES = 20_000
 
 
 def values_of_images(results: pd.DataFrame, column: dict, metric: str) -> pd.DataFrame:
-    """Row and seed by image, without images for which some row has no value."""
+    """Row and seed by image, without rows that have no value in some run, and images for which another has none."""
     chosen = results[results["protocol"].isin(column["protocols"])].copy()
     chosen["image_of"] = chosen["protocol"] + "/" + chosen["index"].astype(str)
     order = {protocol: place for place, protocol in enumerate(column["protocols"])}
@@ -38,6 +38,7 @@ def values_of_images(results: pd.DataFrame, column: dict, metric: str) -> pd.Dat
     wide = chosen.pivot_table(index=["row", "seed"], columns="image_of", values=metric, aggfunc="first", dropna=False)
     present = chosen.groupby(["row", "seed"]).size().index
     wide = wide.loc[wide.index.intersection(present)]
+    wide = wide.drop(index=wide.index.get_level_values("row")[wide.isna().all(axis="columns")], level="row")
     return column.get("times", 1.0) * wide.dropna(axis="columns", how="any")
 
 

@@ -66,6 +66,14 @@ def test_pictures_without_a_value_leave_all_rows():
     assert (cells["a"].mean, cells["b"].mean, cells["a"].images) == (1.0, 0.5, 1)
 
 
+def test_a_row_without_any_value_leaves_the_others_alone():
+    """Of two families of creatures one may have an oracle: its rows are compared, the others have no cell."""
+    rows = {"a": [run([1.0, 0.0])], "b": [run([0.5, 0.5])], "c": [run([math.nan, math.nan])]}
+    cells = compare(rows, EMR, {}, 0.95, 200)
+    assert (cells["a"].mean, cells["b"].mean, cells["a"].images) == (0.5, 0.5, 2)
+    assert math.isnan(cells["c"].mean) and cells["c"].seeds == 0
+
+
 def test_a_missing_seed_is_compared_over_the_common_ones():
     rows = {"a": [run([1.0] * 8), run([0.5] * 8, seed=1), run([0.75] * 8, seed=2)]}
     rows["b"] = [run([0.25] * 8, seed=2), run([0.25] * 8, seed=1)]

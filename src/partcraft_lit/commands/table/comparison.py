@@ -95,7 +95,7 @@ def read_run(seed: int, folder: Path, evaluation: Path) -> RunScores:
 
 
 def values_of(runs: Sequence[RunScores], column: ColumnSettings) -> Values:
-    """The column's values, images in one order for every run; empty if a run does not have them."""
+    """The column's values, images in one order for every run; empty if a run has none of them."""
     if column.per == "run":
         keys = keys_of(column)
         found = [column.times * statistics.fmean(run.numbers.get(key, math.nan) for key in keys) for run in runs]
@@ -104,7 +104,7 @@ def values_of(runs: Sequence[RunScores], column: ColumnSettings) -> Values:
     for run in runs:
         of_run = [row for protocol in column.protocols for row in run.rows if row["protocol"] == protocol]
         values.append([column.times * float(row.get(column.metric, math.nan)) for row in of_run])
-    return values if all(values) else []
+    return values if all(any(map(math.isfinite, of_run)) for of_run in values) else []
 
 
 def keys_of(column: ColumnSettings) -> list[str]:
