@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import random
+import runpy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from partcraft_lit.evaluation.image_scores import write_networks, write_rows
 from partcraft_lit.scheduling.tasks import Outcome
 from partcraft_lit.search.storage import open_storage
 
+ROOT = Path(__file__).resolve().parents[2]
 TABLES = sorted(path.stem for path in (sources.conf_dir() / "table").glob("*.yaml"))
 METHODS = {path.stem for path in (sources.conf_dir() / "method").glob("*.yaml")}
 
@@ -565,6 +567,11 @@ def test_a_whole_table_with_real_training(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "Verified: 10 images were read again" in said and said.count("done in") == 2
     assert "2 steps of 16 images" in (tmp_path / "experiments" / "lambda_attn" / "table.md").read_text()
+    pictures = runpy.run_path(str(ROOT / "tools" / "table_pictures.py"))["main"]
+    pictures(["experiments/lambda_attn", "--protocol", "2 species"])
+    both = read_image(tmp_path / "experiments" / "lambda_attn" / "pictures.png").shape[1]
+    pictures(["experiments/lambda_attn", "--protocol", "2 species", "--rows", "0", "--out", "one.png"])
+    assert both > read_image(tmp_path / "one.png").shape[1] > 2 * 144  # the row, and the true drawing above it
 
 
 def test_jobs_at_a_cluster_that_are_not_waited_for(start, trainer, tmp_path, monkeypatch):

@@ -1,0 +1,102 @@
+"""The same requests as every row of a table drew them: ``table_pictures.py FOLDER --protocol "4 species" [...]``.
+
+FOLDER is what ``partcraft table`` wrote; the runs are looked for in ``--runs``. Above the rows stand the true drawings,
+where the data set can draw them, and the prompts. Images are chosen by number, not by eye: the first ones of one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import partcraft_lit as pc
+from partcraft_lit.core.images import read_image
+from partcraft_lit.core.visualization import fit_square, grid, label, save_png, stack, wrapped
+from partcraft_lit.evaluation.scorer import labels_of
+from partcraft_lit.evaluation.transfer import TRANSFERS, HasTransfers
+from partcraft_lit.evaluation.truth import true_hybrids
+from partcraft_lit.metrics.composition import composition_targets
+from partcraft_lit.runs.stored import discovery_metadata
+
+SIDE, PAD, SIZE = 144, 6, 13
+
+Line = dict[str, str]
+
+
+def lines_of(folder: Path, protocol: str, seed: int, count: int) -> dict[str, list[Line]]:
+    """Row -> its first images."""
+    rows: dict[str, list[Line]] = {}
+    with (folder / "results.csv").open(encoding="utf-8", newline="") as lines:
+        for line in csv.DictReader(lines):
+            if line["protocol"] == protocol and int(line["seed"]) == seed and int(line["index"]) < count:
+                rows.setdefault(line["row"], []).append(line)
+    return rows
+
+
+def true_images(folder: Path, protocol: str, count: int) -> Tensor | None:
+    """(count, 3, H, W) drawings of what a run was asked for; None where nobody can draw them."""
+    run = pc.open_run(folder)
+    assert isinstance(run, pc.Run)
+    source, metadata, chosen = run.stored.source, discovery_metadata(folder), run.settings.eval
+    if protocol in TRANSFERS and isinstance(source, HasTransfers):
+        match = metadata["quality"]["match"]
+        names = [name for name in source.part_names if match.get(name) is not None]
+        requests = [source.transfers.request(number, TRANSFERS[protocol], names) for number in range(count)]
+        truths = [source.transfers.truths(number, request.guests, [0])[0] for number, request in enumerate(requests)]
+        return torch.stack(truths)
+    if not protocol.endswith("species"):
+        return None
+    targets = composition_targets(
+        torch.from_numpy(run.stored.codes).long(),
+        int(protocol.split()[0]),
+        chosen.compositions,
+        chosen.seed,
+        labels=labels_of(source),
+        retired=run.dictionary.retired,
+    )
+    found = true_hybrids(source, targets, metadata)
+    return None if found is None else found[:count]
+
+
+def strip(images: Sequence[Tensor], title: str, captions: Sequence[str] = ()) -> Tensor:
+    """Images side by side under a title."""
+    cells = [fit_square(image, SIDE) for image in images]
+    if captions:
+        texts = wrapped(captions, SIDE, SIZE - 2)
+        cells = [label(cell, text, "above", size=SIZE - 2) for cell, text in zip(cells, texts, strict=True)]
+    return label(grid(cells, columns=len(cells), pad=PAD), title, "above", size=SIZE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--protocol", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--rows", nargs="*", default=[], help="some rows alone, in this order")
+    parser.add_argument("--runs", type=Path, default=Path("logs/table/runs"))
+    parser.add_argument("--out", type=Path, help="FOLDER/pictures.png by default")
+    args = parser.parse_args(arguments)
+    rows = lines_of(args.folder, args.protocol, args.seed, args.images)
+    if not rows:
+        parser.error(f"{args.folder}/results.csv has no image of {args.protocol!r} with seed {args.seed}")
+    if unknown := [row for row in args.rows if row not in rows]:
+        parser.error(f"no such rows: {', '.join(unknown)}; known: {', '.join(rows)}")
+    first = next(iter(rows.values()))
+    strips = []
+    truths = true_images(args.runs / first[0]["run"], args.protocol, len(first))
+    if truths is not None:
+        strips.append(strip(list(truths), "true drawing, in another pose", [line["prompt"] for line in first]))
+    for row in args.rows or rows:
+        images = [read_image(args.runs / line["run"] / "evaluation" / line["image"]) for line in rows[row]]
+        strips.append(strip(images, row))
+    print(save_png(args.out or args.folder / "pictures.png", stack(strips, pad=10, border=10)))
+
+
+if __name__ == "__main__":
+    main()
