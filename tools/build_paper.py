@@ -71,11 +71,10 @@ def reported(table: str, row: str, column: str) -> str:
     return short(float(given)) if given else "–"
 
 
-def grid(table: str, columns: dict[str, str], rows: list[str] | None = None, percent: bool = False) -> str:
+def grid(table: str, columns: dict[str, str], chosen: list[str] | None = None, percent: bool = False) -> str:
     """A Markdown table: head -> column of the table; bold where its corrected test tells the best from all others."""
-    known = list(dict.fromkeys(row for row, _ in summary(table)))
     lines = [["", *columns], ["---"] + ["---:"] * len(columns)]
-    for row in known if rows is None else rows:
+    for row in rows(table) if chosen is None else chosen:
         texts = [cell(table, row, column, percent) for column in columns.values()]
         marks = [_is_bold(_line(table, row, column)) for column in columns.values()]
         lines.append([row, *(f"**{text}**" if bold else text for text, bold in zip(texts, marks, strict=True))])
@@ -103,9 +102,9 @@ def effect(table: str, row: str, column: str) -> str:
 
 def rank_correlation(table: str, first: str, second: str, protocols: list[str]) -> str:
     """Spearman's over the means of the rows."""
-    rows = list(dict.fromkeys(row for row, _ in summary(table)))
     means = [
-        [fmean(_seeds(table, row, metric, tuple(protocols)).values()) for row in rows] for metric in (first, second)
+        [fmean(_seeds(table, row, metric, tuple(protocols)).values()) for row in rows(table)]
+        for metric in (first, second)
     ]
     return f"{float(spearmanr(*means).statistic):.2f}"
 
@@ -165,6 +164,16 @@ def _agreement_line(file: str, score: str, part: str, measure: str) -> dict[str,
             if (line["score"], line["part"], line["measure"]) == (score, part, measure):
                 return line
     raise SystemExit(f"{TEMPLATE.name}: experiments/agreement/{file}.csv has no line ({score}, {part}, {measure}).")
+
+
+def rows(table: str) -> list[str]:
+    return list(dict.fromkeys(row for row, _ in summary(table)))
+
+
+def trials(table: str) -> int:
+    """Of each of its searches."""
+    found: int = protocol(table)["tuning"]["trials"]
+    return found
 
 
 def seeds(table: str) -> int:
@@ -227,7 +236,9 @@ def render() -> str:
         reported,
         grid,
         difference,
+        rows,
         seeds,
+        trials,
         commit,
         caveat,
         figure,
