@@ -1,4 +1,4 @@
-"""The same requests as every row of a table drew them: ``table_pictures.py FOLDER --protocol "4 species" [...]``.
+"""The same requests as every row of a table drew them: ``table_pictures.py FOLDER --protocols "4 species" [...]``.
 
 FOLDER is what ``partcraft table`` wrote; the runs are looked for in ``--runs``. Above the rows stand the true drawings,
 where the data set can draw them, and the prompts. Images are chosen by number, not by eye: the first ones of one seed.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from torch import Tensor
 import partcraft_lit as pc
 from partcraft_lit.core.images import read_image
 from partcraft_lit.core.visualization import fit_square, grid, label, save_png, stack, wrapped
+from partcraft_lit.data.concept_prompts import COMBINED
+from partcraft_lit.evaluation.concepts import DrawsConcepts
 from partcraft_lit.evaluation.scorer import labels_of
 from partcraft_lit.evaluation.transfer import TRANSFERS, HasTransfers
 from partcraft_lit.evaluation.truth import true_hybrids
@@ -28,14 +31,14 @@ SIDE, PAD, SIZE = 144, 6, 13
 Line = dict[str, str]
 
 
-def lines_of(folder: Path, protocol: str, seed: int, count: int) -> dict[str, list[Line]]:
-    """Row -> its first images."""
+def lines_of(folder: Path, protocols: Sequence[str], seed: int, count: int) -> dict[str, list[Line]]:
+    """Row -> its first images of each protocol."""
     rows: dict[str, list[Line]] = {}
     with (folder / "results.csv").open(encoding="utf-8", newline="") as lines:
         for line in csv.DictReader(lines):
-            if line["protocol"] == protocol and int(line["seed"]) == seed and int(line["index"]) < count:
+            if line["protocol"] in protocols and int(line["seed"]) == seed and int(line["index"]) < count:
                 rows.setdefault(line["row"], []).append(line)
-    return rows
+    return {row: sorted(found, key=lambda line: protocols.index(line["protocol"])) for row, found in rows.items()}
 
 
 def true_images(folder: Path, protocol: str, count: int) -> Tensor | None:
@@ -49,6 +52,9 @@ def true_images(folder: Path, protocol: str, count: int) -> Tensor | None:
         requests = [source.transfers.request(number, TRANSFERS[protocol], names) for number in range(count)]
         truths = [source.transfers.truths(number, request.guests, [0])[0] for number, request in enumerate(requests)]
         return torch.stack(truths)
+    if isinstance(source, DrawsConcepts):
+        creature = None if protocol == COMBINED else int(protocol.removeprefix("concept")) - 1
+        return torch.stack([source.another(number, creature) for number in range(count)])
     if not protocol.endswith("species"):
         return None
     targets = composition_targets(
@@ -75,23 +81,26 @@ def strip(images: Sequence[Tensor], title: str, captions: Sequence[str] = ()) ->
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--protocol", required=True)
+    parser.add_argument("--protocols", nargs="+", required=True, help="side by side")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--images", type=int, default=6, help="of each protocol")
     parser.add_argument("--rows", nargs="*", default=[], help="some rows alone, in this order")
     parser.add_argument("--runs", type=Path, default=Path("logs/table/runs"))
     parser.add_argument("--out", type=Path, help="FOLDER/pictures.png by default")
     args = parser.parse_args(arguments)
-    rows = lines_of(args.folder, args.protocol, args.seed, args.images)
+    rows = lines_of(args.folder, args.protocols, args.seed, args.images)
     if not rows:
-        parser.error(f"{args.folder}/results.csv has no image of {args.protocol!r} with seed {args.seed}")
+        parser.error(f"{args.folder}/results.csv has no image of {', '.join(args.protocols)} with seed {args.seed}")
     if unknown := [row for row in args.rows if row not in rows]:
         parser.error(f"no such rows: {', '.join(unknown)}; known: {', '.join(rows)}")
     first = next(iter(rows.values()))
     strips = []
-    truths = true_images(args.runs / first[0]["run"], args.protocol, len(first))
-    if truths is not None:
-        strips.append(strip(list(truths), "true drawing, in another pose", [line["prompt"] for line in first]))
+    counts = Counter(line["protocol"] for line in first)
+    truths = [true_images(args.runs / first[0]["run"], protocol, count) for protocol, count in counts.items()]
+    if (drawn := [found for found in truths if found is not None]) and len(drawn) == len(truths):
+        strips.append(
+            strip(list(torch.cat(drawn)), "true drawing, in another pose", [line["prompt"] for line in first])
+        )
     for row in args.rows or rows:
         images = [read_image(args.runs / line["run"] / "evaluation" / line["image"]) for line in rows[row]]
         strips.append(strip(images, row))

@@ -568,9 +568,9 @@ def test_a_whole_table_with_real_training(tmp_path, monkeypatch, capsys):
     assert "Verified: 10 images were read again" in said and said.count("done in") == 2
     assert "2 steps of 16 images" in (tmp_path / "experiments" / "lambda_attn" / "table.md").read_text()
     pictures = runpy.run_path(str(ROOT / "tools" / "table_pictures.py"))["main"]
-    pictures(["experiments/lambda_attn", "--protocol", "2 species"])
+    pictures(["experiments/lambda_attn", "--protocols", "2 species"])
     both = read_image(tmp_path / "experiments" / "lambda_attn" / "pictures.png").shape[1]
-    pictures(["experiments/lambda_attn", "--protocol", "2 species", "--rows", "0", "--out", "one.png"])
+    pictures(["experiments/lambda_attn", "--protocols", "2 species", "--rows", "0", "--out", "one.png"])
     assert both > read_image(tmp_path / "one.png").shape[1] > 2 * 144  # the row, and the true drawing above it
 
 
