@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -63,8 +64,8 @@ class _StrictTarInfo(tarfile.TarInfo):
 def unpack(archive: Path, folder: Path, *, max_bytes: int, max_files: int) -> int:
     """Unpacks a tar (plain, gzip, bzip2, xz) or a zip file.
 
-    `tarfile` with its data filter and `zipfile` extract; refused beforehand is what they would skip, rename or follow.
-    Permissions, owners and times are not restored.
+    `tarfile` and `zipfile` read; what they would skip, rename or follow is refused beforehand. Permissions, owners and
+    times are not restored.
 
     Args:
         archive: the file.
@@ -126,15 +127,23 @@ def _members(archive: Path, max_bytes: int) -> Iterator[_Member]:
 
 def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
     kinds = {info.isreg(): "file", info.isdir(): "folder", info.issym(): "a link", info.islnk(): "a hard link"}
-    return _Member(
-        info.name, kinds.get(True, "a device"), info.size, lambda folder: tar.extract(info, folder, filter=_data_only)
-    )
+    return _Member(info.name, kinds.get(True, "a device"), info.size, lambda folder: _write(tar, info, folder))
 
 
-def _data_only(info: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    """The data filter, also without times and permissions: those of a stranger may be nonsense."""
-    plain = info.replace(name=info.name.replace("\\", "/"), mtime=None, mode=None, deep=False)  # type: ignore[arg-type]
-    return tarfile.data_filter(plain, folder)
+def _write(tar: tarfile.TarFile, info: tarfile.TarInfo, folder: Path) -> None:
+    """A file or a folder whose path is safe, without owner, permissions and times: those of a stranger may be nonsense.
+
+    ``TarFile.extract`` would restore them but for its filters, which Python 3.11.0 to 3.11.3 do not have.
+    """
+    place = folder / info.name.replace("\\", "/")
+    if info.isdir():
+        place.mkdir(parents=True, exist_ok=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    source = tar.extractfile(info)
+    assert source is not None, "a file has contents"
+    with source, place.open("wb") as target:
+        shutil.copyfileobj(source, target)
 
 
 def _zip_member(archive: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
