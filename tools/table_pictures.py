@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     for row in args.rows or rows:
         images = [read_image(args.runs / line["run"] / "evaluation" / line["image"]) for line in rows[row]]
-        strips.append(strip(images, row))
+        strips.append(strip(images, row.replace("λ", "lambda")))  # the font of the labels has no Greek
     print(save_png(args.out or args.folder / "pictures.png", stack(strips, pad=10, border=10)))
 
 
