@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import partcraft_lit as pc
+from partcraft_lit.core.errors import UserError
 from partcraft_lit.core.images import read_image
 from partcraft_lit.core.visualization import fit_square, grid, label, save_png, stack, wrapped
 from partcraft_lit.data.concept_prompts import COMBINED
@@ -78,6 +79,34 @@ def strip(images: Sequence[Tensor], title: str, captions: Sequence[str] = ()) ->
     return label(grid(cells, columns=len(cells), pad=PAD), title, "above", size=SIZE)
 
 
+def draw(folder: Path, protocols: Sequence[str], seed: int, count: int, chosen: Sequence[str], runs: Path) -> Tensor:
+    """A strip of images for each row, the true drawings above them.
+
+    Raises:
+        UserError: if the table has no such images or rows, or a run is gone.
+        OSError: if a file is missing.
+    """
+    rows = lines_of(folder, protocols, seed, count)
+    if not rows:
+        raise UserError(f"{folder}/results.csv has no image of {', '.join(protocols)} with seed {seed}")
+    if unknown := [row for row in chosen if row not in rows]:
+        raise UserError(f"no such rows: {', '.join(unknown)}; known: {', '.join(rows)}")
+    if missing := [line["run"] for lines in rows.values() for line in lines if not (runs / line["run"]).is_dir()]:
+        raise UserError(f"no run {missing[0]} in {runs}: train the table there, or name the folder by --runs")
+    first = next(iter(rows.values()))
+    counts = Counter(line["protocol"] for line in first)
+    truths = [true_images(runs / first[0]["run"], protocol, number) for protocol, number in counts.items()]
+    strips = []
+    if (drawn := [found for found in truths if found is not None]) and len(drawn) == len(truths):
+        strips.append(
+            strip(list(torch.cat(drawn)), "true drawing, in another pose", [line["prompt"] for line in first])
+        )
+    for row in chosen or rows:
+        images = [read_image(runs / line["run"] / "evaluation" / line["image"]) for line in rows[row]]
+        strips.append(strip(images, row.replace("λ", "lambda")))  # the font of the labels has no Greek
+    return stack(strips, pad=10, border=10)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -88,23 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("logs/table/runs"))
     parser.add_argument("--out", type=Path, help="FOLDER/pictures.png by default")
     args = parser.parse_args(arguments)
-    rows = lines_of(args.folder, args.protocols, args.seed, args.images)
-    if not rows:
-        parser.error(f"{args.folder}/results.csv has no image of {', '.join(args.protocols)} with seed {args.seed}")
-    if unknown := [row for row in args.rows if row not in rows]:
-        parser.error(f"no such rows: {', '.join(unknown)}; known: {', '.join(rows)}")
-    first = next(iter(rows.values()))
-    strips = []
-    counts = Counter(line["protocol"] for line in first)
-    truths = [true_images(args.runs / first[0]["run"], protocol, count) for protocol, count in counts.items()]
-    if (drawn := [found for found in truths if found is not None]) and len(drawn) == len(truths):
-        strips.append(
-            strip(list(torch.cat(drawn)), "true drawing, in another pose", [line["prompt"] for line in first])
-        )
-    for row in args.rows or rows:
-        images = [read_image(args.runs / line["run"] / "evaluation" / line["image"]) for line in rows[row]]
-        strips.append(strip(images, row.replace("λ", "lambda")))  # the font of the labels has no Greek
-    print(save_png(args.out or args.folder / "pictures.png", stack(strips, pad=10, border=10)))
+    try:
+        image = draw(args.folder, args.protocols, args.seed, args.images, args.rows, args.runs)
+    except (OSError, UserError) as error:
+        parser.error(str(error))
+    print(save_png(args.out or args.folder / "pictures.png", image))
 
 
 if __name__ == "__main__":

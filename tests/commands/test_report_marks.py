@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from partcraft_lit.commands.train.marks import nearest, read_by
+from partcraft_lit.commands.train.marks import marks_by_code, marks_by_truth
 from partcraft_lit.core.types import ABSENT, PartPrediction
 from partcraft_lit.metrics.composition import Targets
 
@@ -25,7 +25,7 @@ def test_a_mark_says_whether_the_requested_code_is_nearest_without_context():
     predicted = PartPrediction(in_context, [torch.zeros(2, 2)], torch.zeros(1, 6, 4))
     isolated = Isolated({1: {3: 0.9, 1: 0.8}, 2: {3: 0.7, 2: 0.8}, 3: {}})
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    assert nearest(isolated, image, predicted, 0, targets) == [False, True, False, False, False, False]
+    assert marks_by_code(isolated, image, predicted, 0, targets) == [False, True, False, False, False, False]
 
 
 class Oracle:
@@ -52,4 +52,4 @@ def test_where_the_truth_is_known_an_oracle_says_what_came_out():
     verdicts = {"all": 0.5, "head": 1.0, "wing": 0.0, "body": float("nan"), "tail": float("nan")}
     oracle = Oracle([{f"part_accuracy/{name}": value for name, value in verdicts.items()}])
     images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    assert read_by(oracle, match, images, targets) == [[None, True, None, None, False]]
+    assert marks_by_truth(oracle, match, images, targets) == [[None, True, None, None, False]]

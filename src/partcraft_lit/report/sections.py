@@ -44,7 +44,7 @@ class SourcePart:
         part: which part.
         image: the source image, the part standing out; see :func:`source_part`.
         caption: the source in words: a species, a file.
-        matched: whether the part of the hybrid came out as requested; None if unknown.
+        matched: whether the part of the hybrid is the requested one; None if unknown.
     """
 
     part: int
@@ -207,7 +207,7 @@ class Report:
         part_names: names of all M + 1 parts, the background first.
         stats: the headline metrics.
         compositions: the headline: hybrids, from their sources.
-        marks: what ``matched`` of their parts says.
+        marks: a sentence on how ``matched`` of their parts was decided.
         discovered: source images and their parts.
         parts: a row of statistics per part.
         atlas: plates of the dictionary.

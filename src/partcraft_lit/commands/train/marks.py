@@ -1,8 +1,9 @@
-"""Whether the parts of a hybrid came out: by an oracle where the truth is known, else by the nearest code."""
+"""Whether the parts of a hybrid are as requested: by an oracle where the truth is known, else by the nearest code."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -19,7 +20,7 @@ BY_CODE = "✓ and ✗ say whether the requested code is the nearest to the part
 
 
 def marks_of(run: RunContext, images: Tensor, targets: Targets) -> tuple[list[list[bool | None]], str]:
-    """Whether each part of each hybrid came out, and who says so.
+    """Whether each part of each hybrid is the requested one, and who says so.
 
     The nearest code hardly tells the wrong parts of good hybrids from the right ones (experiments/agreement), so it is
     asked only where nobody knows the truth.
@@ -34,12 +35,14 @@ def marks_of(run: RunContext, images: Tensor, targets: Targets) -> tuple[list[li
     """
     truth = truth_of(run.source, run.metadata)
     if truth is not None:
-        return read_by(truth, run.metadata["quality"]["match"], images, targets), BY_TRUTH
+        return marks_by_truth(truth, run.metadata["quality"]["match"], images, targets), BY_TRUTH
     predicted, isolated = run.predictor.predict(list(images)), _isolated_codes(run)
-    return [nearest(isolated, image, predicted, row, targets) for row, image in enumerate(images)], BY_CODE
+    return [marks_by_code(isolated, image, predicted, row, targets) for row, image in enumerate(images)], BY_CODE
 
 
-def read_by(truth: Truth, match: Mapping[str, int | None], images: Tensor, targets: Targets) -> list[list[bool | None]]:
+def marks_by_truth(
+    truth: Truth, match: Mapping[str, int | None], images: Tensor, targets: Targets
+) -> list[list[bool | None]]:
     """What a judge reads off each part; None for parts that it does not know or that were not requested.
 
     Args:
@@ -53,11 +56,11 @@ def read_by(truth: Truth, match: Mapping[str, int | None], images: Tensor, targe
     for scores in truth.tally().update(images, truth.requested(targets)):
         values = [scores.get(f"part_accuracy/{names.get(part)}") for part in range(targets.codes.shape[1])]
         # NaN where nothing was requested
-        marks.append([None if value is None or value != value else value == 1 for value in values])
+        marks.append([None if value is None or math.isnan(value) else value == 1 for value in values])
     return marks
 
 
-def nearest(
+def marks_by_code(
     isolated: IsolatedCodes, image: Tensor, predicted: PartPrediction, row: int, targets: Targets
 ) -> list[bool | None]:
     """Per part, whether the requested code is the nearest, with the context of the part masked out."""
