@@ -121,10 +121,12 @@ class Comparison:
         self.same = 0
         self.wrong: list[str] = []
 
-    def number(self, where: str, stored: float, computed: float, relative: float = RELATIVE) -> None:
+    def number(
+        self, where: str, stored: float, computed: float, relative: float = RELATIVE, absolute: float = ABSOLUTE
+    ) -> None:
         if pd.isna(stored) and pd.isna(computed):
             return
-        if np.isclose(stored, computed, rtol=relative, atol=ABSOLUTE) or stored == computed:
+        if np.isclose(stored, computed, rtol=relative, atol=absolute) or stored == computed:
             self.same += 1
         else:
             self.wrong.append(f"{where}: {stored:.6g} in summary.csv, {computed:.6g} computed again")
@@ -173,8 +175,11 @@ def reread(folder: Path) -> tuple[int, list[str], list[str]]:
             if not tested or cell["row"] == best:
                 continue
             computed = paired(ours, values.loc[best], protocol["level"])
+            # Each value of a run has six digits, and a bound near zero is a difference of many times larger numbers.
+            rounding = 1e-5 * values.abs().to_numpy().max() if column["per"] == "run" else 0.0
             for key, value in computed.items():
-                found.number(f"{where}, {key}", cell[key], value, TESTS if key in ("effect", "p_value") else RELATIVE)
+                relative = TESTS if key in ("effect", "p_value") else RELATIVE
+                found.number(f"{where}, {key}", cell[key], value, relative, max(ABSOLUTE, rounding))
             p_values[index] = computed.get("p_value", np.nan)
         sign = 1 if column["higher"] else -1
         top = max(cells["row"], key=lambda row: sign * values.loc[row].mean(axis=1).mean())

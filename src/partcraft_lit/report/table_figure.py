@@ -103,7 +103,7 @@ def draw_figure(path: Path, title: str, figure: Figure) -> Path:
         whole.suptitle(heading, x=0.012, ha="left")
         grid = whole.subplots(rows, columns, squeeze=False, sharey=False if lines else "row")
         for panel, axes in zip(panels, grid.flat):
-            axes.set_title(textwrap.fill(panel.title, _ROW_LETTERS // columns))
+            axes.set_title(textwrap.fill(panel.title, _ROW_LETTERS // columns, break_on_hyphens=False))
             if lines:
                 _draw_lines(axes, panel, figure, names)
             else:

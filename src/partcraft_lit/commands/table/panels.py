@@ -38,7 +38,8 @@ def panels_of(table: ProtocolSettings, columns: Sequence[Column], cells: Cells) 
 
 
 def _title(name: str, column: Column) -> str:
-    return f"{name} {column.key}".rstrip() + ("" if column.chosen.higher else " (lower is better)")
+    network = column.key.partition("@")[2]  # what is measured, the name says
+    return name + (f", {network}" if network else "") + ("" if column.chosen.higher else " (lower is better)")
 
 
 def _bars(cells: Mapping[str, Cell]) -> list[Bar | Line]:
