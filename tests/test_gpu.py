@@ -38,6 +38,7 @@ METHODS = {
     "partcraft": (),
     "partcraft_released": (),
     "partcraft_features": (),
+    "partcraft_balanced": (),
 }
 
 

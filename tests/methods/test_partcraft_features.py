@@ -1,4 +1,4 @@
-"""The preset is PartCraft but for its two pieces, and the paper's has none of what goes beyond it."""
+"""The presets beyond the paper are PartCraft but for their pieces, and the paper's has none of these."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ def test_it_differs_from_partcraft_in_its_pieces_alone():
         "method.name": "partcraft_features",
         "mapper.init": "features",
         "loss.small_parts": 0.5,
+    }
+
+
+def test_the_balanced_one_differs_from_it_in_the_balance_alone():
+    features, balanced = of("method=partcraft_features"), of("method=partcraft_balanced")
+    assert features.keys() == balanced.keys()
+    assert {key: balanced[key] for key in features if features[key] != balanced[key]} == {
+        "method.name": "partcraft_balanced",
+        "loss.balance": "area",
+        "attention.entropy.balance": "area",
     }
 
 

@@ -60,7 +60,7 @@ def miniature_for(backbone: str, dataset: str, method: str) -> str:
     """
     if not (backbone or backbone_for(dataset)).startswith("mini"):
         return "none"
-    recipe = "demo" if method in ("partcraft", "partcraft_features") else "any_method"
+    recipe = "demo" if method in ("partcraft", "partcraft_features", "partcraft_balanced") else "any_method"
     return f"{recipe}_dit" if backbone == "mini_dit" else recipe
 
 
