@@ -65,8 +65,8 @@ def test_every_photographic_data_set_brings_sd15_and_the_choice_on_the_command_l
     assert discovered["parts"]["features"] == "efficientnet_lite0"
 
 
-def test_train_alone_is_the_demo():
-    plain, demo = composed(), composed("experiment=demo")
+def test_train_alone_is_the_demo_with_the_method_of_the_paper():
+    plain, demo = composed(), composed("experiment=demo", "method=partcraft")
     assert plain == demo
     steps = machine.steps_here("cpu", 1200, 700)
     assert (plain["trainer"]["max_steps"], plain["data"]["batch_size"], plain["optim"]["mapper_lr"]) == (
@@ -75,6 +75,9 @@ def test_train_alone_is_the_demo():
         1.6e-2,
     )
     assert composed("experiment=demo", "dataset=folder", "dataset.dir=/x")["data"]["batch_size"] == 16
+    balanced = composed("experiment=demo")
+    assert (balanced["method"]["name"], balanced["trainer"]["max_steps"]) == ("partcraft_balanced", 400)
+    assert balanced == composed("method=partcraft_balanced")
     without = composed("recipe/miniature=none")
     assert (without["data"]["batch_size"], without["lora"]["rank"]) == (8, 4)
 
