@@ -76,7 +76,7 @@ def test_train_alone_is_the_demo_with_the_method_of_the_paper():
     )
     assert composed("experiment=demo", "dataset=folder", "dataset.dir=/x")["data"]["batch_size"] == 16
     balanced = composed("experiment=demo")
-    assert (balanced["method"]["name"], balanced["trainer"]["max_steps"]) == ("partcraft_balanced", 400)
+    assert (balanced["method"]["name"], balanced["trainer"]["max_steps"]) == ("partcraft_balanced", 600)
     assert balanced == composed("method=partcraft_balanced")
     without = composed("recipe/miniature=none")
     assert (without["data"]["batch_size"], without["lora"]["rank"]) == (8, 4)
