@@ -186,18 +186,6 @@ def commit(table: str) -> str:
     return "an installed package" if not git else f"`{git['commit'][:10]}`" + (", with changes" if git["dirty"] else "")
 
 
-def caveat(tables: list[str]) -> str:
-    """A sentence on tables that are older than the protocol of this page; nothing where all follow it."""
-    old = [table for table in tables if "primary" not in protocol(table)]
-    if not old:
-        return ""
-    names = ", ".join(f"`{table}`" for table in old)
-    return (
-        f"*Measured on the first base and by the first protocol, until rerun: {names}. Settings were chosen on the "
-        "very species and seeds that judge them, no baseline was tuned, and no test was corrected.*"
-    )
-
-
 def figure(table: str) -> str:
     return f"![{protocol(table)['question']}](../experiments/{table}/figure.png)"
 
@@ -240,7 +228,6 @@ def render() -> str:
         seeds,
         trials,
         commit,
-        caveat,
         figure,
         protocol,
         corrected,
