@@ -33,7 +33,6 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver("recipe_for", machine.recipe_for, replace=True)
 OmegaConf.register_new_resolver("backbone_for", machine.backbone_for, replace=True)
 OmegaConf.register_new_resolver("miniature_for", machine.miniature_for, replace=True)
-OmegaConf.register_new_resolver("demo_recipe_for", machine.demo_recipe_for, replace=True)
 OmegaConf.register_new_resolver("features_for", machine.features_for, replace=True)
 OmegaConf.register_new_resolver("hardware_for", machine.hardware_for, replace=True)
 OmegaConf.register_new_resolver("precision_here", machine.precision_here, replace=True)

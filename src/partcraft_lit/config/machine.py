@@ -60,15 +60,8 @@ def miniature_for(backbone: str, dataset: str, method: str) -> str:
     """
     if not (backbone or backbone_for(dataset)).startswith("mini"):
         return "none"
-    ours = method in ("partcraft", "partcraft_features", "partcraft_balanced")
-    if backbone == "mini_dit":
-        return "demo_dit" if ours else "any_method_dit"
-    return demo_recipe_for(method) if ours else "any_method"
-
-
-def demo_recipe_for(method: str) -> str:
-    """Of the group ``recipe/miniature`` in the demo, which compares all methods with PartCraft's adapter and rates."""
-    return "balanced" if method == "partcraft_balanced" else "demo"
+    recipe = "demo" if method in ("partcraft", "partcraft_features", "partcraft_balanced") else "any_method"
+    return f"{recipe}_dit" if backbone == "mini_dit" else recipe
 
 
 def hardware_for(dataset: str) -> str:
