@@ -293,7 +293,7 @@ def test_a_sweep_is_one_group_with_a_run_per_job_that_has_its_configuration(serv
     assert group.startswith("sweep 20")
     for run in runs:
         assert (run.job_type, run.exit_codes) == ("train", [0])
-        assert run.tags == ["creatures", "partcraft", "mini"]
+        assert run.tags == ["creatures", "partcraft_balanced", "mini"]
         effective = run.config["effective"]
         assert (effective["M"], effective["K"]) == (run.config["parts"]["M"], 2)
         assert effective["codes_per_part"]["background"] == 2

@@ -60,7 +60,7 @@ def test_every_row_of_every_table_composes(name, scale, settings):
     for row in rows.keys() - known:
         with pytest.raises(UserError, match=rf"table\.rows\.{row}: method="):
             settings(f'rows=["{row}"]', f"scale={scale}", *searched, table=name)
-    chosen = ",".join(f"'{row}'" for row in known)
+    chosen = ",".join(f'"{row}"' for row in known)
     planned = settings(f"rows=[{chosen}]", f"scale={scale}", *searched, table=name)
     assert verb.rows_of(planned) == known
 
