@@ -24,10 +24,15 @@ def of(*overrides: str) -> dict[str, Any]:
     return dict(leaves(config.plain(config.compose("train", list(overrides)))))
 
 
+def changes(method: str, other: str) -> dict[str, Any]:
+    """What the other preset sets otherwise."""
+    before, after = of(f"method={method}"), of(f"method={other}")
+    assert before.keys() == after.keys()
+    return {key: after[key] for key in before if before[key] != after[key]}
+
+
 def test_it_differs_from_partcraft_in_its_pieces_alone():
-    plain, beyond = of("method=partcraft"), of("method=partcraft_features")
-    assert plain.keys() == beyond.keys()
-    assert {key: beyond[key] for key in plain if plain[key] != beyond[key]} == {
+    assert changes("partcraft", "partcraft_features") == {
         "method.name": "partcraft_features",
         "mapper.init": "features",
         "loss.small_parts": 0.5,
@@ -35,9 +40,7 @@ def test_it_differs_from_partcraft_in_its_pieces_alone():
 
 
 def test_the_balanced_one_differs_from_it_in_the_balance_alone():
-    features, balanced = of("method=partcraft_features"), of("method=partcraft_balanced")
-    assert features.keys() == balanced.keys()
-    assert {key: balanced[key] for key in features if features[key] != balanced[key]} == {
+    assert changes("partcraft_features", "partcraft_balanced") == {
         "method.name": "partcraft_balanced",
         "loss.balance": "area",
         "attention.entropy.balance": "area",
